@@ -1,0 +1,85 @@
+"""The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import devctl
+from devctl.cli import list as list_command
+from devctl.cli import render
+from devctl.errors import DevctlError, ExitCode
+
+_EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
+met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
+
+
+class _Boundary(TyperGroup):
+    """The one place where an exception becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DevctlError as error:
+            render.error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            render.message("interrupted")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # the reader of our output has gone, as in `devctl list | head -1`: leave without a word
+            render.abandon_stdout()
+            raise typer.Exit(ExitCode.BUG) from None
+        except Exception as error:
+            if type(error).__module__.startswith("typer"):
+                raise
+            if os.environ.get("DEVCTL_DEBUG"):
+                raise
+            render.message(
+                f"unexpected failure: {type(error).__name__}: {error}",
+                "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",
+            )
+            raise typer.Exit(ExitCode.BUG) from None
+
+
+app = typer.Typer(
+    cls=_Boundary,
+    name="devctl",
+    help="What hardware is here, where each layer of a model should go, and does it really run there.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        render.answer(devctl.__version__ + "\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("list")(list_command.list_)
+
+
+def main() -> None:
+    """The ``devctl`` entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        app(prog_name="devctl")
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(ExitCode.INTERRUPTED)

@@ -1,0 +1,139 @@
+"""Values to what people and programs read: rich or JSON, stdout or stderr.
+
+stdout is the answer and is written once, whole; stderr is the conversation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import sys
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TextIO
+
+from devctl.devices import Device
+from devctl.errors import DevctlError, OutputError, RefusedError
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from devctl.inventory.records import Inventory
+
+SCHEMA = 1
+"""Version of the JSON documents; it grows when a key changes its meaning or goes."""
+
+UNKNOWN = "–"
+
+_PIPE_WIDTH = 10_000
+"""Columns when nobody looks: nothing is wrapped or cut off."""
+
+
+def answer(text: str) -> None:
+    """Write the command's answer to stdout, whole.
+
+    Raises:
+        OutputError: it could not be written, for instance because the disk is full.
+        BrokenPipeError: the reader has gone.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def abandon_stdout() -> None:
+    """Let nothing more reach stdout, so that the interpreter's last flush has nothing to complain about."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def message(text: str, hint: str = "") -> None:
+    """One or two lines to stderr."""
+    sys.stderr.write(f"devctl: {text}\n" + (f"  {hint}\n" if hint else ""))
+
+
+def error(error: DevctlError) -> None:
+    """What went wrong, every finding, and the next step."""
+    findings = error.findings if isinstance(error, RefusedError) else ()
+    sys.stderr.write(f"devctl: {error.message}\n")
+    sys.stderr.writelines(f"  - {finding}\n" for finding in findings)
+    if error.hint:
+        sys.stderr.write(f"  {error.hint}\n")
+
+
+def to_text(renderable: RenderableType, stream: TextIO) -> str:
+    """``renderable`` as ``stream`` should show it: colours where a terminal looks, no wrapping where a pipe listens.
+
+    Nothing is written yet.
+    """
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    text = io.StringIO()
+    out = Console(
+        file=text,
+        force_terminal=terminal,
+        width=None if terminal or os.environ.get("COLUMNS") else _PIPE_WIDTH,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    out.print(renderable)
+    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def to_json(value: Any) -> str:
+    """A frozen record as one JSON document, with the schema's version first."""
+    return json.dumps({"schema": SCHEMA, **jsonable(value)}, indent=2) + "\n"
+
+
+def jsonable(value: Any) -> Any:
+    """Records as dicts, tuples as lists, devices and enums as their strings; the rest as it is."""
+    if isinstance(value, Device):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value
+
+
+def size(value: int | None) -> str:
+    """A size for people; an unknown one is a dash."""
+    return UNKNOWN if value is None else format_bytes(value)
+
+
+def inventory_table(inventory: Inventory) -> str:
+    """The machine as one table: a row per device."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("DEVICE", no_wrap=True)
+    table.add_column("NAME", overflow="fold")
+    table.add_column("FREE", justify="right", no_wrap=True)
+    table.add_column("TOTAL", justify="right", no_wrap=True)
+    for gpu in inventory.accelerators:
+        name = gpu.name or UNKNOWN
+        table.add_row(
+            str(gpu.device or f"gpu {gpu.index}"),
+            f"{name}: {gpu.fault}" if gpu.fault else name,
+            size(gpu.memory_free),
+            size(gpu.memory_total),
+        )
+    host = inventory.host
+    cores = "" if host.cores_logical is None else f" ({host.cores_logical} logical cores)"
+    table.add_row("cpu", (host.cpu or UNKNOWN) + cores, size(host.ram_available), size(host.ram_total))
+    for disk in inventory.disks:
+        fault = f": {disk.fault}" if disk.fault else ""
+        table.add_row("disk", f"{disk.path} ({disk.use}){fault}", size(disk.free), size(disk.total))
+    return to_text(table, sys.stdout)

@@ -1,0 +1,81 @@
+"""What can go wrong, as facts: a message, the next step to try, and the exit code.
+
+Raised anywhere, caught in one place (``devctl.cli``), which prints and exits.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit code means; the same for every command."""
+
+    DONE = 0
+    """Done; it fits; requirements are met."""
+    BUG = 1
+    """Unexpected failure."""
+    USAGE = 2
+    """Wrong usage: an option, a value, a malformed file given to us."""
+    NO = 3
+    """The honest no: does not fit, requirement not met, map not valid on this machine."""
+    MODEL = 4
+    """The model can't be read: not found, gated, offline, corrupt."""
+    LOAD = 5
+    """Loading or the smoke inference failed: out of memory, NaN, wrong device."""
+    INTERRUPTED = 130
+    """Interrupted."""
+
+
+class DevctlError(Exception):
+    """A failure that the user can act on.
+
+    Args:
+        message: what was wrong, with the value; one line.
+        hint: what to do next; one line, or empty.
+    """
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(DevctlError):
+    """An option, a value or a file given to us is malformed."""
+
+    exit_code = ExitCode.USAGE
+
+
+class OutputError(DevctlError):
+    """The answer could not be written: the disk is full, the folder is missing or not ours."""
+
+    exit_code = ExitCode.BUG
+
+
+class ModelError(DevctlError):
+    """The model can't be read: not found, gated, offline, corrupt or of an unknown architecture."""
+
+    exit_code = ExitCode.MODEL
+
+
+class LoadError(DevctlError):
+    """Loading or the smoke inference failed."""
+
+    exit_code = ExitCode.LOAD
+
+
+class RefusedError(DevctlError):
+    """The honest no.
+
+    Args:
+        message: what is refused; one line.
+        findings: every reason, one line each.
+        hint: what to do next.
+    """
+
+    exit_code = ExitCode.NO
+
+    def __init__(self, message: str, *, findings: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.findings = findings
