@@ -1,6 +1,7 @@
 """The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
 
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ from typer.core import TyperGroup
 
 import devctl
 from devctl.cli import list as list_command
+from devctl.cli import load as load_command
+from devctl.cli import plan as plan_command
 from devctl.cli import render
 from devctl.errors import DevctlError, ExitCode
 
@@ -72,10 +75,14 @@ def _root(
 
 
 app.command("list")(list_command.list_)
+app.command("plan")(plan_command.plan)
+app.command("load")(load_command.load)
 
 
 def main() -> None:
     """The ``devctl`` entry point."""
+    # a job that is cancelled cleans up behind itself as one that is interrupted does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import ModelError, UsageError
+from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
@@ -137,7 +137,7 @@ def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedC
                 f"transformers {transformers.__version__} does not know the model type {model_type!r}",
                 hint="a newer transformers may, or code that comes with the model (--trust-remote-code)",
             ) from None
-        raise ModelError(f"transformers can't read {source.config_path}: {_first_line(error)}") from error
+        raise ModelError(f"transformers can't read {source.config_path}: {first_line(error)}") from error
     assert isinstance(config, transformers.PreTrainedConfig)
     return config
 
@@ -197,7 +197,7 @@ def _import_remote(reference: str, source: ModelSource) -> type[PreTrainedModel]
     try:
         found = get_class_from_dynamic_module(reference, source.location, revision=source.revision)
     except Exception as error:  # it runs code that comes with the model
-        raise ModelError(f"the code of {source.location} can't be imported: {_first_line(error)}") from error
+        raise ModelError(f"the code of {source.location} can't be imported: {first_line(error)}") from error
     return found
 
 
@@ -237,7 +237,7 @@ def _checkpoint_dtype(source: ModelSource) -> torch.dtype | None:
             with safe_open(path, framework="pt") as file:
                 dtypes = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is no safetensors file: {_first_line(error)}") from None
+            raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from None
         for name in dtypes:
             if name in _SAFETENSORS_DTYPES:
                 return getattr(torch, _SAFETENSORS_DTYPES[name])  # type: ignore[no-any-return]
@@ -251,10 +251,10 @@ def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: 
                 stack.enter_context(context)
             return model_class(config)
     except ImportError as error:
-        raise ModelError(f"{model_class.__name__} needs a package that is missing: {_first_line(error)}") from error
+        raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
     except Exception as error:  # a constructor, also one from remote code, may raise anything
         raise ModelError(
-            f"{model_class.__name__} can't be built from this config: {type(error).__name__}: {_first_line(error)}"
+            f"{model_class.__name__} can't be built from this config: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -282,7 +282,3 @@ def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

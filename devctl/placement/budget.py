@@ -76,8 +76,6 @@ def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | Non
         missing = [str(d) for d in max_memory if is_accelerator(d) and d not in here]
         if missing:
             notes.append(f"this machine has no {', '.join(missing)}: the map is for another one")
-    if not any(d.type == DeviceType.CPU for d in max_memory):
-        notes.append("cpu is not in --max-memory: what does not fit the GPUs goes straight to disk")
     return Budgets(devices=_in_order(max_memory), given=True, notes=tuple(notes))
 
 

@@ -71,7 +71,7 @@ def make_placement(
         strategy=strategy,
         device_map=tuple(device_map.items()),
         devices=uses,
-        notes=(*tree.notes, *budgets.notes, *notes, *_split_ties(tree, device_map)),
+        notes=(*tree.notes, *budgets.notes, *notes, *_skipped_cpu(uses), *_split_ties(tree, device_map)),
     )
 
 
@@ -165,6 +165,14 @@ def disjoint(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, De
 
     expand(tree.root, None)
     return found
+
+
+def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
+    if any(u.device.type == DeviceType.CPU for u in uses) or not any(
+        u.device == Device.disk() and u.used for u in uses
+    ):
+        return []
+    return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
 
 
 def _split_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
