@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,8 @@ class _Boundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except DevctlError as error:
+            if os.environ.get("DEVCTL_DEBUG"):
+                traceback.print_exc()
             render.error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:

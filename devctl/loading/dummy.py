@@ -25,35 +25,40 @@ def dummy_weights(tree: ModuleTree) -> dict[str, Any]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(_POOL, generator=generator) * 0.02
+    numbers = torch.randn(_POOL, generator=generator) * 0.02
+    pools = {dtype: numbers.to(getattr(torch, dtype)).repeat(2) for dtype in _floating_dtypes(tree)}
     targets = {target for target, _ in tree.ties}
     return {
-        t.name: _DummyTensor(tensor=t, pool=pool)
+        t.name: _DummyTensor(tensor=t, pool=pools.get(t.dtype))
         for t in tensors(tree.root)
         if t.kind is TensorKind.PARAMETER and t.name not in targets
     }
 
 
+def _floating_dtypes(tree: ModuleTree) -> list[str]:
+    import torch
+
+    return sorted({t.dtype for t in tensors(tree.root) if getattr(torch, t.dtype).is_floating_point})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DummyTensor:
-    """What transformers asks of a lazy tensor: ``[...]`` makes it."""
+    """What transformers asks of a lazy tensor: ``[...]`` makes it. ``pool`` is None for integers, which are 0."""
 
     tensor: Tensor
-    pool: torch.Tensor
+    pool: torch.Tensor | None
 
     def __getitem__(self, index: object) -> torch.Tensor:
         import torch
 
-        shape, dtype = self.tensor.shape, getattr(torch, self.tensor.dtype)
-        if len(shape) < 2 or not dtype.is_floating_point:
-            scale = dtype.is_floating_point and self.tensor.name.endswith("weight")
-            return torch.full(shape, float(scale), dtype=dtype)
+        shape = self.tensor.shape
+        if self.pool is None or len(shape) < 2:
+            scale = self.pool is not None and self.tensor.name.endswith("weight")
+            return torch.full(shape, int(scale), dtype=getattr(torch, self.tensor.dtype))
         count = math.prod(shape)
         start = zlib.crc32(self.tensor.name.encode()) % _POOL
-        pool = self.pool.to(dtype).roll(-start)
-        if count <= _POOL:
-            return pool[:count].reshape(shape).clone()
-        return pool.repeat(-(-count // _POOL))[:count].reshape(shape)
+        numbers = self.pool[start : start + min(count, _POOL)]
+        return numbers.repeat(-(-count // _POOL))[:count].reshape(shape)
 
     def get_shape(self) -> list[int]:
         return list(self.tensor.shape)

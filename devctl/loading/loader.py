@@ -38,6 +38,8 @@ class LoadFormat(StrEnum):
     """Random numbers: nothing is read or downloaded."""
 
 
+_TRY_DUMMY = "give the folder of a checkpoint, or try the placement with --load-format dummy"
+
 Progress = Callable[[int], None]
 """Told the bytes of each tensor once it is loaded."""
 
@@ -110,7 +112,7 @@ def load(
     if source.kind is SourceKind.CONFIG and load_format is LoadFormat.AUTO:
         raise ModelError(
             f"{source.location} is a config without weights",
-            hint="give the folder of a checkpoint, or try the placement with --load-format dummy",
+            hint=_TRY_DUMMY,
         )
     tree = skeleton.tree
     arguments: dict[str, Any] = {
@@ -137,7 +139,9 @@ def load(
             if error.errno is not None:
                 raise LoadError(f"loading {source.location} failed: {error}") from error
             # transformers' own: no file with weights, or none that it may use
-            raise ModelError(f"{source.location} has no weights to load: {first_line(error)}") from None
+            raise ModelError(
+                f"{source.location} has no weights to load: {first_line(error)}", hint=_TRY_DUMMY
+            ) from None
     model, info = loaded
     # the buffers of dummy weights are not missing: the model makes them itself
     missing = [] if load_format is LoadFormat.DUMMY else sorted(info["missing_keys"])

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_META_HINT = "it uses an offloaded weight outside the module that owns it: keep that part on a device that computes"
+_META_HINT = (
+    "transformers used an offloaded weight, or its device, outside the module that owns it: keep more of the model on a "
+    "device that computes"
+)
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog."
 _RANDOM_TOKENS = 16
 _WAVEFORM_SAMPLES = 16_000
@@ -126,7 +129,8 @@ def run(
         ) from error
     except Exception as error:  # the model's own code
         raise LoadError(
-            f"the smoke inference of {type(model).__name__} failed: {type(error).__name__}: {first_line(error)}"
+            f"the smoke inference failed in {_blame(error, model)}: {type(error).__name__}: {first_line(error)}",
+            hint=_META_HINT if "meta tensor" in str(error) else "",
         ) from error
     return Smoke(
         inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
