@@ -49,6 +49,16 @@ def test_all_findings_are_told():
     assert any("no device for 3 tensors: layers.1.a.w, layers.1.b.w, head.w" in f for f in findings)
 
 
+@pytest.mark.parametrize(
+    ("embed", "head", "bad"), [(CPU, DISK, True), (DISK, CPU, True), (CPU, GPU0, False), (DISK, DISK, False)]
+)
+def test_ties_that_are_split_by_the_disk(embed, head, bad):
+    model = layers(10, embed=4, head=4, head_is_tied=True)
+    findings = validate(model, {"embed": embed, "layers": CPU, "head": head}, HERE)
+    assert bool(findings) == bad
+    assert all("head.w and embed.w are one tensor" in finding for finding in findings)
+
+
 def test_parameters_that_need_no_place_are_not_missed():
     model = tree({"layers": {"0": {"huge": 9, "w": 1}}}, unplaced=["huge"])
     assert validate(model, {"layers.0.w": CPU}, HERE) == ()
