@@ -5,24 +5,43 @@ import signal
 import sys
 import traceback
 import warnings
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import devctl
-from devctl.cli import list as list_command
-from devctl.cli import load as load_command
-from devctl.cli import plan as plan_command
 from devctl.cli import render
 from devctl.errors import DevctlError, ExitCode
 
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
 
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
-class _Boundary(TyperGroup):
-    """The one place where an exception becomes a message and an exit code."""
+
+COMMANDS = {
+    "list": "devctl.cli.list:list_",
+    "plan": "devctl.cli.plan:plan",
+    "load": "devctl.cli.load:load",
+}
+"""Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
+
+
+class _Devctl(TyperGroup):
+    """Finds the commands, and is the one place where an exception becomes a message and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        lone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        lone.command(cmd_name, context_settings=_HELP_OPTIONS)(getattr(import_module(module), function))
+        return typer.main.get_command(lone)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -52,14 +71,14 @@ class _Boundary(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Boundary,
+    cls=_Devctl,
     name="devctl",
     help="What hardware is here, where each layer of a model should go, and does it really run there.",
     epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP_OPTIONS,
 )
 
 
@@ -76,11 +95,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command("list")(list_command.list_)
-app.command("plan")(plan_command.plan)
-app.command("load")(load_command.load)
 
 
 def main() -> None:
