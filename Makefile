@@ -13,8 +13,8 @@ export HF_HUB_OFFLINE = 1
 demo: $(VENV)/installed  ## list, plan and load, on a tiny model with random weights
 	@printf '\n$$ devctl list\n'
 	@$(BIN)/devctl list
-	@printf '\n$$ devctl plan $(TINY) --max-memory cpu=16MiB > map.json\n'
-	@$(BIN)/devctl plan $(TINY) --max-memory cpu=16MiB > $(VENV)/map.json
+	@printf '\n$$ devctl plan $(TINY) --max-memory cpu=12MiB > map.json\n'
+	@$(BIN)/devctl plan $(TINY) --max-memory cpu=12MiB > $(VENV)/map.json
 	@cat $(VENV)/map.json
 	@printf '\n$$ devctl load $(TINY) --map map.json --load-format dummy\n'
 	@$(BIN)/devctl load $(TINY) --map $(VENV)/map.json --load-format dummy
