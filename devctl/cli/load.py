@@ -114,9 +114,8 @@ def _load_and_run(
         places = find_places(loaded, device_map)
         with render.status("running the smoke inference"):
             tokenizer, trouble = smoke.load_tokenizer(source)
-            ran = smoke.run(
-                loaded, tokenizer, device=loader.main_device(device_map), prompt=prompt, new_tokens=max_new_tokens
-            )
+            device = loader.main_device(loaded, device_map)
+            ran = smoke.run(loaded, tokenizer, device=device, prompt=prompt, new_tokens=max_new_tokens)
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
