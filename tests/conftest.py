@@ -23,6 +23,12 @@ class Result(NamedTuple):
     err: str
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache of module trees."""
+    os.environ["DEVCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def devctl(capfd, monkeypatch):
     """Runs a command in this process: ``devctl("plan", folder).out``."""

@@ -11,6 +11,7 @@ from devctl.cli import render
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.inventory import Inventory
+from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
@@ -41,10 +42,28 @@ def skeleton(
 ) -> tuple[ModelSource, Skeleton]:
     """The model without its weights, and where it is read from."""
     source = resolve(model, revision=revision)
+    return source, _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+
+
+def tree(
+    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None, cache: bool
+) -> tuple[ModelSource, ModuleTree]:
+    """The model's modules, and where it is read from; a tree that was kept needs no torch."""
+    source = resolve(model, revision=revision)
+    key = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code) if cache else None
+    if key is not None and (kept := load_tree(key)) is not None:
+        return source, kept
+    built = _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code).tree
+    if key is not None:
+        store_tree(key, built)
+    return source, built
+
+
+def _read(source: ModelSource, model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> Skeleton:
     with render.status("importing torch and transformers"):
         from devctl.models.skeleton import read_skeleton
     with render.status(f"reading the config of {model}"):
-        return source, read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+        return read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
 
 
 def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy) -> Placement:

@@ -45,3 +45,4 @@ Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),
 ]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")]

@@ -16,6 +16,7 @@ def plan(
     trust_remote_code: model_options.TrustRemoteCode = False,
     revision: model_options.Revision = None,
     report: model_options.Report = None,
+    no_cache: model_options.NoCache = False,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
 
@@ -23,11 +24,16 @@ def plan(
     config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
     """
     budgets = gather.budgets(max_memory, take_inventory())
-    source, skeleton = gather.skeleton(
-        model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, revision=revision
+    source, tree = gather.tree(
+        model,
+        dtype=dtype,
+        model_class=model_class,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        cache=not no_cache,
     )
-    placement = gather.placement(skeleton.tree, budgets, strategy)
-    planned = gather.planned_model(model, source, skeleton.tree)
+    placement = gather.placement(tree, budgets, strategy)
+    planned = gather.planned_model(model, source, tree)
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))
     render.answer(render.dumps(to_hf(placement.device_map)))

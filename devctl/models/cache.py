@@ -1,0 +1,137 @@
+"""Module trees kept between runs, so that a second plan of a model imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from devctl.models.resolve import ModelSource, read_config
+from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+
+FORMAT = 1
+"""Version of an entry; it grows when the tree's shape or the way it is built changes."""
+
+
+def cache_folder() -> Path:
+    """``DEVCTL_CACHE_DIR``, else ``devctl`` in ``XDG_CACHE_HOME`` or the user's cache folder."""
+    if folder := os.environ.get("DEVCTL_CACHE_DIR"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "devctl"
+
+
+def tree_key(source: ModelSource, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> str | None:
+    """What the tree depends on, hashed: the config, what was asked for, and the versions that build it.
+
+    Returns:
+        None where more decides: code that comes with the model, or a checkpoint that knows the dtype.
+
+    Raises:
+        ModelError: the config can't be read.
+    """
+    from importlib.metadata import version
+
+    config = read_config(source.config_path)
+    named = config.get("dtype") or config.get("torch_dtype")
+    if trust_remote_code or (dtype == "auto" and not named):
+        return None
+    versions = [version(name) for name in ("devctl", "transformers", "torch")]
+    parts = [FORMAT, versions, dtype, model_class, config]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def load_tree(key: str) -> ModuleTree | None:
+    """The tree kept under ``key``; None if there is none, or it can't be read."""
+    try:
+        return parse_tree((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def store_tree(key: str, tree: ModuleTree) -> None:
+    """Keep ``tree`` under ``key``, whole or not at all. A cache that can't be written costs time, nothing else."""
+    folder = cache_folder()
+    temporary = folder / f".{key}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(dump_tree(tree), encoding="utf-8")
+            temporary.replace(folder / f"{key}.json")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def dump_tree(tree: ModuleTree) -> str:
+    """A tree as JSON; modules and tensors are lists, and go by the last part of their names."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "root": _dump_module(tree.root),
+            "class": tree.class_name,
+            "dtype": tree.dtype,
+            "ties": tree.ties,
+            "no_split": sorted(tree.no_split),
+            "unplaced": None if tree.unplaced is None else sorted(tree.unplaced),
+            "notes": tree.notes,
+        },
+        separators=(",", ":"),
+    )
+
+
+def parse_tree(text: str) -> ModuleTree:
+    """What ``dump_tree`` wrote.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']} is not {FORMAT}")
+        return ModuleTree(
+            root=_parse_module(data["root"], ""),
+            class_name=data["class"],
+            dtype=data["dtype"],
+            ties=tuple((target, source) for target, source in data["ties"]),
+            no_split=frozenset(data["no_split"]),
+            unplaced=None if data["unplaced"] is None else frozenset(data["unplaced"]),
+            notes=tuple(data["notes"]),
+        )
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a module tree: {error!r}") from None
+
+
+def _dump_module(module: Module) -> list[Any]:
+    tensors = [
+        [t.name.rpartition(".")[2], t.kind, t.nbytes, t.shape, t.dtype, t.persistent, t.same_as]
+        for t in (*module.parameters, *module.buffers)
+    ]
+    return [module.name.rpartition(".")[2], module.class_name, tensors, [_dump_module(c) for c in module.children]]
+
+
+def _parse_module(data: list[Any], prefix: str) -> Module:
+    last, class_name, tensors, children = data
+    name = prefix + last
+    below = f"{name}." if name else ""
+    found = [
+        Tensor(
+            name=below + t[0],
+            kind=TensorKind(t[1]),
+            nbytes=t[2],
+            shape=tuple(t[3]),
+            dtype=t[4],
+            persistent=t[5],
+            same_as=t[6],
+        )
+        for t in tensors
+    ]
+    return Module(
+        name=name,
+        class_name=class_name,
+        parameters=tuple(t for t in found if t.kind is TensorKind.PARAMETER),
+        buffers=tuple(t for t in found if t.kind is TensorKind.BUFFER),
+        children=tuple(_parse_module(child, below) for child in children),
+    )

@@ -1,0 +1,135 @@
+"""Module trees that are kept between runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devctl.models import cache
+from devctl.models.resolve import resolve
+from devctl.models.skeleton import read_skeleton
+from tests.conftest import CONFIGS
+from tests.test_architecture import HEAVY, modules_after
+from tests.trees import random_trees
+
+TINY = CONFIGS / "tiny-llama"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def key(source=TINY, *, dtype="auto", model_class=None, trust_remote_code=False):
+    return cache.tree_key(
+        resolve(str(source)), dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code
+    )
+
+
+@given(random_trees())
+def test_trees_survive(tree):
+    assert cache.parse_tree(cache.dump_tree(tree)) == tree
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "t5-11b", "whisper-large-v3", "tiny-llama"])
+def test_real_trees_survive(name):
+    tree = read_skeleton(resolve(str(CONFIGS / name)), dtype="float16").tree
+    assert cache.parse_tree(cache.dump_tree(tree)) == tree
+
+
+def test_the_key_depends_on_all_that_the_tree_does(tmp_path, monkeypatch):
+    config = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+    keys = [key(), key(tmp_path), key(dtype="float32"), key(model_class="AutoModel")]
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
+    keys.append(key())
+    assert len(set(keys)) == 5
+    assert None not in keys
+
+
+def test_what_is_not_kept(tmp_path):
+    config = json.loads((TINY / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert key(tmp_path) is None, "the checkpoint decides"
+    assert key(tmp_path, dtype="float16") is not None
+    assert key(trust_remote_code=True) is None
+
+
+def test_the_folder(monkeypatch):
+    monkeypatch.delenv("DEVCTL_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(cache.cache_folder()) == "/x/devctl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/h")
+    assert str(cache.cache_folder()) == "/h/.cache/devctl"
+
+
+def test_a_tree_is_kept_and_found(folder):
+    tree = read_skeleton(resolve(str(TINY))).tree
+    assert cache.load_tree("k") is None
+    cache.store_tree("k", tree)
+    assert cache.load_tree("k") == tree
+    assert [path.name for path in folder.iterdir()] == ["k.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"format": 0}', '{"format": 1}', '{"format": 1, "root": 3}', "\x00"]
+)
+def test_a_corrupt_or_foreign_entry_is_no_entry(folder, text):
+    folder.mkdir()
+    (folder / "k.json").write_text(text)
+    assert cache.load_tree("k") is None
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_parse_reads_or_raises_value_error(data):
+    for text in (
+        json.dumps(data),
+        json.dumps({"format": 1, "root": data, "ties": [], "no_split": [], "unplaced": None}),
+    ):
+        with pytest.raises(ValueError):
+            cache.parse_tree(text)
+
+
+def test_a_cache_that_can_not_be_written_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    cache.store_tree("k", read_skeleton(resolve(str(TINY))).tree)
+    assert cache.load_tree("k") is None
+
+
+def test_a_second_plan_imports_no_framework_and_says_the_same(folder):
+    command = ["plan", str(TINY), "--max-memory", "cpu=12MiB"]
+    env = {"DEVCTL_CACHE_DIR": str(folder)}
+    first, out = modules_after(*command, **env)
+    second, again = modules_after(*command, **env)
+    assert first >= {"torch", "transformers"}
+    assert second.isdisjoint(HEAVY)
+    assert again == out != ""
+    for entry in folder.iterdir():
+        entry.write_text(entry.read_text()[:-20])
+    third, rebuilt = modules_after(*command, **env)
+    assert "torch" in third
+    assert rebuilt == out
+    assert second == modules_after(*command, **env)[0], "the broken entry was not replaced"
+
+
+def test_no_cache_reads_and_keeps_nothing(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "devctl", "plan", str(TINY), "--max-memory", "cpu=12MiB", "--no-cache"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"DEVCTL_CACHE_DIR": str(folder)},
+    )
+    assert done.stdout
+    assert not folder.exists()
