@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import devctl
+from devctl.cli import check as check_command
 from devctl.cli import list as list_command
 from devctl.cli import render
 from devctl.errors import DevctlError, ExitCode
@@ -72,6 +73,7 @@ def _root(
 
 
 app.command("list")(list_command.list_)
+app.command("check")(check_command.check)
 
 
 def main() -> None:

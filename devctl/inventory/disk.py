@@ -58,9 +58,9 @@ def nearest_existing(path: Path) -> Path:
 
 def probe(use: str, path: Path, sys: Path = SYS) -> Disk:
     """The file system that ``path`` is on, or would be on once it is made."""
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would show another path than the user gave
-    existing = nearest_existing(path)
     try:
+        path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would show another path than the user gave
+        existing = nearest_existing(path)
         usage = shutil.disk_usage(existing)
     except OSError as error:
         return Disk(use=use, path=str(path), total=None, free=None, fault=error.strerror or str(error))

@@ -25,14 +25,14 @@ class Part(StrEnum):
 def take_inventory(
     *,
     only: Part | None = None,
-    offload_folder: Path | None = None,
+    folders: Sequence[tuple[str, Path]] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Inventory:
     """Look at this machine now. A device that can't be read is in the result with its fault; nothing is raised.
 
     Args:
         only: look at one part; the rest is empty or unknown.
-        offload_folder: a folder to look at besides the working directory's and the Hugging Face cache's disks.
+        folders: what to look at besides the working directory and the Hugging Face cache, each with its ``use``.
         environment: the variables that choose devices; this process's own where it is None.
     """
     from devctl.inventory import disk, host
@@ -45,9 +45,9 @@ def take_inventory(
     inventory = combine(findings, this_host, torch_is_rocm() if _both_vendors(findings) else None)
     disks: tuple[Disk, ...] = ()
     if only in (None, Part.DISK):
-        disks = (disk.probe("working directory", Path.cwd()), disk.probe("hf cache", disk.hf_cache()))
-        if offload_folder is not None:
-            disks += (disk.probe("offload folder", offload_folder),)
+        # "." is made absolute by the probe, which can say so where the working directory has been removed
+        always = (("working directory", Path()), ("hf cache", disk.hf_cache()))
+        disks = tuple(disk.probe(use, path) for use, path in (*always, *folders))
     return replace(
         inventory,
         disks=disks,
