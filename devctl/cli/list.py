@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -60,7 +62,10 @@ def list_(
 def _text(inventory: Inventory, *, json: bool) -> str:
     if json:
         return render_inventory.to_json(inventory)
-    return render.to_text(render_inventory.tables(inventory), sys.stdout)
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal or os.environ.get("COLUMNS") else None
+    styled = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return render_inventory.to_text(inventory, width=width, styled=styled)
 
 
 def _watch(look: Callable[[], Inventory], seconds: float, *, json: bool) -> None:
@@ -76,9 +81,12 @@ def _watch(look: Callable[[], Inventory], seconds: float, *, json: bool) -> None
             _each(look, seconds, lambda inventory: render.answer(_text(inventory, json=False) + "\n"))
         else:
             from rich.live import Live
+            from rich.text import Text
 
             with Live(auto_refresh=False) as screen:
-                _each(look, seconds, lambda i: screen.update(render_inventory.tables(i), refresh=True))
+                _each(
+                    look, seconds, lambda i: screen.update(Text.from_ansi(_text(i, json=False).rstrip()), refresh=True)
+                )
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from devctl.errors import UsageError
 from devctl.inventory.document import to_json_values
-from devctl.inventory.records import Accelerator
-from devctl.inventory.requirements import Verdict, label
+from devctl.inventory.records import Accelerator, label
+from devctl.inventory.requirements import Verdict
 
 SCHEMA = 1
 KIND = "devctl.check"

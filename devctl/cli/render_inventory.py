@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 from devctl.cli.render import UNKNOWN, size
-from devctl.inventory.document import to_document
-from devctl.inventory.records import Accelerator, Disk, Hidden, Host, Inventory, LinkPath
-from devctl.inventory.requirements import label
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+from devctl.inventory.records import Accelerator, Disk, Hidden, Host, Inventory, LinkPath, label
 
 _HIDDEN = {
     Hidden.ENVIRONMENT: "hidden by the environment",
@@ -33,64 +26,59 @@ _PATHS = {
     LinkPath.SYSTEM: "SYS",
 }
 
+_BOLD, _DIM, _PLAIN = "\033[1m", "\033[2m", "\033[0m"
+
 
 def to_json(inventory: Inventory, *, one_line: bool = False) -> str:
     """The inventory as one JSON document, on one line or indented."""
+    import json  # 5 ms that the tables do not need
+
+    from devctl.inventory.document import to_document
+
     return json.dumps(to_document(inventory), indent=None if one_line else 2) + "\n"
 
 
-def tables(inventory: Inventory) -> RenderableType:
-    """The machine as tables: a row per device, then who is on the GPUs, their links, and notes."""
-    from rich.console import Group
-    from rich.text import Text
+def to_text(inventory: Inventory, *, width: int | None, styled: bool) -> str:
+    """The machine as tables: a row per device, then who is on the GPUs, their links, and notes.
 
-    parts: list[RenderableType] = [_devices(inventory)]
+    Args:
+        width: columns to keep to; None to wrap nothing.
+        styled: whether headers may be bold and lesser lines dim.
+    """
+    parts = [_devices(inventory, width, styled)]
     if any(accelerator.processes for accelerator in inventory.accelerators):
-        parts += [Text(), _processes(inventory)]
+        parts.append(_processes(inventory, width, styled))
     known = [path for row in inventory.links.path for path in row if path not in (None, LinkPath.SELF)]
     if known:
-        parts += [Text(), _links(inventory)]
-    if any(peer for row in inventory.links.p2p for peer in row):
-        parts.append(Text("*: they can read and write each other's memory", style="dim"))
+        parts.append(_links(inventory, width, styled))
     if inventory.notes:
-        parts.append(Text())
-    parts += [Text(f"note: {note}", style="dim") for note in inventory.notes]
-    return Group(*parts)
+        parts.append("".join(_styled(f"note: {note}", _DIM, styled, width) for note in inventory.notes))
+    return "\n".join(parts)
 
 
-def _table(*columns: str, right: str = "") -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(
-            column,
-            justify="right" if column in right.split() else "left",
-            no_wrap=column != "NAME",
-            overflow="fold",
-        )
-    return table
-
-
-def _devices(inventory: Inventory) -> Table:
+def _devices(inventory: Inventory, width: int | None, styled: bool) -> str:
     # what no device of the machine has gets no column, so that a small screen shows the rest
-    measured = [a for a in inventory.accelerators if a.utilization is not None or a.temperature is not None]
+    measured = any(a.utilization is not None or a.temperature is not None for a in inventory.accelerators)
     extra = ("BUSY", "TEMP", "POWER") if measured else ()
-    table = _table("DEVICE", "NAME", "FREE", "TOTAL", *extra, right="FREE TOTAL BUSY TEMP POWER")
+    rows: list[list[str]] = []
+    dim = set()
     for gpu in inventory.accelerators:
         row = [label(gpu), _name(gpu), size(gpu.memory_free), size(gpu.memory_total)]
         if extra:
             row += [_unit(gpu.utilization, "%"), _unit(gpu.temperature, "°C"), _unit(gpu.power, " W")]
-        table.add_row(*row, style=None if gpu.device else "dim")
+        if gpu.device is None:
+            dim.add(len(rows))
+        rows.append(row)
     for driver in inventory.drivers:
         cuda = f", CUDA {driver.cuda}" if driver.cuda else ""
-        table.add_row("driver", driver.fault or f"{driver.vendor} {driver.version or UNKNOWN}{cuda}")
+        rows.append(["driver", driver.fault or f"{driver.vendor} {driver.version or UNKNOWN}{cuda}"])
     host = inventory.host
     if host.cpu is not None or host.ram_total is not None:
-        table.add_row("cpu", _host_name(host), size(host.ram_available), size(host.ram_total))
-    for disk in inventory.disks:
-        table.add_row("disk", _disk_name(disk), size(disk.free), size(disk.total))
-    return table
+        rows.append(["cpu", _host_name(host), size(host.ram_available), size(host.ram_total)])
+    rows += [["disk", _disk_name(disk), size(disk.free), size(disk.total)] for disk in inventory.disks]
+    return columns(
+        ["DEVICE", "NAME", "FREE", "TOTAL", *extra], rows, left=2, wrap=1, width=width, styled=styled, dim=dim
+    )
 
 
 def _name(gpu: Accelerator) -> str:
@@ -131,23 +119,23 @@ def _with(name: str | None, facts: list[str]) -> str:
     return f"{name or UNKNOWN} ({', '.join(facts)})" if facts else name or UNKNOWN
 
 
-def _processes(inventory: Inventory) -> Table:
-    table = _table("DEVICE", "PID", "PROCESS", "MEMORY", right="PID MEMORY")
-    for gpu in inventory.accelerators:
-        if gpu.mig_mode:
-            continue  # its instances list them
-        for process in gpu.processes or ():
-            table.add_row(label(gpu), str(process.pid), process.name or UNKNOWN, size(process.memory))
-    return table
+def _processes(inventory: Inventory, width: int | None, styled: bool) -> str:
+    rows = [
+        [label(gpu), process.name or UNKNOWN, str(process.pid), size(process.memory)]
+        for gpu in inventory.accelerators
+        if not gpu.mig_mode  # its instances list them
+        for process in gpu.processes or ()
+    ]
+    return columns(["DEVICE", "PROCESS", "PID", "MEMORY"], rows, left=2, wrap=1, width=width, styled=styled)
 
 
-def _links(inventory: Inventory) -> Table:
-    links = inventory.links
-    names = [label(inventory.accelerators[place]) for place in links.accelerators]
-    table = _table("LINKS", *names)
-    for row, name in enumerate(names):
-        table.add_row(name, *(_link(inventory, row, column) for column in range(len(names))))
-    return table
+def _links(inventory: Inventory, width: int | None, styled: bool) -> str:
+    names = [label(inventory.accelerators[place]) for place in inventory.links.accelerators]
+    rows = [[name, *(_link(inventory, row, column) for column in range(len(names)))] for row, name in enumerate(names)]
+    text = columns(["LINKS", *names], rows, left=len(names) + 1, styled=styled)
+    if any(peer for row in inventory.links.p2p for peer in row):
+        text += _styled("*: they can read and write each other's memory", _DIM, styled, width)
+    return text
 
 
 def _link(inventory: Inventory, row: int, column: int) -> str:
@@ -159,3 +147,67 @@ def _link(inventory: Inventory, row: int, column: int) -> str:
 
 def _unit(value: float | None, unit: str) -> str:
     return UNKNOWN if value is None else f"{value:.0f}{unit}"
+
+
+def columns(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int,
+    wrap: int | None = None,
+    width: int | None = None,
+    styled: bool = False,
+    dim: Collection[int] = (),
+) -> str:
+    """A table without lines: the first ``left`` columns are flush left, the others flush right.
+
+    Written out here, because rich, which does it better, takes as long to import and to draw eight rows as reading
+    eight boards does.
+
+    Args:
+        wrap: the column that is folded where the table is wider than ``width``.
+        dim: the rows to dim.
+    """
+    cells = [list(header), *([*row, *[""] * (len(header) - len(row))] for row in rows)]
+    widths = [max(_width(row[column]) for row in cells) for column in range(len(header))]
+    if wrap is not None and width is not None:
+        rest = sum(widths) - widths[wrap] + 2 * (len(header) - 1)
+        widths[wrap] = max(min(widths[wrap], width - rest), len(header[wrap]), 16)
+    text = []
+    for number, row in enumerate(cells):
+        style = _BOLD if number == 0 else _DIM if number - 1 in dim else ""
+        folded = [_fold(cell, widths[wrap]) if column == wrap else [cell] for column, cell in enumerate(row)]
+        for line in range(max(len(lines) for lines in folded)):
+            parts = [
+                _pad(lines[line] if line < len(lines) else "", widths[column], right=column >= left)
+                for column, lines in enumerate(folded)
+            ]
+            text.append(_styled("  ".join(parts).rstrip(), style, styled))
+    return "".join(text)
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    blanks = " " * (width - _width(text))
+    return blanks + text if right else text + blanks
+
+
+def _fold(text: str, width: int) -> list[str]:
+    if _width(text) <= width:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, width) or [""]
+
+
+def _width(text: str) -> int:
+    # below the combining marks, and for the dashes, a character is a column wide
+    if all(character < "\u0300" or "\u2010" <= character <= "\u2027" for character in text):
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _styled(line: str, style: str, styled: bool, width: int | None = None) -> str:
+    lines = [line] if width is None else _fold(line, width)
+    return "".join(f"{style}{part}{_PLAIN}\n" if styled and style else f"{part}\n" for part in lines)

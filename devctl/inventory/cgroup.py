@@ -4,18 +4,18 @@ A process lies under every ancestor of its group, and the tightest limit wins. I
 groups are out of sight; what is mounted is what is counted.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from devctl.inventory.mounts import Mount
 from devctl.inventory.pci import read
 
 _UNLIMITED = 1 << 60
 """Version 1 writes the largest number of pages for "no limit"; no machine has an exabyte."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """What the groups allow; None without a limit.
 
     Attributes:
@@ -29,32 +29,28 @@ class Limits:
     cpus: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """A mounted hierarchy: its version 1 controllers (none for version 2), the group at its root, where it is."""
-
-    controllers: tuple[str, ...] | None
-    root: str
-    point: str
-
-
-def probe(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Limits:
+def probe(mounts: Sequence[Mount], proc: Path = Path("/proc/self"), root: Path = Path("/")) -> Limits:
     """The limits that this process is under; none where there are no control groups."""
-    mounts = parse_mounts(read(proc / "mountinfo") or "")
     groups = parse_groups(read(proc / "cgroup") or "")
     memory: list[tuple[int, int]] = []
     cpus: list[float] = []
     for mount in mounts:
-        for controller in ("",) if mount.controllers is None else mount.controllers:
+        if mount.filesystem == "cgroup2":
+            versions = {"": 2}
+        elif mount.filesystem == "cgroup":
+            versions = dict.fromkeys(("memory", "cpu"), 1)
+        else:
+            continue
+        for controller, version in versions.items():
             group = groups.get(controller)
-            if group is None:
+            if group is None or (version == 1 and controller not in mount.options):
                 continue
             for folder in ancestors(mount, group):
                 here = root / folder.lstrip("/")
-                if controller in ("", "memory"):
-                    memory += _memory(here, version=2 if controller == "" else 1)
-                if controller in ("", "cpu"):
-                    cpus += _cpus(here, version=2 if controller == "" else 1)
+                if controller != "cpu":
+                    memory += _memory(here, version=version)
+                if controller != "memory":
+                    cpus += _cpus(here, version=version)
     return Limits(
         memory=min((limit for limit, _ in memory), default=None),
         memory_available=min((available for _, available in memory), default=None),
@@ -73,32 +69,6 @@ def parse_groups(text: str) -> dict[str, str]:
         for controller in controllers.split(",") if controllers else [""]:
             groups[controller] = path
     return groups
-
-
-def parse_mounts(text: str) -> tuple[Mount, ...]:
-    """/proc/self/mountinfo: the mounted control group hierarchies."""
-    mounts = []
-    for line in text.splitlines():
-        before, dash, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if not dash or len(fields) < 5 or kind[0] not in ("cgroup", "cgroup2"):
-            continue
-        options = kind[2].split(",") if len(kind) > 2 else []
-        mounts.append(
-            Mount(
-                controllers=None if kind[0] == "cgroup2" else tuple(options),
-                root=unescape(fields[3]),
-                point=unescape(fields[4]),
-            )
-        )
-    return tuple(mounts)
-
-
-def unescape(path: str) -> str:
-    r"""A path of mountinfo, where blanks are written as \040."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(code, character)
-    return path
 
 
 def ancestors(mount: Mount, group: str) -> Iterator[str]:

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from devctl.inventory.cgroup import unescape
+from devctl.inventory import mounts
+from devctl.inventory.mounts import Mount
 from devctl.inventory.pci import SYS, read
 from devctl.inventory.records import Disk, DiskKind
 
@@ -24,16 +24,6 @@ _BLOCK_NAMES = (
     ("nbd|rbd|drbd", DiskKind.NETWORK),
     ("zram|ram", DiskKind.MEMORY),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """A mounted file system; ``source`` is a device node or a server's name."""
-
-    point: str
-    filesystem: str
-    source: str
-    number: str | None = None
 
 
 def hf_cache() -> Path:
@@ -56,7 +46,7 @@ def nearest_existing(path: Path) -> Path:
     return path
 
 
-def probe(use: str, path: Path, sys: Path = SYS) -> Disk:
+def probe(use: str, path: Path, all_mounts: Sequence[Mount], sys: Path = SYS) -> Disk:
     """The file system that ``path`` is on, or would be on once it is made."""
     try:
         path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would show another path than the user gave
@@ -64,7 +54,7 @@ def probe(use: str, path: Path, sys: Path = SYS) -> Disk:
         usage = shutil.disk_usage(existing)
     except OSError as error:
         return Disk(use=use, path=str(path), total=None, free=None, fault=error.strerror or str(error))
-    mount = mount_of(str(existing.resolve()), _mounts())
+    mount = mount_of(str(existing.resolve()), all_mounts)
     return Disk(
         use=use,
         path=str(path),
@@ -76,9 +66,10 @@ def probe(use: str, path: Path, sys: Path = SYS) -> Disk:
     )
 
 
-def _mounts() -> tuple[Mount, ...]:
-    if (text := read(Path("/proc/self/mountinfo"))) is not None:
-        return parse_mounts(text)
+def mounted() -> tuple[Mount, ...]:
+    """Everything that is mounted."""
+    if found := mounts.probe():
+        return found
     import psutil
 
     return tuple(
@@ -87,23 +78,10 @@ def _mounts() -> tuple[Mount, ...]:
     )
 
 
-def parse_mounts(text: str) -> tuple[Mount, ...]:
-    """/proc/self/mountinfo: everything that is mounted, in order; a later one covers an earlier one."""
-    mounts = []
-    for line in text.splitlines():
-        before, dash, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if dash and len(fields) >= 5 and len(kind) >= 2:
-            mounts.append(
-                Mount(point=unescape(fields[4]), filesystem=kind[0], source=unescape(kind[1]), number=fields[2])
-            )
-    return tuple(mounts)
-
-
-def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
+def mount_of(path: str, all_mounts: Sequence[Mount]) -> Mount | None:
     """The mount that ``path``, absolute and free of links, lies under: the longest, and of equals the last."""
     best = None
-    for mount in mounts:
+    for mount in all_mounts:
         inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
         if inside and (best is None or len(mount.point) >= len(best.point)):
             best = mount

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from devctl.devices import Device, DeviceType
-from devctl.inventory.records import HOST_POOL, Inventory
-from devctl.inventory.requirements import Finding, label
+from devctl.inventory.records import HOST_POOL, Inventory, label
+from devctl.inventory.requirements import Finding
 from devctl.units import format_bytes
 
 

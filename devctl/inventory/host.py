@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from devctl.inventory import cgroup
+from devctl.inventory import cgroup, mounts
 from devctl.inventory.pci import SYS, parse_int, read
 from devctl.inventory.records import Host, NumaNode
 
@@ -18,7 +18,7 @@ def probe() -> Host:
     """The host as the operating system tells it, under the limits of the control groups that this process is in."""
     import psutil
 
-    limits = cgroup.probe()
+    limits = cgroup.probe(mounts.probe())
     memory, fault = _memory(psutil)
     swap = None if fault else psutil.swap_memory()
     total, available = (memory.total, memory.available) if memory else (None, None)

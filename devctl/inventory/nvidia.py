@@ -299,14 +299,7 @@ def number(
                 model=f"{board.name} {board.compute_capability}" if board.name else None,
                 speed=speeds.get(board.index),
                 mig=bool(board.mig_mode),
-                instances=tuple(
-                    visibility.Instance(
-                        uuid=instance.uuid,
-                        gpu_instance=instance.mig.gpu_instance if instance.mig else None,
-                        compute_instance=instance.mig.compute_instance if instance.mig else None,
-                    )
-                    for instance in instances[board.index]
-                ),
+                instances=tuple(_names(instance) for instance in instances[board.index]),
             )
             for board in working
         ],
@@ -332,6 +325,12 @@ def number(
 
     faults = len(working) < len([a for a in accelerators if a.mig is None])
     return tuple(numbered(a) for a in accelerators), seen.certain and not faults
+
+
+def _names(instance: Accelerator) -> tuple[str, ...]:
+    mig = instance.mig
+    old = f"MIG-{mig.parent}/{mig.gpu_instance}/{mig.compute_instance}" if mig else ""
+    return tuple(name for name in (instance.uuid, old) if name)
 
 
 def notes(accelerators: Sequence[Accelerator], certain: bool) -> tuple[str, ...]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from devctl.inventory.records import LinkPath, Links
 
@@ -24,8 +23,7 @@ _MAX_LINKS = 36
 _TO_GPU, _TO_SWITCH = 0, 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NvLinks:
+class NvLinks(NamedTuple):
     """The active NVLinks of one board: how many end in a switch, and the boards that the others end at, by bus id."""
 
     to_switch: int = 0

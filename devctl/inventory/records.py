@@ -251,3 +251,11 @@ class Inventory:
     cuda_order_certain: bool = True
     notes: tuple[str, ...] = ()
     taken_at: str | None = None
+
+
+def label(accelerator: Accelerator) -> str:
+    """What a person calls it: the framework's name, or vendor and index where it has none."""
+    if accelerator.device is not None:
+        return str(accelerator.device)
+    instance = f" MIG {accelerator.mig.gpu_instance}" if accelerator.mig else ""
+    return f"{accelerator.vendor} {accelerator.index}{instance}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 
-from devctl.inventory.records import Accelerator, Disk, Hidden, Inventory, Vendor
+from devctl.inventory.records import Accelerator, Disk, Hidden, Inventory, Vendor, label
 from devctl.units import format_bytes
 
 
@@ -109,14 +109,6 @@ def rank(accelerator: Accelerator) -> tuple[int, int, int, int, int]:
         accelerator.index,
         (accelerator.mig.gpu_instance or 0) if accelerator.mig else 0,
     )
-
-
-def label(accelerator: Accelerator) -> str:
-    """What a person calls it: the framework's name, or vendor and index where it has none."""
-    if accelerator.device is not None:
-        return str(accelerator.device)
-    instance = f" MIG {accelerator.mig.gpu_instance}" if accelerator.mig else ""
-    return f"{accelerator.vendor} {accelerator.index}{instance}"
 
 
 def _per_gpu(wanted: Requirements) -> list[_PerGpu]:

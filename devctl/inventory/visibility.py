@@ -7,17 +7,9 @@ where those say nothing (leading digits, duplicates), what torch's ``torch.cuda.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from devctl.inventory.records import Hidden
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
-    """A MIG instance as CUDA can name it."""
-
-    uuid: str | None
-    gpu_instance: int | None = None
-    compute_instance: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,25 +20,24 @@ class Board:
         speed: what CUDA's order is guessed from, larger is faster; None when unknown.
         model: equal for boards that are the same to CUDA.
         mig: whether MIG is on, so that the instances stand for the board.
+        instances: the names that each is known by: "MIG-…", and "MIG-GPU-…/1/0" as before driver 470.
     """
 
     uuid: str | None
     model: str | None = None
     speed: float | None = None
     mig: bool = False
-    instances: tuple[Instance, ...] = ()
+    instances: tuple[tuple[str, ...], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
+class Seat(NamedTuple):
     """A board by its place in the PCI order, or one of its instances by its place on the board."""
 
     board: int
     instance: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(NamedTuple):
     """What CUDA shows.
 
     Attributes:
@@ -138,8 +129,7 @@ def _by_uuid(boards: Sequence[Board], entry: str) -> Seat | None:
     for place, board in enumerate(boards):
         if board.uuid and board.uuid.startswith(entry):
             found.append(next(iter(_seats(boards, place)), None))
-        for number, instance in enumerate(board.instances if board.mig else ()):
-            old_name = f"MIG-{board.uuid}/{instance.gpu_instance}/{instance.compute_instance}"
-            if entry == old_name or (instance.uuid and instance.uuid.startswith(entry)):
+        for number, names in enumerate(board.instances if board.mig else ()):
+            if any(entry == name if "/" in name else name.startswith(entry) for name in names):
                 found.append(Seat(place, number))
     return found[0] if len(found) == 1 else None

@@ -185,6 +185,14 @@ API int nvmlDeviceGetPerformanceState(Device *d, int *s) { *s = 0; return of_boa
 API int nvmlDeviceGetDisplayActive(Device *d, int *s) { *s = 0; return of_board(d); }
 API int nvmlDeviceGetPersistenceMode(Device *d, int *s) { *s = 1; return of_board(d); }
 API int nvmlDeviceGetComputeMode(Device *d, int *s) { *s = 0; return of_board(d); }
+API int nvmlDeviceGetEncoderUtilization(Device *d, unsigned *u, unsigned *us) { *u = 0; *us = 1000; return of_board(d); }
+API int nvmlDeviceGetDecoderUtilization(Device *d, unsigned *u, unsigned *us) { *u = 0; *us = 1000; return of_board(d); }
+API int nvmlDeviceGetTotalEccErrors(Device *d, int e, int c, unsigned long long *n) {
+    (void)e; (void)c; *n = 0;
+    return of_board(d);
+}
+API int nvmlDeviceGetDriverModel(Device *d, int *now, int *next) { (void)d; (void)now; (void)next; return 3; }
+API int nvmlDeviceGetDriverModel_v2(Device *d, int *now, int *next) { (void)d; (void)now; (void)next; return 3; }
 API int nvmlDeviceGetNumGpuCores(Device *d, unsigned *n) { *n = d->cores; return d->cores ? of_board(d) : 3; }
 API int nvmlDeviceGetMaxClockInfo(Device *d, int k, unsigned *c) { (void)k; *c = d->clock; return of_board(d); }
 API int nvmlDeviceGetClockInfo(Device *d, int k, unsigned *c) { (void)k; *c = d->clock; return of_board(d); }
