@@ -79,3 +79,8 @@ class RefusedError(DevctlError):
     def __init__(self, message: str, *, findings: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.findings = findings
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line; its class where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,7 +1,9 @@
 """The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
 
 import os
+import signal
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +12,8 @@ from typer.core import TyperGroup
 import devctl
 from devctl.cli import check as check_command
 from devctl.cli import list as list_command
+from devctl.cli import load as load_command
+from devctl.cli import plan as plan_command
 from devctl.cli import render
 from devctl.errors import DevctlError, ExitCode
 
@@ -24,6 +28,8 @@ class _Boundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except DevctlError as error:
+            if os.environ.get("DEVCTL_DEBUG"):
+                traceback.print_exc()
             render.error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -74,10 +80,14 @@ def _root(
 
 app.command("list")(list_command.list_)
 app.command("check")(check_command.check)
+app.command("plan")(plan_command.plan)
+app.command("load")(load_command.load)
 
 
 def main() -> None:
     """The ``devctl`` entry point."""
+    # a job that is cancelled cleans up behind itself as one that is interrupted does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -137,14 +137,14 @@ def bytes_per_device(model: str, device_map: object) -> dict[Device, int]:
 
 
 def _used(path: Path, model: str | None) -> dict[Device, int | None]:
-    from devctl.cli.map_file import read_map
+    from devctl.cli.map_file import read_map_file
 
-    file = read_map(path)
-    if file.used is not None:
-        # a plan may leave out devices that hold nothing, never ones that its map names
-        return {**dict.fromkeys(file.devices), **file.used}
-    sizes = {} if model is None else bytes_per_device(model, file.device_map)
-    return {device: sizes.get(device) for device in file.devices}
+    file = read_map_file(path)
+    devices = dict.fromkeys(file.device_map.values())
+    if model is not None:
+        return {**devices, **bytes_per_device(model, file.device_map)}
+    # a plan may name devices that hold nothing; they must not be there
+    return {**devices, **{device: size for device, size in (file.used or {}).items() if size or device in devices}}
 
 
 def _disk(text: str) -> tuple[Path, int]:

@@ -1,0 +1,127 @@
+"""What several commands gather before they compute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devctl.cli import render
+from devctl.devices import Device
+from devctl.errors import RefusedError, UsageError
+from devctl.inventory import Inventory, take_inventory
+from devctl.models.resolve import ModelSource, resolve
+from devctl.models.tree import ModuleTree, sizes
+from devctl.placement import Budgets, Placement, Strategy, place
+from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
+from devctl.placement.document import PlannedModel, normal, parse_map
+from devctl.placement.placement import make_placement, validate
+
+if TYPE_CHECKING:
+    from devctl.models.skeleton import Skeleton
+
+
+def budgets(max_memory: list[str] | None) -> Budgets:
+    """What ``--max-memory`` says, else what this machine has free."""
+    if max_memory is None:
+        return from_inventory(take_inventory())
+    try:
+        given = parse_max_memory(max_memory)
+    except ValueError as error:
+        raise UsageError(f"--max-memory: {error}") from None
+    return from_max_memory(given, take_inventory())
+
+
+def skeleton(
+    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None
+) -> tuple[ModelSource, Skeleton]:
+    """The model without its weights, and where it is read from."""
+    source = resolve(model, revision=revision)
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import read_skeleton
+    with render.status(f"reading the config of {model}"):
+        return source, read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+
+
+def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy) -> Placement:
+    """The placement, once there is something to place on."""
+    if not limits.devices:
+        raise UsageError("no device has a known amount of memory", hint="give it with --max-memory, like cpu=30GiB")
+    return place(tree, limits, strategy)
+
+
+def placement_of_map(
+    tree: ModuleTree, device_map: Mapping[str, Device], inventory: Inventory, *, strategy: Strategy | None
+) -> Placement:
+    """The placement that somebody else decided.
+
+    Raises:
+        RefusedError: it does not hold for this model on this machine; with every finding.
+    """
+    here = [*(a.device for a in inventory.accelerators if a.device), Device.cpu(), Device.disk()]
+    if findings := validate(tree, device_map, here):
+        raise RefusedError(
+            "the map does not hold for this model on this machine",
+            findings=findings,
+            hint="`devctl plan` makes a map that does",
+        )
+    return make_placement(tree, device_map, from_inventory(inventory), strategy=strategy)
+
+
+def read_map(argument: str) -> dict[str, Device]:
+    """The map that ``--map`` names: a file, "-" for stdin, or a bare device for the whole model.
+
+    Raises:
+        UsageError: it can't be read, or is no map.
+    """
+    if argument == "-":
+        return parse_map(sys.stdin.read(), "the map on standard input")
+    if argument in (*Strategy, "disk"):
+        hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
+        raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
+    try:
+        return {"": bare_device(argument)}
+    except ValueError:
+        pass
+    try:
+        text = Path(argument).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the map {argument}: {error.strerror}",
+            hint="--map takes a file, - for standard input, or a device like cpu or cuda:1",
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the map {argument} is not text") from None
+    return parse_map(text, argument)
+
+
+def bare_device(text: str) -> Device:
+    """A device as ``from_pretrained(device_map=…)`` takes it: "cpu", "cuda:1", or a GPU's id.
+
+    "cuda" is the GPU of this process, ``LOCAL_RANK``, as in transformers.
+
+    Raises:
+        ValueError: ``text`` is no device.
+    """
+    if text == "cuda":
+        return Device.gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    return normal(Device.gpu(int(text)) if text.isascii() and text.isdigit() else Device.from_str(text))
+
+
+def planned_model(name: str, source: ModelSource, tree: ModuleTree) -> PlannedModel:
+    """What a plan document says of the model."""
+    return PlannedModel(
+        name=name,
+        revision=source.revision,
+        class_name=tree.class_name,
+        dtype=tree.dtype,
+        nbytes=sizes(tree)[""],
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a plan says."""
+    return {name: version(name) for name in ("devctl", "transformers", "accelerate", "torch")}

@@ -1,0 +1,208 @@
+"""From a device map to a dispatched model, through ``from_pretrained``.
+
+Imports torch and transformers, inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devctl.devices import Device, DeviceType
+from devctl.errors import LoadError, ModelError, RefusedError, first_line
+from devctl.loading.dummy import dummy_weights
+from devctl.models.resolve import ModelSource, SourceKind
+from devctl.models.tree import ModuleTree, counted_bytes
+from devctl.placement.placement import bytes_per_device, disjoint, shorten, to_hf
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from devctl.models.skeleton import Skeleton
+
+
+class LoadFormat(StrEnum):
+    """Where the weights come from."""
+
+    AUTO = "auto"
+    """The checkpoint."""
+    DUMMY = "dummy"
+    """Random numbers: nothing is read or downloaded."""
+
+
+_TRY_DUMMY = "give the folder of a checkpoint, or try the placement with --load-format dummy"
+
+Progress = Callable[[int], None]
+"""Told the bytes of each tensor once it is loaded."""
+
+
+def unusable(devices: Collection[Device]) -> tuple[str, ...]:
+    """Why torch can't use some of ``devices``, which the machine has; a line each."""
+    import torch
+
+    count = {DeviceType.GPU: torch.cuda.device_count, DeviceType.XPU: torch.xpu.device_count}
+    found = []
+    for device in devices:
+        if device.type in count:
+            usable = (device.id or 0) < count[device.type]()
+        else:
+            usable = device.type is not DeviceType.MPS or torch.backends.mps.is_available()
+        if not usable:
+            found.append(
+                f"{device} is here, but torch {torch.__version__} can't use it: is this build of torch for it?"
+            )
+    return tuple(found)
+
+
+@contextmanager
+def offload_folder(needed: int, folder: Path | None) -> Iterator[Path]:
+    """A folder for ``needed`` bytes of weights left on disk: ``folder``, or a temporary one that is removed.
+
+    Raises:
+        RefusedError: it has less space, or can't be made.
+    """
+    with tempfile.TemporaryDirectory(prefix="devctl-offload-") as temporary:
+        chosen = folder or Path(temporary)
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RefusedError(f"cannot make the offload folder {chosen}: {error.strerror}") from None
+        free = shutil.disk_usage(chosen).free
+        if free < needed:
+            raise RefusedError(
+                f"the offload folder {chosen} may need {format_bytes(needed)}, its disk has {format_bytes(free)} free",
+                hint="give a folder on a larger disk with --offload-folder",
+            )
+        yield chosen
+
+
+def load(
+    source: ModelSource,
+    skeleton: Skeleton,
+    device_map: Mapping[str, Device],
+    *,
+    load_format: LoadFormat,
+    folder: Path | None,
+    on_progress: Progress,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load the model on ``device_map``.
+
+    Args:
+        folder: where weights go that stay on disk and can't be read from the checkpoint as they are.
+        on_progress: told the bytes of each tensor as it arrives.
+
+    Returns:
+        The model in evaluation mode, and notes on what the checkpoint did not have.
+
+    Raises:
+        ModelError: there are no weights, or they are corrupt.
+        LoadError: out of memory, or out of disk.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    if source.kind is SourceKind.CONFIG and load_format is LoadFormat.AUTO:
+        raise ModelError(
+            f"{source.location} is a config without weights",
+            hint=_TRY_DUMMY,
+        )
+    tree = skeleton.tree
+    arguments: dict[str, Any] = {
+        "config": skeleton.config,
+        "dtype": getattr(torch, tree.dtype),
+        "device_map": to_hf(disjoint(tree, device_map).items()),
+        "offload_folder": None if folder is None else str(folder),
+        "output_loading_info": True,
+    }
+    if load_format is LoadFormat.DUMMY:
+        location, arguments["state_dict"] = None, dummy_weights(tree)
+    else:
+        location, arguments["revision"] = source.location, source.revision
+    # it warns of every offload that the map asks for
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    with _progress(counted_bytes(tree), on_progress), _memory_errors(tree, device_map):
+        try:
+            loaded: Any = skeleton.model_class.from_pretrained(location, **arguments)
+        except SafetensorError as error:
+            raise ModelError(
+                f"a safetensors file of {source.location} is corrupt or cut off: {error}", hint="download it again"
+            ) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise LoadError(f"loading {source.location} failed: {error}") from error
+            # transformers' own: no file with weights, or none that it may use
+            raise ModelError(
+                f"{source.location} has no weights to load: {first_line(error)}", hint=_TRY_DUMMY
+            ) from None
+    model, info = loaded
+    # the buffers of dummy weights are not missing: the model makes them itself
+    missing = [] if load_format is LoadFormat.DUMMY else sorted(info["missing_keys"])
+    notes = (f"not in the checkpoint, so random: {shorten(missing)}",) if missing else ()
+    return model, notes
+
+
+@contextmanager
+def _memory_errors(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[None]:
+    """Out of memory, as a line that says where and how much was predicted."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        predicted = ", ".join(f"{format_bytes(n)} on {d}" for d, n in bytes_per_device(tree, device_map).items())
+        raise LoadError(
+            f"out of memory while loading: {first_line(error)}",
+            hint=f"the map puts {predicted}; plan with a smaller --max-memory",
+        ) from error
+
+
+@contextmanager
+def _progress(size: Mapping[str, int], on_progress: Progress) -> Iterator[None]:
+    """Follow transformers' progress bar over the weights, in bytes."""
+    from transformers.utils import logging as bars
+
+    class Follower:
+        """Stands in for the bar that transformers would show over (name, conversion) pairs."""
+
+        def __init__(self, items: Any) -> None:
+            self.items = items
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in self.items:
+                yield item
+                on_progress(size.get(item[0], 0))
+
+    def hook(factory: Any, args: Any, kwargs: Any) -> Any:
+        return Follower(args[0]) if kwargs.get("desc") == "Loading weights" else factory(*args, **kwargs)
+
+    previous = bars.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        bars.set_tqdm_hook(previous)
+
+
+def main_device(device_map: Mapping[str, Device]) -> Device:
+    """The device on which a model with this map takes its inputs, and runs what is offloaded.
+
+    As accelerate's ``dispatch_model`` chooses it from integer ids; the CPU where the map has no accelerator.
+    """
+    hf = [value for value in to_hf(device_map.items()).values() if value not in ("cpu", "disk")]
+    chosen = next(iter(set(hf)), "cpu")
+    return next((device for device in device_map.values() if to_hf([("", device)])[""] == chosen), Device.cpu())
+
+
+def to_device(tensor_device: torch.device) -> Device:
+    """torch's device in our words."""
+    from devctl.devices import DeviceMap
+    from devctl.placement.document import normal
+
+    return normal(DeviceMap.from_hf({"": tensor_device})[""])

@@ -1,0 +1,58 @@
+"""What loading took, and predicted against measured bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from devctl.devices import Device
+from devctl.loading.proof import Misplaced, Places
+from devctl.loading.smoke import Smoke
+from devctl.placement.placement import Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBytes:
+    """Bytes of weights and buffers on one device: what the map predicts, and what is there."""
+
+    device: Device
+    predicted: int
+    measured: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """One load and its smoke inference.
+
+    Attributes:
+        load_format: "auto" or "dummy".
+        load_seconds: from the first byte asked for to the dispatched model.
+        loaded_bytes: bytes of all weights and buffers.
+        tensors: parameters and buffers looked up.
+        misplaced: those that are not where the map says.
+        ok: every tensor is in its place and every output finite.
+    """
+
+    model: str
+    model_class: str
+    dtype: str
+    strategy: str | None
+    load_format: str
+    load_seconds: float
+    loaded_bytes: int
+    devices: tuple[DeviceBytes, ...]
+    tensors: int
+    misplaced: tuple[Misplaced, ...]
+    smoke: Smoke
+    ok: bool
+    notes: tuple[str, ...]
+
+
+def device_bytes(placement: Placement, places: Places) -> tuple[DeviceBytes, ...]:
+    """Predicted beside measured, for every device that has or should have something."""
+    measured: Mapping[Device, int] = dict(places.measured)
+    predicted = {use.device: use.used for use in placement.devices}
+    devices = [*predicted, *(device for device in measured if device not in predicted)]
+    return tuple(
+        DeviceBytes(device=device, predicted=predicted.get(device, 0), measured=measured.get(device, 0))
+        for device in devices
+        if predicted.get(device) or measured.get(device)
+    )

@@ -1,0 +1,91 @@
+"""Is every tensor where the map says?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from devctl.devices import Device, DeviceType
+from devctl.loading.loader import main_device, to_device
+from devctl.placement.placement import device_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misplaced:
+    """A tensor that is not where it should be; ``actual`` None means that it has no data anywhere."""
+
+    name: str
+    expected: Device
+    actual: Device | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the tensors of a loaded model are.
+
+    Attributes:
+        count: tensors looked at.
+        misplaced: those that are not where the map says.
+        measured: bytes on each device, each storage once.
+    """
+
+    count: int
+    misplaced: tuple[Misplaced, ...]
+    measured: tuple[tuple[Device, int], ...]
+
+
+def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Places:
+    """Look every parameter and buffer up, in the offload hooks too.
+
+    Buffers are not offloaded: those of an offloaded module belong on the device that runs it.
+    """
+    main = main_device(device_map)
+    offloaded = {Device.disk()} if main.type in (DeviceType.CPU, DeviceType.MPS) else {Device.disk(), Device.cpu()}
+    misplaced = []
+    measured: dict[Device, int] = {}
+    seen: set[object] = set()
+    count = 0
+    for module_name, module in model.named_modules():
+        direct = [*module._parameters.items(), *module._buffers.items()]
+        for local, tensor in direct:
+            if tensor is None:
+                continue
+            count += 1
+            name = f"{module_name}.{local}" if module_name else local
+            expected = device_of(name, device_map) or Device.cpu()
+            if local in module._buffers and expected in offloaded:
+                expected = main
+            actual, identity = _find(module, local, tensor)
+            if actual != expected:
+                misplaced.append(Misplaced(name=name, expected=expected, actual=actual))
+            if actual is not None and (actual, identity) not in seen:
+                seen.add((actual, identity))
+                measured[actual] = measured.get(actual, 0) + tensor.numel() * tensor.element_size()
+    return Places(count=count, misplaced=tuple(misplaced), measured=tuple(measured.items()))
+
+
+def _find(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> tuple[Device | None, object]:
+    """The device of a module's own tensor, and what tells its storage from others."""
+    if tensor.device.type != "meta":
+        return to_device(tensor.device), tensor.untyped_storage().data_ptr() or id(tensor)
+    for weights in _weights_maps(getattr(module, "_hf_hook", None)):
+        full = f"{getattr(weights, 'prefix', '')}{name}"
+        store = getattr(weights, "dataset", weights)
+        kept = getattr(store, "state_dict", store)
+        if full in kept:
+            return to_device(kept[full].device), kept[full].untyped_storage().data_ptr()
+        entry = getattr(store, "index", {}).get(full)
+        if entry is not None:
+            return Device.disk(), (entry.get("safetensors_file"), entry.get("weight_name", full))
+    return None, None
+
+
+def _weights_maps(hook: Any) -> list[Any]:
+    """Where a hook of accelerate keeps offloaded weights; a sequential hook has several."""
+    hooks = getattr(hook, "hooks", [hook])
+    return [h.weights_map for h in hooks if getattr(h, "weights_map", None) is not None]

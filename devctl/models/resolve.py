@@ -1,0 +1,144 @@
+"""From a MODEL argument to files: a directory, a config file, or a model id on the hub.
+
+Only the config is read or downloaded, never a weight.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from devctl.errors import ModelError
+
+_WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
+
+
+class SourceKind(StrEnum):
+    """What a MODEL argument turned out to be."""
+
+    DIRECTORY = "directory"
+    CONFIG = "config"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model is read from.
+
+    Attributes:
+        location: what ``from_pretrained`` takes: a folder or a hub id. For a bare config, the file itself.
+        config_path: the config on this machine.
+        revision: the hub's commit; None for files.
+    """
+
+    kind: SourceKind
+    location: str
+    config_path: Path
+    revision: str | None = None
+
+
+def resolve(model: str, *, revision: str | None = None) -> ModelSource:
+    """Find the config of ``model``; for a hub id, download it unless it is in the cache.
+
+    A folder or file of that name comes before the hub. Offline (``HF_HUB_OFFLINE=1``), the cache must have it.
+
+    Raises:
+        ModelError: there is no such file, folder or id, it is gated, or the hub can't be reached.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
+    if path.is_dir():
+        config = path / "config.json"
+        if not config.is_file():
+            raise ModelError(
+                f"{model} has no config.json",
+                hint=_WHAT_TO_GIVE,
+            )
+        return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
+    if _looks_like_a_path(model):
+        raise ModelError(
+            f"{model}: no such file or folder", hint="give a folder, a config file, or a hub id like org/name"
+        )
+    return _resolve_on_hub(model, revision)
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The config as JSON.
+
+    Raises:
+        ModelError: it can't be read, is no JSON, or no object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not text", hint="give a config.json, or the folder it is in") from None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
+    return config
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", "/"))
+
+
+def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        path = Path(hf_hub_download(model, "config.json", revision=revision))
+    except HFValidationError:
+        raise ModelError(
+            f"{model!r} is neither a file or folder here nor a model id", hint="a model id is written org/name"
+        ) from None
+    except GatedRepoError:
+        raise ModelError(
+            f"{model} is gated and this token has no access",
+            hint="accept its licence on the model's page, then `hf auth login` or set HF_TOKEN",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{model} is neither a file or folder here nor a model on the hub that you can see",
+            hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{model} has no revision {revision!r}", hint="give a branch, a tag or a commit") from None
+    except LocalEntryNotFoundError:
+        raise _unreachable(model) from None
+    except EntryNotFoundError:
+        raise ModelError(f"{model} has no config.json", hint="is it a transformers model?") from None
+    except HfHubHTTPError as error:
+        raise ModelError(
+            f"the hub answered for {model}: {str(error).splitlines()[0]}", hint="try again later"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"cannot fetch the config of {model}: {error}") from None
+    commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
+    return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)
+
+
+def _unreachable(model: str) -> ModelError:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return ModelError(
+            f"{model} is not in the cache, and HF_HUB_OFFLINE=1 forbids to fetch its config",
+            hint="unset HF_HUB_OFFLINE, or give a folder or a config file",
+        )
+    return ModelError(
+        f"{model} is not in the cache, and the hub can't be reached",
+        hint="check the network and HF_ENDPOINT, or give a folder or a config file",
+    )

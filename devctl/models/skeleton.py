@@ -1,0 +1,284 @@
+"""From a config to the built model's tree: the model is made on the meta device, where tensors have no bytes.
+
+Imports torch and transformers, inside functions.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from devctl.errors import ModelError, UsageError, first_line
+from devctl.models.resolve import ModelSource, SourceKind, read_config
+from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skeleton:
+    """A model without weights.
+
+    Attributes:
+        config: as ``from_pretrained`` would use it, its dtype set.
+        model_class: the class to load.
+        tree: its modules.
+    """
+
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    tree: ModuleTree
+
+
+def read_skeleton(
+    source: ModelSource, *, dtype: str = "auto", model_class: str | None = None, trust_remote_code: bool = False
+) -> Skeleton:
+    """Build the model of ``source`` on the meta device, in the way ``from_pretrained`` does.
+
+    Args:
+        source: where its config is.
+        dtype: torch's name of a floating dtype; "auto" is the config's, else the checkpoint's, else float32.
+        model_class: a class of transformers, or an Auto class; None is the config's ``architectures[0]``.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ModelError: the config is broken, or its architecture unknown.
+        UsageError: there is no such ``model_class``.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    notes: list[str] = []
+    config = _load_config(source, trust_remote_code=trust_remote_code)
+    found = _find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
+    built_in = _set_dtype(config, source, dtype, notes)
+    if getattr(config, "quantization_config", None):
+        notes.append(
+            f"the checkpoint is quantised, which is not counted yet: sizes are those of {_dtype_name(built_in)}"
+        )
+    model = _build(found, config, built_in)
+    tree = replace(tree_of(model, built_in), notes=(*notes, *_kept_in_fp32(model, built_in)))
+    return Skeleton(config=config, model_class=found, tree=tree)
+
+
+def tree_of(model: PreTrainedModel, dtype: torch.dtype) -> ModuleTree:
+    """The tree of a model that is built in ``dtype`` and whose weights are not tied yet."""
+    seen: dict[int, str] = {}
+
+    def tensor(name: str, value: torch.Tensor, kind: TensorKind, *, persistent: bool = True) -> Tensor:
+        first = seen.setdefault(id(value), name)
+        return Tensor(
+            name=name,
+            kind=kind,
+            nbytes=value.numel() * value.element_size(),
+            shape=tuple(value.shape),
+            dtype=_dtype_name(value.dtype),
+            persistent=persistent,
+            same_as=None if first == name else first,
+        )
+
+    def visit(module: torch.nn.Module, name: str) -> Module:
+        prefix = f"{name}." if name else ""
+        transient = module._non_persistent_buffers_set
+        return Module(
+            name=name,
+            class_name=type(module).__name__,
+            parameters=tuple(
+                tensor(prefix + n, p, TensorKind.PARAMETER) for n, p in module.named_parameters(recurse=False)
+            ),
+            buffers=tuple(
+                tensor(prefix + n, b, TensorKind.BUFFER, persistent=n not in transient)
+                for n, b in module.named_buffers(recurse=False)
+            ),
+            children=tuple(visit(child, prefix + n) for n, child in module.named_children()),
+        )
+
+    unplaced = getattr(model, "_no_placement_params", None)
+    return ModuleTree(
+        root=visit(model, ""),
+        class_name=type(model).__name__,
+        dtype=_dtype_name(dtype),
+        ties=tuple(model.all_tied_weights_keys.items()),
+        no_split=frozenset(model._no_split_modules or ()),
+        unplaced=None if unplaced is None else frozenset(unplaced),
+    )
+
+
+def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedConfig:
+    import transformers
+    from transformers import AutoConfig
+
+    data = read_config(source.config_path)
+    model_type = data.get("model_type")
+    if "auto_map" in data and not trust_remote_code and model_type not in transformers.CONFIG_MAPPING:
+        raise ModelError(
+            f"{source.location} comes with Python code of its own, which is not run unless you say so",
+            hint="read it, then add --trust-remote-code",
+        )
+    # the code of a hub model is fetched by its id; everything else is here already
+    remote = source.kind is SourceKind.HUB and trust_remote_code
+    location = source.location if remote else str(_config_location(source))
+    try:
+        config = AutoConfig.from_pretrained(
+            location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # a config class, also one from remote code, may raise anything
+        if model_type is None:
+            raise ModelError(
+                f"{source.config_path} does not say its model_type", hint="is it the config of a transformers model?"
+            ) from None
+        if model_type not in transformers.CONFIG_MAPPING and not trust_remote_code:
+            raise ModelError(
+                f"transformers {transformers.__version__} does not know the model type {model_type!r}",
+                hint="a newer transformers may, or code that comes with the model (--trust-remote-code)",
+            ) from None
+        raise ModelError(f"transformers can't read {source.config_path}: {first_line(error)}") from error
+    assert isinstance(config, transformers.PreTrainedConfig)
+    return config
+
+
+def _config_location(source: ModelSource) -> object:
+    """What AutoConfig reads: the folder of a config.json, else the file itself."""
+    return source.config_path if source.kind is SourceKind.CONFIG else source.config_path.parent
+
+
+def _find_class(
+    config: PreTrainedConfig, source: ModelSource, *, name: str | None, trust_remote_code: bool, notes: list[str]
+) -> type[PreTrainedModel]:
+    import transformers
+
+    architectures = getattr(config, "architectures", None) or []
+    wanted = name or next(iter(architectures), None)
+    auto_map = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and (remote := _remote_class(auto_map, wanted)):
+        return _import_remote(remote, source)
+    if wanted is None:
+        notes.append(f"the config names no architecture: planned for {type(config).__name__}'s base model (AutoModel)")
+        wanted = "AutoModel"
+    found: Any = getattr(transformers, wanted, None)
+    if hasattr(found, "_model_mapping"):
+        try:
+            found = found._model_mapping[type(config)]
+        except KeyError:
+            raise ModelError(f"{wanted} knows no model for the config {type(config).__name__}") from None
+        found = found[0] if isinstance(found, list | tuple) else found
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if name is not None:
+        raise UsageError(
+            f"transformers has no model class {name!r}",
+            hint="for example AutoModelForCausalLM, or a class like BertModel",
+        )
+    raise ModelError(
+        f"transformers {transformers.__version__} has no class {wanted!r}, which the config names as its architecture",
+        hint="a newer transformers may, or code that comes with the model (--trust-remote-code); "
+        "--model-class AutoModel plans the base model",
+    )
+
+
+def _remote_class(auto_map: dict[str, Any], wanted: str | None) -> str | None:
+    """The reference in ``auto_map`` whose class is ``wanted``, or that an Auto class of this name has."""
+    for auto, reference in auto_map.items():
+        if auto.startswith("AutoModel") and isinstance(reference, str):
+            class_name = reference.rpartition(".")[2]
+            if wanted in (None, auto, class_name):
+                return reference
+    return None
+
+
+def _import_remote(reference: str, source: ModelSource) -> type[PreTrainedModel]:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        found = get_class_from_dynamic_module(reference, source.location, revision=source.revision)
+    except Exception as error:  # it runs code that comes with the model
+        raise ModelError(f"the code of {source.location} can't be imported: {first_line(error)}") from error
+    return found
+
+
+def _set_dtype(config: PreTrainedConfig, source: ModelSource, wanted: str, notes: list[str]) -> torch.dtype:
+    """Set the dtype on the config and its parts, as ``from_pretrained`` does, and return it."""
+    import torch
+
+    dtype = getattr(config, "dtype", None) if wanted == "auto" else getattr(torch, wanted, None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    if dtype is None and wanted == "auto":
+        dtype = _checkpoint_dtype(source)
+        if dtype is None:
+            dtype = torch.float32
+            notes.append("neither the config nor a checkpoint names a dtype: planned in float32")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UsageError(f"{wanted!r} is not a floating dtype", hint="for example bfloat16, float16 or float32")
+    config.dtype = dtype
+    for key in config.sub_configs:
+        if (part := getattr(config, key, None)) is not None:
+            part.dtype = dtype
+    return dtype
+
+
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _checkpoint_dtype(source: ModelSource) -> torch.dtype | None:
+    """The dtype of the checkpoint's first floating tensor, from the header of a local safetensors file."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if source.kind is not SourceKind.DIRECTORY:
+        return None
+    for path in sorted(source.config_path.parent.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                dtypes = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from None
+        for name in dtypes:
+            if name in _SAFETENSORS_DTYPES:
+                return getattr(torch, _SAFETENSORS_DTYPES[name])  # type: ignore[no-any-return]
+    return None
+
+
+def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with ExitStack() as stack:
+            for context in model_class.get_init_context(dtype, False, False, None):
+                stack.enter_context(context)
+            return model_class(config)
+    except ImportError as error:
+        raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
+    except Exception as error:  # a constructor, also one from remote code, may raise anything
+        raise ModelError(
+            f"{model_class.__name__} can't be built from this config: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
+    """A note on the bytes that loading adds by keeping some modules in float32, which transformers plans without."""
+    import torch
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return []
+    pattern: re.Pattern[str] = build_glob_alternation(list(plan))[0]
+    extra = sum(
+        p.numel() * (torch.float32.itemsize - p.element_size())
+        for name, p in model.named_parameters()
+        if pattern.search(name) and name not in model.all_tied_weights_keys
+    )
+    if not extra:
+        return []
+    return [
+        f"{', '.join(sorted(plan))} stay in float32 when loaded: {format_bytes(extra)} more than the "
+        f"{_dtype_name(dtype)} sizes that transformers plans with"
+    ]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

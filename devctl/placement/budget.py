@@ -1,0 +1,105 @@
+"""How many bytes each device may hold: what the user says, or what the machine has free."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from devctl.devices import Device, DeviceType
+from devctl.inventory.records import Inventory
+from devctl.units import parse_size
+
+ACCELERATORS = (DeviceType.GPU, DeviceType.XPU, DeviceType.MPS)
+
+_ORDER = {DeviceType.GPU: 0, DeviceType.XPU: 0, DeviceType.MPS: 1, DeviceType.CPU: 2, DeviceType.DISK: 3}
+
+_HOST_SHARE = 0.90
+"""transformers' ``get_max_memory`` leaves a tenth of the free RAM for the peaks of loading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """Bytes that each device may hold, in the order in which devices are filled.
+
+    Attributes:
+        devices: (device, bytes), GPUs by id, then mps, cpu and disk. A disk's bytes are not a limit.
+        given: whether the user set them; a single GPU keeps a tenth free only if not.
+        notes: what a reader of the plan should know about them.
+    """
+
+    devices: tuple[tuple[Device, int], ...]
+    given: bool
+    notes: tuple[str, ...] = ()
+
+
+def is_accelerator(device: Device) -> bool:
+    """Whether ``device`` computes and has memory of its own: a GPU."""
+    return device.type in ACCELERATORS
+
+
+def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:
+    """Read ``0=10GiB,cpu=30GiB``: keys as in transformers' ``max_memory`` (GPU ids, "mps", "cpu", "disk").
+
+    Raises:
+        ValueError: an entry is not KEY=SIZE, names no device, or names one twice.
+    """
+    budgets: dict[Device, int] = {}
+    for entry in (part for text in texts for part in text.split(",") if part.strip()):
+        key, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals:
+            raise ValueError(f"{entry.strip()!r} is not DEVICE=SIZE, as in 0=10GiB or cpu=30GiB")
+        device = _parse_key(key)
+        if device in budgets:
+            raise ValueError(f"{key!r} is given twice")
+        budgets[device] = parse_size(value)
+    if not budgets:
+        raise ValueError("no DEVICE=SIZE in it, as in 0=10GiB,cpu=30GiB")
+    return budgets
+
+
+def _parse_key(key: str) -> Device:
+    if key.isascii() and key.isdigit():
+        return Device.gpu(int(key))
+    try:
+        device = Device.from_str(key)
+    except ValueError:
+        device = None
+    # transformers takes ids only; "cuda:0" is what everything else prints, so it is understood too
+    if device is None or (device.type in (DeviceType.GPU, DeviceType.XPU)) == (device.id is None):
+        raise ValueError(f"{key!r} is not a device; use a GPU's id, mps, cpu or disk")
+    return device
+
+
+def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | None = None) -> Budgets:
+    """What the user says. Accelerators that ``inventory`` does not have are planned for, with a note."""
+    notes = []
+    if inventory is not None:
+        here = {a.device for a in inventory.accelerators}
+        missing = [str(d) for d in max_memory if is_accelerator(d) and d not in here]
+        if missing:
+            notes.append(f"this machine has no {', '.join(missing)}: the map is for another one")
+    return Budgets(devices=_in_order(max_memory), given=True, notes=tuple(notes))
+
+
+def from_inventory(inventory: Inventory) -> Budgets:
+    """What is free on the machine: each usable accelerator's memory, and nine tenths of the available RAM.
+
+    Apple's GPU shares the host's RAM, which is then counted once, as the GPU's.
+    """
+    free: dict[Device, int] = {}
+    notes = []
+    for gpu in inventory.accelerators:
+        if gpu.device is None:
+            continue
+        if gpu.memory_free is None:
+            notes.append(f"{gpu.device} does not tell its free memory and is left out; give it with --max-memory")
+            continue
+        free[gpu.device] = gpu.memory_free
+    if not any(d.type == DeviceType.MPS for d in free):
+        if inventory.host.ram_available is None:
+            notes.append("the available RAM is unknown and cpu is left out; give it with --max-memory")
+        else:
+            free[Device.cpu()] = int(inventory.host.ram_available * _HOST_SHARE)
+    return Budgets(devices=_in_order(free), given=False, notes=tuple(notes))
+
+
+def _in_order(budgets: Mapping[Device, int]) -> tuple[tuple[Device, int], ...]:
+    return tuple(sorted(budgets.items(), key=lambda item: (_ORDER[item[0].type], item[0].id or 0)))

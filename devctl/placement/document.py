@@ -1,0 +1,110 @@
+"""Maps and plans as JSON: what ``plan`` writes, and ``load`` and ``check`` read."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from devctl.devices import Device, DeviceMap, DeviceType
+from devctl.errors import UsageError
+from devctl.placement.placement import Placement, to_hf
+
+SCHEMA = 1
+KIND = "devctl.plan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedModel:
+    """Which model a plan is for.
+
+    Attributes:
+        name: the MODEL argument.
+        revision: the hub's commit; None for files.
+        nbytes: bytes of all weights and buffers.
+    """
+
+    name: str
+    revision: str | None
+    class_name: str
+    dtype: str
+    nbytes: int
+
+
+def plan_document(model: PlannedModel, placement: Placement, versions: dict[str, str]) -> dict[str, Any]:
+    """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "versions": versions,
+        "model": {
+            "name": model.name,
+            "revision": model.revision,
+            "class": model.class_name,
+            "dtype": model.dtype,
+            "bytes": model.nbytes,
+        },
+        "strategy": placement.strategy,
+        "devices": [
+            {"device": str(use.device), "used": use.used, "budget": use.budget, "modules": list(use.modules)}
+            for use in placement.devices
+        ],
+        "device_map": to_hf(placement.device_map),
+        "notes": list(placement.notes),
+    }
+
+
+def parse_map(text: str, origin: str) -> dict[str, Device]:
+    """Read a device map, plain or within a plan document.
+
+    Args:
+        text: JSON.
+        origin: where it came from, for messages.
+
+    Raises:
+        UsageError: it is no JSON, no map, empty, or a value is no device.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{origin} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            hint='a map looks like {"model.embed_tokens": 0, "lm_head": "cpu"}, as `devctl plan` writes it',
+        ) from None
+    except _DuplicateKeyError as error:
+        raise UsageError(f"{origin} has the key {error.args[0]!r} twice") from None
+    if isinstance(data, dict) and data.get("kind") == KIND:
+        data = data.get("device_map")
+    if not isinstance(data, dict) or not data:
+        raise UsageError(
+            f"{origin} has no device map in it",
+            hint='a map looks like {"model.embed_tokens": 0, "lm_head": "cpu"}, as `devctl plan` writes it',
+        )
+    found = {}
+    for key, value in data.items():
+        try:
+            found[key] = normal(DeviceMap.from_hf({key: value})[key])
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"{origin} puts {key!r} on {json.dumps(value)}, which is no device",
+                hint='a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"',
+            ) from None
+    return found
+
+
+def normal(device: Device) -> Device:
+    """The one spelling of a device: numbered kinds have an id, the others have none."""
+    if device.type in (DeviceType.GPU, DeviceType.XPU):
+        return Device(device.type, device.id or 0)
+    return Device(device.type)
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DuplicateKeyError(key)
+        found[key] = value
+    return found

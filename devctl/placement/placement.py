@@ -1,0 +1,184 @@
+"""A placement: the device map, the bytes it puts on each device, and whether a map holds for a model."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from devctl.devices import Device, DeviceType
+from devctl.models.tree import Module, ModuleTree, counted_bytes, is_under, tensors, walk
+from devctl.placement.budget import Budgets
+
+HfDevice = int | str
+"""A device as a Hugging Face ``device_map`` has it: a GPU's id, or "cpu", "disk", "mps"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """What a placement puts on one device.
+
+    Attributes:
+        used: bytes of the weights and buffers placed there.
+        budget: bytes that it may hold; None where nothing limits it.
+        modules: the map's keys that are there, in the order of definition.
+    """
+
+    device: Device
+    used: int
+    budget: int | None
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where each part of a model goes.
+
+    Attributes:
+        strategy: how it was found; None for a map that somebody wrote.
+        device_map: (module or tensor name, device) pairs that cover every tensor, in the order of definition.
+        devices: what each device holds, also those that hold nothing.
+        notes: decisions and doubts that a reader should know of.
+    """
+
+    strategy: str | None
+    device_map: tuple[tuple[str, Device], ...]
+    devices: tuple[DeviceUse, ...]
+    notes: tuple[str, ...] = ()
+
+
+def make_placement(
+    tree: ModuleTree,
+    device_map: Mapping[str, Device],
+    budgets: Budgets,
+    *,
+    strategy: str | None,
+    notes: tuple[str, ...] = (),
+) -> Placement:
+    """Add up what ``device_map`` puts on each device, and note what it splits."""
+    limits: dict[Device, int | None] = dict(budgets.devices)
+    limits[Device.disk()] = None
+    for device in device_map.values():
+        limits.setdefault(device, None)
+    used = bytes_per_device(tree, device_map)
+    uses = tuple(
+        DeviceUse(
+            device=device,
+            used=used.get(device, 0),
+            budget=limit,
+            modules=tuple(name for name, d in device_map.items() if d == device),
+        )
+        for device, limit in limits.items()
+    )
+    return Placement(
+        strategy=strategy,
+        device_map=tuple(device_map.items()),
+        devices=uses,
+        notes=(*tree.notes, *budgets.notes, *notes, *_skipped_cpu(uses), *_split_ties(tree, device_map)),
+    )
+
+
+def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
+    """The map as ``from_pretrained(device_map=…)`` takes it: a numbered accelerator is its id."""
+    numbered = (DeviceType.GPU, DeviceType.XPU)
+    return {
+        name: device.id if device.type in numbered and device.id is not None else str(device)
+        for name, device in device_map
+    }
+
+
+def device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
+    """Where ``device_map`` puts the module or tensor ``name``: the longest key above it decides."""
+    while name not in device_map:
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+    return device_map[name]
+
+
+def bytes_per_device(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[Device, int]:
+    """Bytes of the tensors on each device; what the map leaves out is kept on the CPU, as transformers does."""
+    size = counted_bytes(tree)
+    used: dict[Device, int] = {}
+    for tensor in tensors(tree.root):
+        device = device_of(tensor.name, device_map) or Device.cpu()
+        used[device] = used.get(device, 0) + size[tensor.name]
+    return used
+
+
+def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Collection[Device]) -> tuple[str, ...]:
+    """Why ``device_map`` can't be used for the model on a machine that has the ``available`` devices.
+
+    Returns:
+        Every finding, a line each: unknown modules, devices that are not there, tensors without a device. Empty when
+        the map holds.
+    """
+    known = {name for m in walk(tree.root) for name in (m.name, *(t.name for t in (*m.parameters, *m.buffers)))}
+    findings = [f"{key!r} is no module or tensor of {tree.class_name}" for key in device_map if key not in known]
+
+    here = ", ".join(str(device) for device in available)
+    missing: dict[Device, list[str]] = {}
+    for key, device in device_map.items():
+        if device not in available:
+            missing.setdefault(device, []).append(key or "the whole model")
+    findings += [
+        f"{device} is not on this machine (it has {here}): needed for {shorten(keys)}"
+        for device, keys in missing.items()
+    ]
+
+    unplaced = tree.unplaced or frozenset()
+    homeless = [
+        tensor.name
+        for tensor in tensors(tree.root)
+        if device_of(tensor.name, device_map) is None and not any(tensor.name.endswith("." + n) for n in unplaced)
+    ]
+    if homeless:
+        findings.append(f"no device for {len(homeless)} tensors: {shorten(homeless)}")
+    return tuple(findings)
+
+
+def shorten(names: Collection[str], most: int = 3) -> str:
+    """The first ``most`` names, and how many more there are."""
+    shown = ", ".join(list(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def disjoint(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, Device]:
+    """The same map without a key above another: such a key is replaced by those of its parts.
+
+    transformers looks keys up as regular expressions without a boundary: with both "layers" and "layers.1" in a map, it
+    takes the weights of "layers.10" for those of "layers.1".
+    """
+    nested = {key for key in device_map if any(other != key and is_under(other, key) for other in device_map)}
+    if not nested:
+        return dict(device_map)
+    found: dict[str, Device] = {}
+
+    def expand(module: Module, device: Device | None) -> None:
+        device = device_map.get(module.name, device)
+        inner = any(key != module.name and is_under(key, module.name) for key in device_map)
+        if device is not None and not inner:
+            found[module.name] = device
+        elif inner:
+            for tensor in (*module.parameters, *module.buffers):
+                if at := device_map.get(tensor.name, device):
+                    found[tensor.name] = at
+            for child in module.children:
+                expand(child, device)
+
+    expand(tree.root, None)
+    return found
+
+
+def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
+    if any(u.device.type == DeviceType.CPU for u in uses) or not any(
+        u.device == Device.disk() and u.used for u in uses
+    ):
+        return []
+    return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
+
+
+def _split_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
+    notes = []
+    for target, source in tree.ties:
+        there, here = device_of(target, device_map), device_of(source, device_map)
+        if there is not None and here is not None and there != here:
+            notes.append(f"{target} on {there} and {source} on {here} are one tensor: each device holds a copy")
+    return notes
