@@ -1,5 +1,6 @@
 """The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
 
+import importlib
 import os
 import signal
 import sys
@@ -7,13 +8,10 @@ import traceback
 from typing import Annotated, Any
 
 import typer
+import typer.main
 from typer.core import TyperGroup
 
 import devctl
-from devctl.cli import check as check_command
-from devctl.cli import list as list_command
-from devctl.cli import load as load_command
-from devctl.cli import plan as plan_command
 from devctl.cli import render
 from devctl.errors import DevctlError, ExitCode
 
@@ -21,8 +19,32 @@ _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the hone
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
 
 
+# in the order of --help; the function is named like its module, with an underscore where Python has taken the name
+_COMMANDS = {"list": "list_", "check": "check", "plan": "plan", "load": "load"}
+
+_SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
 class _Boundary(TyperGroup):
-    """The one place where an exception becomes a message and an exit code."""
+    """The one place where an exception becomes a message and an exit code.
+
+    A command's module is imported when it is asked for, so that `list` does not wait for what `plan` and `load` need.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"devctl.cli.{cmd_name}")
+        one = typer.Typer(add_completion=False, **_SETTINGS)
+        one.command(cmd_name)(getattr(module, _COMMANDS[cmd_name]))
+        return typer.main.get_command(one)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,9 +79,7 @@ app = typer.Typer(
     help="What hardware is here, where each layer of a model should go, and does it really run there.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **_SETTINGS,
 )
 
 
@@ -76,12 +96,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command("list")(list_command.list_)
-app.command("check")(check_command.check)
-app.command("plan")(plan_command.plan)
-app.command("load")(load_command.load)
 
 
 def main() -> None:

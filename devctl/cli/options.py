@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from devctl.cli import flags
 from devctl.placement.greedy import Strategy
 
 
@@ -20,7 +21,7 @@ class Dtype(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Json = flags.Json
 StrategyOption = Annotated[Strategy, typer.Option("--strategy", help="How to place the layers, as transformers does.")]
 MaxMemory = Annotated[
     list[str] | None,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import DevctlError, OutputError, RefusedError
-from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -284,6 +283,8 @@ def seconds(value: float) -> str:
 
 def offload_line(placement: Placement) -> str:
     """What is not on the devices that compute."""
+    from devctl.placement.budget import is_accelerator
+
     accelerated = any(use.used and is_accelerator(use.device) for use in placement.devices)
     off = [DeviceType.DISK, DeviceType.CPU] if accelerated else [DeviceType.DISK]
     parts = [f"{format_bytes(u.used)} on {u.device}" for u in placement.devices if u.device.type in off and u.used]

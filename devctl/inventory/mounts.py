@@ -31,7 +31,7 @@ def probe(proc: Path = Path("/proc/self")) -> tuple[Mount, ...]:
 
 
 def parse_mounts(text: str) -> tuple[Mount, ...]:
-    """The lines of mountinfo, in order: a later mount covers an earlier one at its point. Malformed ones are skipped."""
+    """The lines of mountinfo, in order: a later one covers an earlier one at its point. Malformed lines are skipped."""
     mounts = []
     for line in text.splitlines():
         before, dash, after = line.partition(" - ")

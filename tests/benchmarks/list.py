@@ -24,7 +24,8 @@ SCRIPTS = Path(sys.executable).parent
 
 def commands() -> dict[str, list[str]]:
     """The commands by name, those that are installed."""
-    devctl = [str(SCRIPTS / "devctl")]
+    # what the console script does, for a tree that is not installed
+    devctl = [sys.executable, "-c", "from devctl.__main__ import main; main()"]
     wanted = {
         "devctl list": [*devctl, "list"],
         "devctl list --json": [*devctl, "list", "--json"],
