@@ -6,6 +6,7 @@ the machine does falls on all of them; medians and ratios of medians are printed
 
 import compileall
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -51,7 +52,8 @@ def main() -> None:
         compileall.compile_dir(HERE.parents[2] / "devctl", quiet=1)
         times: dict[str, list[float]] = {name: [] for name in commands()}
         for turn in range(rounds + 1):
-            for name, command in commands().items():
+            # in another order each time: a command pays for the caches that the one before it filled with its own
+            for name, command in random.sample(list(commands().items()), len(times)):
                 start = time.perf_counter()
                 subprocess.run(command, env=environment, capture_output=True, check=True)
                 if turn:  # the first warms the page cache
