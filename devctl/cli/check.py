@@ -90,10 +90,10 @@ def check(
         idle=idle,
         p2p=p2p,
     )
-    if wanted == Requirements() and map_ is None:
-        raise UsageError("nothing to check", hint="say what the job needs, like --gpus 2 --gpu-memory 40GiB")
     if model is not None and map_ is None:
         raise UsageError(f"MODEL {model!r} is only for --map", hint="write --map map.json MODEL")
+    if wanted == Requirements() and map_ is None:
+        raise UsageError("nothing to check", hint="say what the job needs, like --gpus 2 --gpu-memory 40GiB")
     used = None if map_ is None else _used(map_, model)
 
     inventory = take_inventory(folders=tuple((disk_use(path), path) for path, _ in wanted.disks))

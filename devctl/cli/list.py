@@ -20,6 +20,8 @@ from devctl.inventory import Inventory, Part, take_inventory
 _SHORTEST_TICK = 0.1
 """Seconds. Asking a driver more often keeps it from the work it is asked about."""
 
+_LONGEST_TICK = 86_400.0
+
 
 def list_(
     json: Json = False,
@@ -40,8 +42,8 @@ def list_(
 
     Imports no framework, and takes no memory on any GPU but for --benchmark.
     """
-    if watch is not None and watch < _SHORTEST_TICK:
-        raise UsageError(f"--watch {watch:g} is too often", hint=f"the shortest is {_SHORTEST_TICK} seconds")
+    if watch is not None and not _SHORTEST_TICK <= watch <= _LONGEST_TICK:
+        raise UsageError(f"--watch {watch:g}: from {_SHORTEST_TICK:g} to {_LONGEST_TICK:g} seconds")
     if watch is not None and benchmark:
         raise UsageError("--benchmark measures once", hint="leave out --watch")
     folders = () if offload_folder is None else (("offload folder", offload_folder.expanduser()),)

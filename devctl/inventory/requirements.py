@@ -146,7 +146,9 @@ def _judge_gpus(
     candidates = sorted(_candidates(inventory, wanted.select), key=rank)
     # --p2p alone asks it of all GPUs
     only_p2p = wanted.gpus is None and wanted.select is None
-    need = max(wanted.gpus or 1, wanted.select or 1, len(candidates) if wanted.p2p and only_p2p else 1)
+    need = max(1 if wanted.gpus is None else wanted.gpus, wanted.select or 0)
+    if wanted.p2p and only_p2p:
+        need = max(1, len(candidates))
     qualified = [a for a in candidates if all(check.meets(a) for check in per_gpu)]
 
     findings = []
@@ -161,7 +163,7 @@ def _judge_gpus(
 
     count = [f"--gpus {wanted.gpus}"] if wanted.gpus is not None else []
     count += [f"--select {wanted.select}"] if wanted.select is not None else []
-    jointly_short = len(qualified) < need and all(finding.met for finding in findings)
+    jointly_short = bool(per_gpu) and len(qualified) < need and all(finding.met for finding in findings)
     if count or jointly_short:
         names = " ".join(count) or "all of " + " ".join(check.requirement for check in per_gpu)
         text = f"{_of(len(qualified), len(candidates))} what is asked of each" if per_gpu else ""

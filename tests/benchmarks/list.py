@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 
-from tests.inventory import boxes, nvml_library  # noqa: E402
+from tests.inventory import boxes, stand_ins  # noqa: E402
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -39,7 +39,7 @@ def commands() -> dict[str, list[str]]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory() as folder:
-        nvml_library.build(Path(folder))
+        stand_ins.build(Path(folder))
         machine = Path(folder) / "machine"
         machine.write_text(boxes.eight())
         environment = {

@@ -85,7 +85,7 @@ static void describe(void) {
         } else if (!strcmp(kind, "proc")) {
             memset(&procs[proc_count], 0, sizeof procs[0]);
             procs[proc_count].kind = 'c'; procs[proc_count++].gi = -1;
-        } else if (!strcmp(kind, "pair")) pair_count++;
+        } else if (!strcmp(kind, "pair")) memset(&pairs[pair_count++], 0, sizeof pairs[0]);
         while ((word = strtok_r(NULL, " \n", &save))) {
             char *v = strchr(word, '=');
             if (!v) continue;
