@@ -82,5 +82,8 @@ class RefusedError(DevctlError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line; its class where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an exception says, on one line (two joined where the first only announces); its class if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -100,6 +101,8 @@ def _root(
 
 def main() -> None:
     """The ``devctl`` entry point."""
+    if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
+        warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
     # a job that is cancelled cleans up behind itself as one that is interrupted does
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):

@@ -56,9 +56,7 @@ def unusable(devices: Collection[Device]) -> tuple[str, ...]:
         else:
             usable = device.type is not DeviceType.MPS or torch.backends.mps.is_available()
         if not usable:
-            found.append(
-                f"{device} is here, but torch {torch.__version__} can't use it: is this build of torch for it?"
-            )
+            found.append(f"torch {torch.__version__} can't use {device}: is it a build for this hardware?")
     return tuple(found)
 
 
@@ -121,6 +119,7 @@ def load(
         "device_map": to_hf(disjoint(tree, device_map).items()),
         "offload_folder": None if folder is None else str(folder),
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # told below, with names, instead of in a log
     }
     if load_format is LoadFormat.DUMMY:
         location, arguments["state_dict"] = None, dummy_weights(tree)
@@ -135,14 +134,23 @@ def load(
             raise ModelError(
                 f"a safetensors file of {source.location} is corrupt or cut off: {error}", hint="download it again"
             ) from None
-        except OSError as error:
-            if error.errno is not None:
-                raise LoadError(f"loading {source.location} failed: {error}") from error
-            # transformers' own: no file with weights, or none that it may use
-            raise ModelError(
-                f"{source.location} has no weights to load: {first_line(error)}", hint=_TRY_DUMMY
-            ) from None
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # transformers' and accelerate's own code, and that of the model
+            if isinstance(error, OSError) and error.errno is None:  # how transformers says that there is no such file
+                raise ModelError(
+                    f"{source.location} has no weights to load: {first_line(error)}", hint=_TRY_DUMMY
+                ) from None
+            raise LoadError(f"loading {source.location} failed: {type(error).__name__}: {first_line(error)}") from error
     model, info = loaded
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, built = mismatched[0]
+        more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        raise ModelError(
+            f"the weights of {source.location} do not fit its config: {name} is {list(stored)} in the checkpoint and "
+            f"{list(built)} in the model{more}",
+            hint="is it the config of this checkpoint?",
+        )
     # the buffers of dummy weights are not missing: the model makes them itself
     missing = [] if load_format is LoadFormat.DUMMY else sorted(info["missing_keys"])
     notes = (f"not in the checkpoint, so random: {shorten(missing)}",) if missing else ()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _META_HINT = (
-    "transformers used an offloaded weight, or its device, outside the module that owns it: keep more of the model on a "
-    "device that computes"
+    "transformers used an offloaded weight, or its device, outside the module that owns it: keep more of the model on "
+    "a device that computes"
 )
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog."
 _RANDOM_TOKENS = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from devctl.errors import ModelError
+from devctl.errors import ModelError, first_line
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -116,21 +116,19 @@ def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
         ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{model} has no revision {revision!r}", hint="give a branch, a tag or a commit") from None
-    except LocalEntryNotFoundError:
-        raise _unreachable(model) from None
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(model, error) from None
     except EntryNotFoundError:
         raise ModelError(f"{model} has no config.json", hint="is it a transformers model?") from None
     except HfHubHTTPError as error:
-        raise ModelError(
-            f"the hub answered for {model}: {str(error).splitlines()[0]}", hint="try again later"
-        ) from None
+        raise ModelError(f"the hub answered for {model}: {first_line(error)}", hint="try again later") from None
     except OSError as error:
         raise ModelError(f"cannot fetch the config of {model}: {error}") from None
     commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
     return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)
 
 
-def _unreachable(model: str) -> ModelError:
+def _unreachable(model: str, error: BaseException) -> ModelError:
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():
@@ -139,6 +137,6 @@ def _unreachable(model: str) -> ModelError:
             hint="unset HF_HUB_OFFLINE, or give a folder or a config file",
         )
     return ModelError(
-        f"{model} is not in the cache, and the hub can't be reached",
+        f"{model} is not in the cache, and the hub can't be reached: {first_line(error.__cause__ or error)}",
         hint="check the network and HF_ENDPOINT, or give a folder or a config file",
     )

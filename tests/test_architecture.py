@@ -1,0 +1,110 @@
+"""Which room imports which, and what a command may import."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import devctl
+
+PACKAGE = Path(devctl.__file__).parent
+
+MAY_IMPORT = {
+    "devices": set(),
+    "inventory": {"devices"},
+    "models": set(),
+    "placement": {"devices", "inventory.records", "models.tree"},
+    "loading": {"devices", "models", "placement"},
+    "export": {"devices", "placement"},
+    "cli": {"devices", "inventory", "models", "placement", "loading", "export"},
+}
+EVERYONE = {"errors", "units"}
+OUTSIDE = {"__init__", "__main__", "errors", "units"}
+HEAVY = {"torch", "transformers", "accelerate", "pydantic"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def imports(path):
+    """Dotted names below devctl that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("devctl.") for name in names if name.startswith("devctl."))
+
+
+@pytest.mark.parametrize(("name", "path"), [(n, p) for n, p in modules() if n.partition(".")[0] not in OUTSIDE])
+def test_rooms_import_what_they_may(name, path):
+    room = name.partition(".")[0]
+    allowed = MAY_IMPORT[room] | EVERYONE | {room}
+    for imported in imports(path):
+        assert any(imported == a or imported.startswith(a + ".") for a in allowed), f"{name} imports {imported}"
+
+
+def test_every_room_is_in_the_table():
+    rooms = {name.partition(".")[0] for name, _ in modules()} - OUTSIDE
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", ["placement", "inventory", "devices", "export"])
+def test_pure_rooms_know_no_torch(room):
+    for name, path in modules():
+        if name.partition(".")[0] != room:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found = node.module.partition(".")[0]
+            elif isinstance(node, ast.Import):
+                found = node.names[0].name.partition(".")[0]
+            else:
+                continue
+            # devices imports torch inside the functions that convert to it
+            assert found not in HEAVY or room == "devices", f"{name} imports {found}"
+
+
+def modules_after(*args, **env):
+    """Top-level modules that a fresh interpreter has after running a command, and its output."""
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('MODULES', *{m.partition('.')[0] for m in sys.modules}, file=sys.stderr))\n"
+        "from devctl.cli import main\n"
+        f"sys.argv = {['devctl', *args]!r}\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+    line = next(line for line in done.stderr.splitlines() if line.startswith("MODULES"))
+    return set(line.split()), done.stdout
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["list"], ["list", "--json"], ["--help"], ["plan", "--help"], ["load", "--help"], ["--version"]],
+    ids=" ".join,
+)
+def test_commands_that_import_no_framework(args):
+    found, out = modules_after(*args)
+    assert out
+    assert found.isdisjoint(HEAVY)
+
+
+def test_json_needs_no_rich():
+    assert "rich" not in modules_after("list", "--json")[0]
+
+
+def test_completion_imports_no_framework():
+    found, out = modules_after(_DEVCTL_COMPLETE="complete_bash", COMP_WORDS="devctl pl", COMP_CWORD="1")
+    assert out.split() == ["plan"]
+    assert found.isdisjoint(HEAVY | {"psutil", "pynvml"})
