@@ -1,6 +1,6 @@
 """``devctl check``: does this machine meet what a job asks for?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -75,7 +75,7 @@ def check(
     Options on GPUs say what a GPU must offer to count; --gpus or --select say how many must count.
     """
     from devctl.inventory import take_inventory
-    from devctl.inventory.requirements import Requirements, Verdict, disk_use, judge, parse_version
+    from devctl.inventory.requirements import Finding, Requirements, Verdict, disk_use, judge, parse_version
 
     wanted = Requirements(
         gpus=gpus,
@@ -94,14 +94,15 @@ def check(
         raise UsageError(f"MODEL {model!r} is only for --map", hint="write --map map.json MODEL")
     if wanted == Requirements() and map_ is None:
         raise UsageError("nothing to check", hint="say what the job needs, like --gpus 2 --gpu-memory 40GiB")
-    used = None if map_ is None else _used(map_, model)
+    used, problems = (None, ()) if map_ is None else _used(map_, model)
 
     inventory = take_inventory(folders=tuple((disk_use(path), path) for path, _ in wanted.disks))
     verdict = judge(inventory, wanted)
     if used is not None:
         from devctl.inventory.fit import judge_map
 
-        verdict = Verdict(findings=verdict.findings + judge_map(inventory, used), selected=verdict.selected)
+        wrong = tuple(Finding(requirement=f"--map {map_}", met=False, found=problem) for problem in problems)
+        verdict = Verdict(findings=verdict.findings + wrong + judge_map(inventory, used), selected=verdict.selected)
     _show(verdict, select is not None, IdFormat.JSON if json else format_, inventory.cuda_order_certain)
 
 
@@ -124,27 +125,31 @@ def _show(verdict: "Verdict", selecting: bool, format_: IdFormat, order_certain:
         )
 
 
-def bytes_per_device(model: str, device_map: object) -> dict[Device, int]:
-    """The bytes that ``device_map`` puts on each device, from the sizes of the model's modules.
+def bytes_per_device(model: str, device_map: Mapping[str, Device]) -> tuple[dict[Device, int], tuple[str, ...]]:
+    """The bytes of ``model`` that ``device_map`` puts on each device, and why the map is not one for this model.
 
     Raises:
-        UsageError: always, until the models room can be asked.
+        ModelError: the model can't be read.
     """
-    raise UsageError(
-        f"the sizes of {model!r} are not known to check yet",
-        hint="leave MODEL out to check the devices only, or give the plan document that `devctl plan --report` wrote",
-    )
+    from devctl.cli import gather
+    from devctl.placement import placement
+
+    _, skeleton = gather.skeleton(model, dtype="auto", model_class=None, trust_remote_code=False, revision=None)
+    # which devices are here is a question of its own, with an answer for each
+    findings = placement.validate(skeleton.tree, device_map, tuple(device_map.values()))
+    return placement.bytes_per_device(skeleton.tree, device_map), findings
 
 
-def _used(path: Path, model: str | None) -> dict[Device, int | None]:
+def _used(path: Path, model: str | None) -> tuple[dict[Device, int | None], tuple[str, ...]]:
     from devctl.cli.map_file import read_map_file
 
     file = read_map_file(path)
     devices = dict.fromkeys(file.device_map.values())
     if model is not None:
-        return {**devices, **bytes_per_device(model, file.device_map)}
-    # a plan may name devices that hold nothing; they must not be there
-    return {**devices, **{device: size for device, size in (file.used or {}).items() if size or device in devices}}
+        sizes, problems = bytes_per_device(model, file.device_map)
+        return {**devices, **sizes}, problems
+    # a plan may name devices that hold nothing; they need not be there
+    return {**devices, **{device: size for device, size in (file.used or {}).items() if size or device in devices}}, ()
 
 
 def _disk(text: str) -> tuple[Path, int]:

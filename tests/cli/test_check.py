@@ -194,6 +194,37 @@ def test_a_map_and_requirements_together(eight, tmp_path):
     assert "cuda:9" in result.err
 
 
+LLAMA = Path(__file__).parents[1] / "configs/llama-3.1-8b"
+"""8,030,261,248 parameters of 2 bytes; the head is 1.05 GB of them."""
+
+
+def test_a_plain_map_with_its_model_is_checked_for_bytes(machine, ran, tmp_path):
+    machine(boxes.system() + boxes.board(total=16 * GIB))
+    path = write(tmp_path / "map.json", {"": 0})
+    result = ran("check", "--map", path, LLAMA)
+    assert result.code == 3
+    assert "cuda:0: needs 15.0 GiB of 14.0 GiB free" in result.err
+    write(path, {"model": 0, "lm_head": "cpu"})
+    result = ran("check", "--map", path, LLAMA)
+    assert (result.code, result.out.count("ok: ")) == (0, 2)
+    assert "ok: cpu: needs 0.98 GiB of " in result.out
+
+
+def test_a_map_of_another_model_is_refused(machine, ran, tmp_path):
+    machine(boxes.eight())
+    path = write(tmp_path / "map.json", {"model": 0, "head": 9})
+    result = ran("check", "--map", path, LLAMA)
+    assert result.code == 3
+    assert "'head' is no module or tensor of LlamaForCausalLM" in result.err
+    assert "no device for 1 tensors: lm_head.weight" in result.err
+    assert "cuda:9: is not here" in result.err
+
+
+def test_a_model_that_cannot_be_read(machine, ran, tmp_path):
+    path = write(tmp_path / "map.json", {"": "cpu"})
+    assert ran("check", "--map", path, tmp_path / "nothing").code == 4
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
