@@ -267,7 +267,7 @@ def _read_instances(gate: Nvml, board: Accelerator) -> list[Accelerator]:
                     gpu_instance=instance.ask("nvmlDeviceGetGpuInstanceId"),
                     compute_instance=instance.ask("nvmlDeviceGetComputeInstanceId"),
                 ),
-                fault=board.fault or instance.fault,
+                fault=instance.fault,
             )
         )
     return instances

@@ -123,6 +123,7 @@ def test_hybrid_uses_the_hierarchy_that_has_the_controller(limits):
 def test_ancestors():
     mount = Mount(point="/cg", filesystem="cgroup2", source="cgroup2", root="/")
     assert list(cgroup.ancestors(mount, "/a/b")) == ["/cg/a/b", "/cg/a", "/cg"]
+    assert list(cgroup.ancestors(mount, "/../x")) == ["/cg"]
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,16 @@ def test_a_named_mig_instance_is_the_one(probe):
     assert devices(found) == [None, None, None, "cuda:0", None]
 
 
-def test_instances_of_a_lost_board_are_lost(probe):
+def test_a_lost_board_in_mig_mode_has_no_instances_to_ask(probe):
     found = probe(boxes.system() + boxes.board(0, mig=1, memory=15) + boxes.mig(0, 0) + boxes.board(1))
-    assert devices(found)[-1] == "cuda:0"
-    assert all(a.fault for a in found.accelerators[:-1])
+    assert devices(found) == [None, "cuda:0"]
+    assert found.accelerators[0].fault == "GPU is lost"
+
+
+def test_a_lost_instance_hides_no_other(probe):
+    found = probe(boxes.system() + boxes.board(0, mig=1) + boxes.mig(0, 0, lost=1) + boxes.mig(0, 1))
+    assert devices(found) == [None, None, "cuda:0"]
+    assert found.accelerators[1].fault == "GPU is lost"
 
 
 def test_zero_boards(probe):
