@@ -1,17 +1,23 @@
-"""The CUDA driver itself, asked without a framework: only for measuring, because a context takes GPU memory.
+"""The CUDA driver itself, asked without a framework, where NVML does not know: CUDA's order, and how fast copies are.
 
+Run as a script, it prints the UUIDs of the devices in CUDA's order; it imports nothing of devctl for that.
 Functions and numbers: NVIDIA's CUDA driver API reference, cuda.h.
 """
 
 import ctypes
+import subprocess
+import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 COPY_BYTES = 64 << 20
 """Bytes of the buffer in pinned RAM and of the one on the GPU."""
 
 _MOST_COPIES = 64
+
+_ORDER_SECONDS = 10.0
+"""How long the driver may take to start: a second or two for eight boards that nobody keeps awake."""
 
 
 class CudaError(Exception):
@@ -59,6 +65,28 @@ def format_uuid(raw: bytes) -> str:
     """The 16 bytes of a UUID as NVML writes those of a GPU, without "GPU-" or "MIG-"."""
     text = raw.hex()
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def order(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The UUIDs of all devices, as NVML writes those of GPUs, in CUDA's order before CUDA_VISIBLE_DEVICES.
+
+    Asked in a process of its own: the driver reads the environment once in a process's life, can't be used after a
+    fork, and with a sick board may not come back. No context is made, so no GPU memory is taken.
+
+    Returns:
+        None where there is no CUDA driver, or it does not answer.
+    """
+    if not sys.executable:
+        return None
+    everything = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-I", __file__]
+    try:
+        done = subprocess.run(
+            command, env=everything, capture_output=True, text=True, timeout=_ORDER_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return tuple(f"GPU-{uuid}" for uuid in done.stdout.split())
 
 
 def host_to_device(uuids: Collection[str], *, seconds: float) -> dict[str, int]:
@@ -114,3 +142,7 @@ def _timed_copies(
         cuda.call("cuMemcpyHtoD_v2", to, source, size)
         copies += 1
     return int(copies * COPY_BYTES / (time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    print("\n".join(Cuda().devices()))

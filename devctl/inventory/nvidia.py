@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from devctl.devices import Device
-from devctl.inventory import pci, visibility
+from devctl.inventory import cuda, pci, visibility
 from devctl.inventory.findings import Findings
 from devctl.inventory.processes import process_name
 from devctl.inventory.records import HOST_POOL, Accelerator, Driver, Hidden, MigInstance, Process, Vendor
@@ -133,9 +133,14 @@ def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
         positions.append(len(accelerators))
         accelerators += [board, *(_read_instances(gate, board) if board.mig_mode else ())]
 
+    speeds: dict[int, float | None] = {}
+    known = None
     alike = len({(board.name, board.compute_capability) for _, board in boards if board.fault is None}) < 2
-    speeds = {board.index: None if alike else _speed(gate) for gate, board in boards}
-    numbered, certain = number(accelerators, speeds, environment)
+    if not alike and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        speeds = {board.index: _speed(gate) for gate, board in boards}
+        # only the CUDA driver knows; with a board at fault it may not come back
+        known = None if any(board.fault for _, board in boards) else cuda.order(environment)
+    numbered, certain = number(accelerators, speeds, environment, known)
     return Findings(
         accelerators=numbered,
         driver=_read_driver(machine),
@@ -281,9 +286,16 @@ def _speed(gate: Nvml) -> float | None:
 
 
 def number(
-    accelerators: Sequence[Accelerator], speeds: Mapping[int, float | None], environment: Mapping[str, str]
+    accelerators: Sequence[Accelerator],
+    speeds: Mapping[int, float | None],
+    environment: Mapping[str, str],
+    known: Sequence[str] | None = None,
 ) -> tuple[tuple[Accelerator, ...], bool]:
     """``accelerators`` with the device, CUDA index and reason to be hidden of each, and whether that is certain.
+
+    Args:
+        speeds: what CUDA's order is guessed from, by the board's index.
+        known: the boards' UUIDs in CUDA's own order, where CUDA could be asked.
 
     A board at fault is not counted: CUDA leaves it out, or does not start at all.
     """
@@ -292,6 +304,8 @@ def number(
         board.index: [a for a in accelerators if a.mig and a.index == board.index and a.fault is None]
         for board in working
     }
+    places = {board.uuid: place for place, board in enumerate(working)}
+    order = [places[uuid] for uuid in known or () if uuid in places]
     seen = visibility.view(
         [
             visibility.Board(
@@ -304,6 +318,7 @@ def number(
             for board in working
         ],
         environment,
+        order if working and sorted(order) == list(range(len(working))) else None,
     )
     seats: dict[int, visibility.Seat] = {}
     for place, board in enumerate(working):

@@ -53,9 +53,16 @@ class View(NamedTuple):
     hidden: Mapping[Seat, Hidden]
 
 
-def view(boards: Sequence[Board], environment: Mapping[str, str]) -> View:
-    """What CUDA shows a process that has ``environment``; ``boards`` are the working ones, in PCI order."""
+def view(boards: Sequence[Board], environment: Mapping[str, str], known: Sequence[int] | None = None) -> View:
+    """What CUDA shows a process that has ``environment``.
+
+    Args:
+        boards: the working ones, in PCI order.
+        known: CUDA's own order of them, where it is known.
+    """
     order, certain = cuda_order(boards, environment.get("CUDA_DEVICE_ORDER"))
+    if known is not None:
+        order, certain = tuple(known), True
     chosen = visible(boards, order, environment.get("CUDA_VISIBLE_DEVICES"))
     # one MIG instance a process, and no whole GPU beside it
     first_instance = next((seat for seat in chosen if seat.instance is not None), None)

@@ -1,6 +1,7 @@
 """The stand-in NVML, loaded once for all tests of a process."""
 
 import ctypes
+import sys
 
 import pytest
 
@@ -11,8 +12,8 @@ from tests.inventory import stand_ins
 @pytest.fixture(scope="session")
 def nvml_folder(tmp_path_factory):
     """The folder with the stand-in ``libnvidia-ml.so.1``, for LD_LIBRARY_PATH."""
-    if stand_ins.compiler() is None:
-        pytest.skip("no C compiler to build the stand-in NVML with")
+    if stand_ins.compiler() is None or sys.platform != "linux":
+        pytest.skip("no C compiler, or no Linux, to build the stand-in NVML with")
     folder = tmp_path_factory.mktemp("nvml")
     stand_ins.build(folder)
     return folder
@@ -40,3 +41,19 @@ def probe(machine, tmp_path):
         return nvidia.probe(environment, tmp_path / "sys")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cuda_folder(tmp_path_factory):
+    if stand_ins.compiler() is None or sys.platform != "linux":
+        pytest.skip("no C compiler, or no Linux, to build the stand-in CUDA driver with")
+    folder = tmp_path_factory.mktemp("cuda")
+    stand_ins.build(folder, "libcuda.so.1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_library(cuda_folder):
+    loaded = ctypes.CDLL(str(cuda_folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    loaded.fake_copied.restype = ctypes.c_longlong
+    return loaded

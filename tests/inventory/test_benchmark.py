@@ -9,20 +9,9 @@ import pytest
 from devctl.devices import Device
 from devctl.inventory import benchmark, cuda
 from devctl.inventory.records import Accelerator, Disk, Host, Inventory
-from tests.inventory import stand_ins
 
 FIRST = "GPU-" + cuda.format_uuid(b"\xaa" * 16)
 HOST = Host(cpu=None, cores_physical=None, cores_logical=None, ram_total=None, ram_available=None)
-
-
-@pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory):
-    if stand_ins.compiler() is None:
-        pytest.skip("no C compiler to build the stand-in CUDA driver with")
-    library = stand_ins.build(tmp_path_factory.mktemp("cuda"), "libcuda.so.1")
-    loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    loaded.fake_copied.restype = ctypes.c_longlong
-    return loaded
 
 
 @pytest.fixture
