@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def probe() -> Host:
     import psutil
 
     limits = cgroup.probe(mounts.probe())
-    memory, fault = _memory(psutil)
-    swap = None if fault else psutil.swap_memory()
+    memory, fault = _asked(psutil.virtual_memory)
+    swap, _ = _asked(psutil.swap_memory)
     total, available = (memory.total, memory.available) if memory else (None, None)
     return Host(
         cpu=_cpu_name(),
@@ -45,10 +46,10 @@ def tightest(*sizes: int | None) -> int | None:
     return min((size for size in sizes if size is not None), default=None)
 
 
-def _memory(psutil: Any) -> tuple[Any, str | None]:
+def _asked(question: Callable[[], Any]) -> tuple[Any, str | None]:
     # a sandbox may hide /proc/meminfo, or show one that psutil cannot read
     try:
-        return psutil.virtual_memory(), None
+        return question(), None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         return None, f"the memory could not be read: {error}"
 

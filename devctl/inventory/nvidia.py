@@ -41,6 +41,7 @@ class Nvml:
     def __init__(self, library: Any, *subject: Any, fault: str | None = None) -> None:
         self.library, self.subject, self.fault = library, subject, fault
         self.refused: int | None = None
+        self.words = ""
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """What NVML's ``function`` says of the board; None where it says nothing, ``refused`` holding why.
@@ -54,8 +55,9 @@ class Nvml:
             return getattr(self.library, function)(*self.subject, *arguments)
         except self.library.NVMLError as error:
             self.refused = error.value
-            if error.value in (GPU_IS_LOST, RESET_REQUIRED):
-                self.fault = str(error)
+            self.words = str(error)
+            if self.subject and error.value in (GPU_IS_LOST, RESET_REQUIRED):
+                self.fault = self.words
         except UnicodeDecodeError:
             # a board whose firmware is damaged can have a name that is no text
             self.refused = NOT_SUPPORTED
@@ -122,10 +124,10 @@ def without_driver(
 def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
     from devctl.inventory.nvidia_links import read_links
 
-    boards: list[tuple[Nvml, Accelerator]] = []
-    for index in range(machine.ask("nvmlDeviceGetCount") or 0):
-        boards.append(_read_board(machine, index, sys))
-    boards = in_pci_order(boards)
+    count = machine.ask("nvmlDeviceGetCount")
+    if count is None:
+        return without_driver(machine.refused or 0, machine.words, pci.scan(sys), _read_driver(machine).version)
+    boards = in_pci_order([_read_board(machine, index, sys) for index in range(count)])
 
     accelerators: list[Accelerator] = []
     positions: list[int] = []

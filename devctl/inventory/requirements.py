@@ -14,7 +14,7 @@ class Requirements:
     """What a job asks for. Sizes are bytes, versions tuples of numbers; None asks for nothing.
 
     ``gpu_memory``, ``compute_capability`` and ``idle`` say what a GPU must offer to count, ``gpus`` how many must
-    count (1 unless said), ``select`` how many of them to name. ``words`` is how the user wrote each.
+    count (1 unless said), ``select`` how many of them to name.
     """
 
     gpus: int | None = None

@@ -1,7 +1,7 @@
 /* A stand-in for libnvidia-ml.so.1: answers for invented boards, described in the file that FAKE_NVML names.
  *
  * One line a thing, "kind key=value key=value …"; an underscore in a name stands for a blank:
- *   system driver=550.54.15 cuda=12040 init=0
+ *   system driver=550.54.15 cuda=12040 init=0 count=0
  *   board  uuid=GPU-… name=… bus=… total=… used=… reserved=… util=… temp=… power=… limit=… cc=9.0 cores=… clock=…
  *          handle=15 (error of getting the handle) lost=1 memory=3 (error of asking) v2=0 (driver without the
  *          second version of the memory call) mig=0|1 (-1: has none) processes=4 badname=1 links=18 (to a switch)
@@ -25,7 +25,7 @@ typedef struct {
 } Device;
 
 static Device boards[MAX], instances[MAX];
-static int board_count, instance_count, proc_count, pair_count, init_error;
+static int board_count, instance_count, proc_count, pair_count, init_error, count_error;
 static struct { int board, pid, gi; long long bytes; char kind; } procs[MAX];
 static struct { int a, b, level, p2p, nvlinks; } pairs[MAX * MAX];
 static char driver[80] = "550.54.15";
@@ -67,7 +67,7 @@ static void describe(void) {
     const char *path = getenv("FAKE_NVML");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[1024];
-    board_count = instance_count = proc_count = pair_count = init_error = 0;
+    board_count = instance_count = proc_count = pair_count = init_error = count_error = 0;
     if (!file) { init_error = 12; return; } /* no invented machine: as if there were no library */
     while (fgets(line, sizeof line, file)) {
         char *save, *word = strtok_r(line, " \n", &save), kind[16];
@@ -95,6 +95,7 @@ static void describe(void) {
                 if (!strcmp(word, "driver")) snprintf(driver, sizeof driver, "%s", v);
                 if (!strcmp(word, "cuda")) cuda = atoi(v);
                 if (!strcmp(word, "init")) init_error = atoi(v);
+                if (!strcmp(word, "count")) count_error = atoi(v);
             } else if (!strcmp(kind, "proc")) {
                 int n = proc_count - 1;
                 if (!strcmp(word, "board")) procs[n].board = atoi(v);
@@ -126,7 +127,7 @@ API int nvmlSystemGetNVMLVersion(char *v, unsigned n) { return text(v, n, "12.55
 API int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = cuda; return 0; }
 API int nvmlSystemGetCudaDriverVersion(int *v) { *v = cuda; return 0; }
 API int nvmlSystemGetProcessName(unsigned pid, char *v, unsigned n) { (void)pid; return text(v, n, "python"); }
-API int nvmlDeviceGetCount_v2(unsigned *n) { *n = board_count; return 0; }
+API int nvmlDeviceGetCount_v2(unsigned *n) { *n = board_count; return count_error; }
 
 API int nvmlDeviceGetHandleByIndex_v2(unsigned i, Device **d) {
     if ((int)i >= board_count) return 2;

@@ -40,6 +40,7 @@ def test_memory_that_cannot_be_read_is_a_fault(monkeypatch):
         raise FileNotFoundError("/proc/meminfo")
 
     monkeypatch.setattr(psutil, "virtual_memory", fails)
+    monkeypatch.setattr(psutil, "swap_memory", fails)
     found = host.probe()
     assert "meminfo" in found.fault
     assert (found.ram_total_system, found.swap_total) == (None, None)

@@ -183,6 +183,13 @@ def test_zero_boards(probe):
     assert found.driver.version == "550.54.15"
 
 
+def test_a_driver_that_does_not_count_its_boards_is_a_fault(probe, tmp_path):
+    on_bus(tmp_path / "sys", "0000:17:00.0", H100)
+    found = probe(boxes.system(count=999) + boxes.board())
+    assert found.driver.fault == "the NVIDIA driver does not answer: Unknown Error"
+    assert (found.driver.version, found.accelerators[0].fault) == ("550.54.15", found.driver.fault)
+
+
 def test_the_numa_node_is_the_kernels(probe, tmp_path):
     folder = tmp_path / "sys/bus/pci/devices/0000:17:00.0"
     folder.mkdir(parents=True)
