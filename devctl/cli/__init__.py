@@ -1,15 +1,14 @@
 """The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
 
-import importlib
 import os
 import signal
 import sys
 import traceback
 import warnings
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-import typer.main
 from typer.core import TyperGroup
 
 import devctl
@@ -19,33 +18,31 @@ from devctl.errors import DevctlError, ExitCode
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
 
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
-# in the order of --help; the function is named like its module, with an underscore where Python has taken the name
-_COMMANDS = {"list": "list_", "check": "check", "plan": "plan", "load": "load"}
 
-_SETTINGS: dict[str, Any] = {
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
+COMMANDS = {
+    "list": "devctl.cli.list:list_",
+    "check": "devctl.cli.check:check",
+    "plan": "devctl.cli.plan:plan",
+    "load": "devctl.cli.load:load",
 }
+"""Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
 
 
-class _Boundary(TyperGroup):
-    """The one place where an exception becomes a message and an exit code.
-
-    A command's module is imported when it is asked for, so that `list` does not wait for what `plan` and `load` need.
-    """
+class _Devctl(TyperGroup):
+    """Finds the commands, and is the one place where an exception becomes a message and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"devctl.cli.{cmd_name}")
-        one = typer.Typer(add_completion=False, **_SETTINGS)
-        one.command(cmd_name)(getattr(module, _COMMANDS[cmd_name]))
-        return typer.main.get_command(one)
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        lone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        lone.command(cmd_name, context_settings=_HELP_OPTIONS)(getattr(import_module(module), function))
+        return typer.main.get_command(lone)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -75,12 +72,14 @@ class _Boundary(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Boundary,
+    cls=_Devctl,
     name="devctl",
     help="What hardware is here, where each layer of a model should go, and does it really run there.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    **_SETTINGS,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP_OPTIONS,
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from devctl.cli import render
-from devctl.cli.flags import Json
+from devctl.cli.options import Json
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.units import parse_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,4 +123,6 @@ def planned_model(name: str, source: ModelSource, tree: ModuleTree) -> PlannedMo
 
 def versions() -> dict[str, str]:
     """The versions that decide what a plan says."""
+    from importlib.metadata import version
+
     return {name: version(name) for name in ("devctl", "transformers", "accelerate", "torch")}

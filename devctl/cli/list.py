@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from devctl.cli import render, render_inventory
-from devctl.cli.flags import Json
+from devctl.cli.options import Json
 from devctl.errors import ExitCode, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 

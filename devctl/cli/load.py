@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devctl.cli import gather, options, render
+from devctl.cli import gather, model_options, options, render, render_load
 from devctl.errors import LoadError, RefusedError, UsageError
 from devctl.inventory import take_inventory
 from devctl.loading.loader import LoadFormat
@@ -28,16 +28,16 @@ MapOption = Annotated[
 
 
 def load(
-    model: options.Model,
+    model: model_options.Model,
     map: MapOption = None,
     strategy: Annotated[
         Strategy | None, typer.Option("--strategy", help="Place it so, when no map is given.  [default: auto]")
     ] = None,
-    max_memory: options.MaxMemory = None,
-    dtype: options.DtypeOption = options.Dtype.AUTO,
-    model_class: options.ModelClass = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    revision: options.Revision = None,
+    max_memory: model_options.MaxMemory = None,
+    dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
+    model_class: model_options.ModelClass = None,
+    trust_remote_code: model_options.TrustRemoteCode = False,
+    revision: model_options.Revision = None,
     load_format: Annotated[
         LoadFormat, typer.Option("--load-format", help="dummy makes random weights: nothing is read or downloaded.")
     ] = LoadFormat.AUTO,
@@ -77,7 +77,7 @@ def load(
         prompt=prompt,
         max_new_tokens=max_new_tokens,
     )
-    render.answer(render.to_json(report) if json else render.load_report(report))
+    render.answer(render.to_json(report) if json else render_load.load_report(report))
     if not report.ok:
         raise LoadError("the model does not run as the map says: see the report")
 

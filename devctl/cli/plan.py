@@ -1,20 +1,20 @@
 """``devctl plan``: where each layer should go."""
 
-from devctl.cli import gather, options, render
+from devctl.cli import gather, model_options, render, render_plan
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
 from devctl.placement.placement import to_hf
 
 
 def plan(
-    model: options.Model,
-    strategy: options.StrategyOption = Strategy.AUTO,
-    max_memory: options.MaxMemory = None,
-    dtype: options.DtypeOption = options.Dtype.AUTO,
-    model_class: options.ModelClass = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    revision: options.Revision = None,
-    report: options.Report = None,
+    model: model_options.Model,
+    strategy: model_options.StrategyOption = Strategy.AUTO,
+    max_memory: model_options.MaxMemory = None,
+    dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
+    model_class: model_options.ModelClass = None,
+    trust_remote_code: model_options.TrustRemoteCode = False,
+    revision: model_options.Revision = None,
+    report: model_options.Report = None,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
 
@@ -30,4 +30,4 @@ def plan(
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))
     render.answer(render.dumps(to_hf(placement.device_map)))
-    render.say(render.plan_summary(planned, placement))
+    render.say(render_plan.plan_summary(planned, placement))

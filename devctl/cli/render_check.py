@@ -1,8 +1,8 @@
 """What `devctl check` found, for people and programs."""
 
-import json
 from collections.abc import Sequence
 
+from devctl.cli.render import dumps
 from devctl.errors import UsageError
 from devctl.inventory.document import to_json_values
 from devctl.inventory.records import Accelerator, label
@@ -21,7 +21,7 @@ def to_json(verdict: Verdict) -> str:
         "requirements": to_json_values(verdict.findings),
         "selected": to_json_values(verdict.selected),
     }
-    return json.dumps(document, indent=2) + "\n"
+    return dumps(document)
 
 
 def lines(verdict: Verdict) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from devctl.cli.render import UNKNOWN, size
+from devctl.cli.render import UNKNOWN, dumps, size
 from devctl.inventory.records import Accelerator, Disk, Hidden, Host, Inventory, LinkPath, label
 
 _HIDDEN = {
@@ -35,7 +35,8 @@ def to_json(inventory: Inventory, *, one_line: bool = False) -> str:
 
     from devctl.inventory.document import to_document
 
-    return json.dumps(to_document(inventory), indent=None if one_line else 2) + "\n"
+    document = to_document(inventory)
+    return json.dumps(document) + "\n" if one_line else dumps(document)
 
 
 def to_text(inventory: Inventory, *, width: int | None, styled: bool) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
-from devctl.errors import LoadError, ModelError, first_line
+from devctl.errors import LoadError, ModelError, UsageError, first_line
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:
@@ -100,13 +100,14 @@ def run(
         prompt: text for the tokenizer; None is a sentence of our own.
 
     Raises:
-        ModelError: no inputs are known for this kind of model, or a prompt was given and there is no tokenizer.
+        ModelError: no inputs are known for this kind of model.
+        UsageError: a prompt was given, but there is no tokenizer.
         LoadError: the model raised, or memory ran out.
     """
     import torch
 
     if prompt is not None and tokenizer is None:
-        raise ModelError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
+        raise UsageError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
     inputs, origin = make_inputs(model, tokenizer, prompt or DEFAULT_PROMPT)
     inputs = {name: value.to(str(device)) for name, value in inputs.items()}
     try:

@@ -240,7 +240,7 @@ def test_a_checkpoint_of_other_shapes(checkpoint, tmp_path):
 def test_why_ties_must_not_be_split_by_the_disk(embed, head, checkpoint, tmp_path):
     device_map = {"model.embed_tokens": embed, "model.layers": CPU, "model.norm": CPU, "lm_head": head}
     device_map["model.rotary_emb"] = CPU
-    with pytest.raises(LoadError, match="KeyError: 'lm_head.weight'|ValueError: weight is on the meta device"):
+    with pytest.raises(LoadError, match=r"KeyError: 'lm_head\.weight'|ValueError: weight is on the meta device"):
         run(load(checkpoint("llama-tied"), device_map, tmp_path)[0], checkpoint("llama-tied"))
 
 

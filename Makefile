@@ -1,0 +1,55 @@
+# The newcomer's two commands are `make demo` and `make test`. All that they install goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TINY := tests/configs/tiny-llama
+
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test test-fast lint format completions benchmark clean
+
+demo: $(VENV)/installed  ## list, plan and load, on a tiny model with random weights
+	@printf '\n$$ devctl list\n'
+	@$(BIN)/devctl list
+	@printf '\n$$ devctl plan $(TINY) --max-memory cpu=12MiB > map.json\n'
+	@$(BIN)/devctl plan $(TINY) --max-memory cpu=12MiB > $(VENV)/map.json
+	@cat $(VENV)/map.json
+	@printf '\n$$ devctl load $(TINY) --map map.json --load-format dummy\n'
+	@$(BIN)/devctl load $(TINY) --map $(VENV)/map.json --load-format dummy
+
+test: $(VENV)/installed-test lint  ## everything that CI runs
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/installed-test  ## without the sweeps of minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+completions: $(VENV)/installed  ## the scripts in completions/, from the command line as it is
+	@for shell in bash zsh fish pwsh; do \
+		case $$shell in bash) file=devctl.bash;; zsh) file=_devctl;; fish) file=devctl.fish;; pwsh) file=devctl.ps1;; esac; \
+		_DEVCTL_COMPLETE=source_$$shell $(BIN)/devctl > completions/$$file || exit; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,83 @@
+"""A plan for people: a bar per device, which layers are there, and what is offloaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from devctl.cli.render import to_text
+from devctl.devices import DeviceType
+from devctl.placement.budget import is_accelerator
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from devctl.placement.document import PlannedModel
+    from devctl.placement.placement import DeviceUse, Placement
+
+
+def plan_summary(model: PlannedModel, placement: Placement) -> str:
+    """A bar per device, which layers are there, what is offloaded, and the notes."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    lines: list[RenderableType] = [
+        Text.assemble(
+            (model.class_name, "bold"),
+            f" {format_bytes(model.nbytes)} in {model.dtype}, ",
+            f"placed by {placement.strategy}" if placement.strategy else "placed by the given map",
+        ),
+        device_table(placement.devices),
+        Text(offload_line(placement)),
+    ]
+    lines += [Padding(Text(f"note: {note}"), (0, 0, 0, 0)) for note in placement.notes]
+    return to_text(Group(*lines), sys.stderr)
+
+
+def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
+    """A bar per device: bytes used of bytes given, and the modules there."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, width=16)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(overflow="fold")
+    for use in devices:
+        if use.budget is None and not use.used:
+            continue
+        bar = "" if use.budget is None else ProgressBar(total=max(use.budget, 1), completed=use.used, width=16)
+        given = "" if use.budget is None else f" of {format_bytes(use.budget)}"
+        table.add_row(str(use.device), bar, format_bytes(use.used) + given, ", ".join(ranges(use.modules)))
+    return table
+
+
+def offload_line(placement: Placement) -> str:
+    """What is not on the devices that compute."""
+    accelerated = any(use.used and is_accelerator(use.device) for use in placement.devices)
+    off = [DeviceType.DISK, DeviceType.CPU] if accelerated else [DeviceType.DISK]
+    parts = [f"{format_bytes(u.used)} on {u.device}" for u in placement.devices if u.device.type in off and u.used]
+    return f"offloaded: {', '.join(parts)}" if parts else "offloaded: nothing"
+
+
+def ranges(names: Iterable[str]) -> list[str]:
+    """Names with runs of numbered siblings drawn together: layers.0, layers.1, layers.2 -> layers.0-2."""
+    runs: list[tuple[str, int, int] | str] = []
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if not last.isdecimal():
+            runs.append(name or "(everything)")
+            continue
+        number, previous = int(last), runs[-1] if runs else ""
+        if isinstance(previous, tuple) and previous[0] == stem and previous[2] == number - 1:
+            runs[-1] = (stem, previous[1], number)
+        else:
+            runs.append((stem, number, number))
+    return [
+        run if isinstance(run, str) else f"{run[0]}.{run[1]}" + (f"-{run[2]}" if run[2] > run[1] else "")
+        for run in runs
+    ]

@@ -1,0 +1,162 @@
+"""``devctl load`` as a user runs it."""
+
+import io
+import json
+
+import pytest
+
+from tests.conftest import CONFIGS
+
+
+def write_map(path, device_map):
+    path.write_text(device_map if isinstance(device_map, str) else json.dumps(device_map))
+    return path
+
+
+MINILM_MAP = {"embeddings": "cpu", "pooler": "disk"} | {
+    f"encoder.layer.{i}": "disk" if i % 2 else "cpu" for i in range(6)
+}
+
+
+def test_list_plan_load_on_a_real_model(devctl, minilm, tmp_path):
+    """The main job, split over cpu and disk by an explicit map."""
+    assert json.loads(devctl("list", "--json").out)["host"]["ram_available"] > 0
+    planned = devctl("plan", minilm, "--max-memory", "cpu=60MiB")
+    assert planned.code == 0
+    assert set(json.loads(planned.out).values()) == {"cpu", "disk"}
+    for text in (planned.out, json.dumps(MINILM_MAP)):
+        done = devctl("load", minilm, "--map", write_map(tmp_path / "map.json", text), "--json")
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert report["ok"] is True
+        assert report["misplaced"] == []
+        assert report["smoke"]["source"] == "tokenizer"
+        devices = {device["device"]: device for device in report["devices"]}
+        assert devices.keys() == {"cpu", "disk"}
+        assert all(device["predicted"] == device["measured"] for device in devices.values())
+        assert sum(device["measured"] for device in devices.values()) == report["loaded_bytes"] == 90861056
+
+
+def test_the_report_for_people(devctl, checkpoint):
+    done = devctl("load", checkpoint("llama"), "--map", "cpu", "--max-new-tokens", "3")
+    assert done.code == 0
+    lines = [line.split() for line in done.out.splitlines()]
+    assert lines[0] == ["LlamaForCausalLM", "in", "float32,", "given", "map"]
+    facts = {line[0]: line[1:] for line in lines}
+    assert facts["tensors"][0] == facts["outputs"][0] == "pass"
+    assert facts["generate"][2:4] == ["3", "tokens,"]
+    assert facts["cpu"] == ["209", "KiB", "209", "KiB"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_a_strategy_instead_of_a_map(devctl, checkpoint, strategy):
+    done = devctl("load", checkpoint("llama"), "--strategy", strategy, "--max-memory", "cpu=90KB", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["strategy"] == strategy
+    assert {device["device"] for device in report["devices"]} == {"cpu", "disk"}
+
+
+def test_a_map_from_standard_input(devctl, checkpoint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"": "cpu"}'))
+    assert devctl("load", checkpoint("vit"), "--map", "-").code == 0
+
+
+def test_a_plan_document_is_a_map(devctl, checkpoint, tmp_path):
+    report = tmp_path / "plan.json"
+    assert devctl("plan", checkpoint("llama"), "--max-memory", "cpu=90KB", "--report", report).code == 0
+    assert devctl("load", checkpoint("llama"), "--map", report).code == 0
+
+
+def test_dummy_weights_need_only_a_config(devctl):
+    tiny = CONFIGS / "tiny-llama"
+    done = devctl("load", tiny, "--load-format", "dummy", "--max-memory", "cpu=2MB", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["load_format"] == "dummy"
+
+
+def test_a_prompt(devctl, minilm):
+    done = devctl("load", minilm, "--map", "cpu", "--prompt", "a b c d e", "--json")
+    inputs = {i["name"]: i["shape"] for i in json.loads(done.out)["smoke"]["inputs"]}
+    assert inputs["input_ids"] == [1, 7]
+
+
+def test_the_offload_folder(devctl, checkpoint, tmp_path):
+    folder = tmp_path / "off"
+    done = devctl("load", checkpoint("mixtral"), "--max-memory", "cpu=1KB", "--offload-folder", folder)
+    assert done.code == 0
+    assert any(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device_map", "code", "said"),
+    [
+        ("", 2, "broken JSON"),
+        ("{}", 2, "no device map"),
+        ('{"a": "tpu"}', 2, "puts 'a' on \"tpu\", which is no device"),
+        ({"model": "cpu"}, 3, "no device for 1 tensors: lm_head.weight"),
+        ({"": "cpu", "model.layers.9": "cpu"}, 3, "'model.layers.9' is no module or tensor of LlamaForCausalLM"),
+        ({"": 63}, 3, "cuda:63 is not on this machine"),
+        ({"model": "cpu", "lm_head": "xpu:7"}, 3, "xpu:7 is not on this machine"),
+    ],
+)
+def test_maps_that_do_not_hold(devctl, checkpoint, tmp_path, device_map, code, said):
+    done = devctl("load", checkpoint("llama"), "--map", write_map(tmp_path / "map.json", device_map))
+    assert done.code == code
+    assert done.out == ""
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "said"),
+    [
+        ("cuda:63", 3, "cuda:63 is not on this machine"),
+        ("63", 3, "cuda:63 is not on this machine"),
+        ("absent.json", 2, "cannot read the map absent.json: No such file"),
+        ("disk", 2, "neither a file nor a device that computes"),
+        ("auto", 2, "use --strategy auto"),
+        ("cuda:x", 2, "cannot read the map cuda:x"),
+    ],
+)
+def test_bare_devices(devctl, checkpoint, argument, code, said):
+    done = devctl("load", checkpoint("llama"), "--map", argument)
+    assert done.code == code
+    assert said in done.err
+
+
+def test_a_bare_cuda_is_the_local_rank(devctl, checkpoint, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "61")
+    assert "cuda:61 is not on this machine" in devctl("load", checkpoint("llama"), "--map", "cuda").err
+
+
+def test_a_map_and_a_strategy_exclude_each_other(devctl, checkpoint):
+    for extra in (["--strategy", "auto"], ["--max-memory", "cpu=1GiB"]):
+        done = devctl("load", checkpoint("llama"), "--map", "cpu", *extra)
+        assert done.code == 2
+        assert "--map says where everything goes" in done.err
+
+
+def test_a_config_without_weights(devctl):
+    done = devctl("load", CONFIGS / "llama-3.1-8b" / "config.json", "--max-memory", "cpu=30GiB")
+    assert done.code == 4
+    assert "--load-format dummy" in done.err
+
+
+def test_outputs_that_are_not_finite(devctl, checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in checkpoint("llama").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"][:] = float("inf")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    done = devctl("load", tmp_path, "--map", "cpu", "--max-new-tokens", "0")
+    assert done.code == 5
+    assert "FAIL NaN or infinite: logits" in done.out
+    assert "does not run as the map says" in done.err
+
+
+def test_a_prompt_without_a_tokenizer(devctl, checkpoint):
+    done = devctl("load", checkpoint("llama"), "--map", "cpu", "--prompt", "hi")
+    assert done.code == 2
+    assert "--prompt needs the model's tokenizer" in done.err

@@ -1,0 +1,126 @@
+"""``devctl plan`` as a user runs it."""
+
+import json
+import stat
+
+import pytest
+
+from tests.conftest import CONFIGS
+
+LLAMA = CONFIGS / "llama-3.1-8b"
+
+
+def test_the_map_alone_is_on_stdout(devctl):
+    done = devctl("plan", LLAMA, "--max-memory", "0=10GiB,1=10GiB,cpu=30GiB")
+    assert done.code == 0
+    device_map = json.loads(done.out)
+    assert next(iter(device_map)) == "model.embed_tokens"
+    assert set(device_map.values()) == {0, 1}
+
+
+def test_the_summary_is_on_stderr(devctl):
+    limits = ["--max-memory", "0=5GiB", "--max-memory", "1=5GiB,cpu=4GiB"]
+    lines = devctl("plan", LLAMA, *limits, "--strategy", "sequential").err.splitlines()
+    assert lines[0] == "LlamaForCausalLM 15.0 GiB in bfloat16, placed by sequential"
+    assert [line.split()[0] for line in lines[1:5]] == ["cuda:0", "cuda:1", "cpu", "disk"]
+    # embeddings of 0.98 GiB and 7 layers of 0.41 GiB; as much is kept for the largest layer to come, the head's 0.98
+    assert lines[1].endswith("3.82 GiB of 5.00 GiB  model.embed_tokens, model.layers.0-6")
+    assert lines[5] == "offloaded: 2.84 GiB on cpu, 3.42 GiB on disk"
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_strategies(devctl, strategy):
+    done = devctl("plan", LLAMA, "--strategy", strategy, "--max-memory", "0=20GiB,1=20GiB")
+    assert done.code == 0
+    assert f"placed by {strategy}" in done.err
+
+
+def test_a_config_file_is_enough(devctl):
+    by_file = devctl("plan", LLAMA / "config.json", "--max-memory", "0=9GiB,cpu=30GiB")
+    by_folder = devctl("plan", LLAMA, "--max-memory", "0=9GiB,cpu=30GiB")
+    assert by_file.out == by_folder.out
+
+
+def test_this_machine_is_the_default(devctl, minilm):
+    done = devctl("plan", minilm)
+    assert done.code == 0
+    assert set(json.loads(done.out).values()) <= {0, "cpu"}
+
+
+def test_dtype_and_class(devctl):
+    done = devctl("plan", LLAMA, "--dtype", "float32", "--model-class", "AutoModel", "--max-memory", "cpu=100GiB")
+    assert done.err.startswith("LlamaModel 28.0 GiB in float32")
+
+
+def test_absent_gpus_are_noted(devctl):
+    done = devctl("plan", LLAMA, "--max-memory", "62=20GiB,63=20GiB")
+    assert "this machine has no cuda:62, cuda:63" in done.err
+
+
+def test_the_report(devctl, tmp_path):
+    path = tmp_path / "plan.json"
+    done = devctl("plan", LLAMA, "--max-memory", "0=20GiB,cpu=30GiB", "--report", path)
+    document = json.loads(path.read_text())
+    assert document["kind"] == "devctl.plan"
+    assert document["device_map"] == json.loads(done.out)
+    assert document["model"]["class"] == "LlamaForCausalLM"
+    assert document["model"]["bytes"] == sum(device["used"] for device in document["devices"])
+    assert document["versions"].keys() == {"devctl", "transformers", "accelerate", "torch"}
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+
+
+def test_transformers_takes_the_map(devctl, checkpoint, tmp_path):
+    import transformers
+
+    folder = checkpoint("llama")
+    (tmp_path / "map.json").write_text(devctl("plan", folder, "--max-memory", "cpu=90KB").out)
+    device_map = json.loads((tmp_path / "map.json").read_text())
+    assert set(device_map.values()) == {"cpu", "disk"}
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+    assert model.hf_device_map == device_map
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--strategy", "nonsense"], 2, "'nonsense' is not one of 'auto', 'balanced', 'balanced_low_0', 'sequential'"),
+        (["--dtype", "int3"], 2, "'int3' is not one of"),
+        (["--max-memory", "0=10Gi"], 2, "--max-memory: '10Gi' is not a size"),
+        (["--max-memory", "gpu=10GiB"], 2, "--max-memory: 'gpu' is not a device"),
+        (["--max-memory", ""], 2, "--max-memory: no DEVICE=SIZE"),
+        (["--model-class", "Nonsense"], 2, "no model class 'Nonsense'"),
+        (["--report", "/absent/plan.json"], 1, "cannot write /absent/plan.json: No such file or directory"),
+        (["--nonsense"], 2, "No such option: --nonsense"),
+    ],
+)
+def test_wrong_options(devctl, args, code, said):
+    done = devctl("plan", LLAMA, *args)
+    assert done.code == code
+    assert done.out == ""
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "has no config.json"),
+        ({"config.json": ""}, "broken JSON"),
+        ({"config.json": '{"model_type": "nonsense"}'}, "does not know the model type 'nonsense'"),
+        ({"config.json": '{"model_type": "llama", "architectures": ["Nonsense"]}'}, "has no class 'Nonsense'"),
+    ],
+)
+def test_models_that_can_not_be_read(devctl, tmp_path, files, said):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    done = devctl("plan", tmp_path)
+    assert done.code == 4
+    assert done.out == ""
+    assert said in done.err
+    assert len(done.err.splitlines()) <= 2
+
+
+def test_no_model(devctl):
+    done = devctl("plan")
+    assert done.code == 2
+    assert "Missing argument 'MODEL'" in done.err
