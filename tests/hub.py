@@ -19,6 +19,7 @@ class Hub:
     repos: dict[str, Path | tuple[int, str]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -70,7 +71,12 @@ def serve():
                 return
             body = file.read_bytes()
             etag = f'"{hashlib.sha256(body).hexdigest()}"'
-            self.answer(200, body, head=head, ETag=etag, X_Repo_Commit=COMMIT)
+            status = 200
+            if wanted := self.headers.get("Range"):
+                hub.ranges.append(wanted)
+                first, _, last = wanted.removeprefix("bytes=").partition("-")
+                status, body = 206, body[int(first) : int(last) + 1]
+            self.answer(status, body, head=head, ETag=etag, X_Repo_Commit=COMMIT)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import render
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
-from devctl.inventory import Inventory, take_inventory
+from devctl.inventory import Inventory
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
 from devctl.placement.document import PlannedModel, normal, parse_map
-from devctl.placement.placement import make_placement, validate
+from devctl.placement.placement import validate
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
 
 
-def budgets(max_memory: list[str] | None) -> Budgets:
-    """What ``--max-memory`` says, else what this machine has free."""
+def budgets(max_memory: list[str] | None, inventory: Inventory) -> Budgets:
+    """What ``--max-memory`` says, else what the machine has free.
+
+    Raises:
+        UsageError: it is malformed.
+    """
     if max_memory is None:
-        return from_inventory(take_inventory())
+        return from_inventory(inventory)
     try:
-        given = parse_max_memory(max_memory)
+        return from_max_memory(parse_max_memory(max_memory), inventory)
     except ValueError as error:
         raise UsageError(f"--max-memory: {error}") from None
-    return from_max_memory(given, take_inventory())
 
 
 def skeleton(
@@ -52,22 +54,19 @@ def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy) -> Placemen
     return place(tree, limits, strategy)
 
 
-def placement_of_map(
-    tree: ModuleTree, device_map: Mapping[str, Device], inventory: Inventory, *, strategy: Strategy | None
-) -> Placement:
-    """The placement that somebody else decided.
+def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) -> None:
+    """Refuse a placement that does not hold for this model on this machine.
 
     Raises:
-        RefusedError: it does not hold for this model on this machine; with every finding.
+        RefusedError: with every finding.
     """
     here = [*(a.device for a in inventory.accelerators if a.device), Device.cpu(), Device.disk()]
-    if findings := validate(tree, device_map, here):
+    if findings := validate(tree, dict(placement.device_map), here):
         raise RefusedError(
             "the map does not hold for this model on this machine",
             findings=findings,
             hint="`devctl plan` makes a map that does",
         )
-    return make_placement(tree, device_map, from_inventory(inventory), strategy=strategy)
 
 
 def read_map(argument: str) -> dict[str, Device]:

@@ -1,6 +1,7 @@
 """``devctl plan``: where each layer should go."""
 
 from devctl.cli import gather, model_options, render, render_plan
+from devctl.inventory import take_inventory
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
 from devctl.placement.placement import to_hf
@@ -21,7 +22,7 @@ def plan(
     The map is the one that transformers makes for device_map=STRATEGY. No weight is read or downloaded, only the
     config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
     """
-    budgets = gather.budgets(max_memory)
+    budgets = gather.budgets(max_memory, take_inventory())
     source, skeleton = gather.skeleton(
         model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, revision=revision
     )

@@ -198,19 +198,23 @@ def _progress(size: Mapping[str, int], on_progress: Progress) -> Iterator[None]:
         bars.set_tqdm_hook(previous)
 
 
-def main_device(device_map: Mapping[str, Device]) -> Device:
-    """The device on which a model with this map takes its inputs, and runs what is offloaded.
+def main_device(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Device:
+    """The device on which the loaded model takes its inputs, and runs what is offloaded.
 
-    As accelerate's ``dispatch_model`` chooses it from integer ids; the CPU where the map has no accelerator.
+    accelerate's ``dispatch_model`` chooses it, and keeps it in the hook of the model itself; without a hook the whole
+    model is on one device.
     """
-    hf = [value for value in to_hf(device_map.items()).values() if value not in ("cpu", "disk")]
-    chosen = next(iter(set(hf)), "cpu")
-    return next((device for device in device_map.values() if to_hf([("", device)])[""] == chosen), Device.cpu())
+    hook = getattr(model, "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):
+        device = getattr(each, "execution_device", None)
+        if device is not None:
+            return to_device(device)
+    return next(iter(device_map.values()))
 
 
-def to_device(tensor_device: torch.device) -> Device:
-    """torch's device in our words."""
+def to_device(device: torch.device | int | str) -> Device:
+    """A device of torch or accelerate in our words."""
     from devctl.devices import DeviceMap
     from devctl.placement.document import normal
 
-    return normal(DeviceMap.from_hf({"": tensor_device})[""])
+    return normal(DeviceMap.from_hf({"": device})[""])

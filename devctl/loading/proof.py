@@ -44,7 +44,7 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
 
     Buffers are not offloaded: those of an offloaded module belong on the device that runs it.
     """
-    main = main_device(device_map)
+    main = main_device(model, device_map)
     offloaded = {Device.disk()} if main.type in (DeviceType.CPU, DeviceType.MPS) else {Device.disk(), Device.cpu()}
     misplaced = []
     measured: dict[Device, int] = {}

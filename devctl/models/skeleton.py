@@ -6,6 +6,7 @@ Imports torch and transformers, inside functions.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -195,7 +196,8 @@ def _import_remote(reference: str, source: ModelSource) -> type[PreTrainedModel]
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     try:
-        found = get_class_from_dynamic_module(reference, source.location, revision=source.revision)
+        location = source.location if source.kind is SourceKind.HUB else source.config_path.parent
+        found = get_class_from_dynamic_module(reference, location, revision=source.revision)
     except Exception as error:  # it runs code that comes with the model
         raise ModelError(f"the code of {source.location} can't be imported: {first_line(error)}") from error
     return found
@@ -212,7 +214,7 @@ def _set_dtype(config: PreTrainedConfig, source: ModelSource, wanted: str, notes
         dtype = _checkpoint_dtype(source)
         if dtype is None:
             dtype = torch.float32
-            notes.append("neither the config nor a checkpoint names a dtype: planned in float32")
+            notes.append("neither the config nor a checkpoint at hand names a dtype: planned in float32")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UsageError(f"{wanted!r} is not a floating dtype", hint="for example bfloat16, float16 or float32")
     config.dtype = dtype
@@ -226,22 +228,38 @@ _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 
 def _checkpoint_dtype(source: ModelSource) -> torch.dtype | None:
-    """The dtype of the checkpoint's first floating tensor, from the header of a local safetensors file."""
+    """The dtype of the checkpoint's first floating tensor, from the headers of its safetensors files."""
     import torch
+
+    if source.kind is SourceKind.CONFIG:
+        return None
+    names = _hub_dtypes(source) if source.kind is SourceKind.HUB else _local_dtypes(source)
+    found = next((_SAFETENSORS_DTYPES[name] for name in names if name in _SAFETENSORS_DTYPES), None)
+    return None if found is None else getattr(torch, found)
+
+
+def _local_dtypes(source: ModelSource) -> Iterator[str]:
     from safetensors import SafetensorError, safe_open
 
-    if source.kind is not SourceKind.DIRECTORY:
-        return None
     for path in sorted(source.config_path.parent.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                dtypes = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118 - no mapping
+                yield from [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from None
-        for name in dtypes:
-            if name in _SAFETENSORS_DTYPES:
-                return getattr(torch, _SAFETENSORS_DTYPES[name])  # type: ignore[no-any-return]
-    return None
+
+
+def _hub_dtypes(source: ModelSource) -> Iterator[str]:
+    """Asks the hub for the headers alone; none where it has no safetensors, or can't be reached."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
+
+    try:
+        metadata = get_safetensors_metadata(source.location, revision=source.revision)
+    except (NotASafetensorsRepoError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return
+    for _, file in sorted(metadata.files_metadata.items()):
+        yield from (tensor.dtype for tensor in file.tensors.values())
 
 
 def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

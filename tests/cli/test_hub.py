@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -58,6 +59,21 @@ def test_a_plan_downloads_the_config_and_no_weight(hub, run, tmp_path):
 def test_a_config_in_the_cache_is_enough_offline(run):
     assert run("plan", "org/llama").returncode == 0
     assert run("plan", "org/llama", HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_the_dtype_of_a_checkpoint_is_read_from_its_header(hub, run, checkpoint, tmp_path):
+    folder = tmp_path / "no-dtype"
+    shutil.copytree(checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.repos["org/no-dtype"] = folder
+    hub.ranges.clear()
+    done = run("plan", "org/no-dtype")
+    assert done.returncode == 0
+    assert done.stderr.startswith("LlamaForCausalLM 209 KiB in float32")
+    assert "names a dtype" not in done.stderr
+    assert hub.ranges == ["bytes=0-100000"]
 
 
 def test_load_from_the_hub(run):

@@ -280,14 +280,10 @@ def test_torch_on_a_cpu_box_uses_no_gpu():
     assert "can't use cuda:63" in finding
 
 
-@pytest.mark.parametrize(
-    ("device_map", "expected"),
-    [
-        ({"": CPU}, CPU),
-        ({"a": DISK, "b": CPU}, CPU),
-        ({"a": CPU, "b": Device.gpu(1), "c": Device.gpu(2)}, Device.gpu(1)),
-        ({"": Device.mps()}, Device.mps()),
-    ],
-)
-def test_the_main_device(device_map, expected):
-    assert loader.main_device(device_map) == expected
+def test_the_main_device(checkpoint, tmp_path):
+    whole, _, _, device_map, _ = load(checkpoint("llama"), {"": CPU}, None)
+    assert loader.main_device(whole, device_map) == CPU
+    split, _, _, device_map, _ = load(checkpoint("llama"), every_other_block, tmp_path)
+    assert loader.main_device(split, device_map) == CPU
+    split._hf_hook.execution_device = 1  # as accelerate has it for a GPU
+    assert loader.main_device(split, device_map) == Device.gpu(1)

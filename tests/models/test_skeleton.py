@@ -116,7 +116,7 @@ def test_dtype_is_the_checkpoints_where_the_config_has_none(tmp_path):
 def test_dtype_falls_back_to_float32_with_a_note(tmp_path):
     tree = read_skeleton(resolve(str(llama(tmp_path, dtype=None)))).tree
     assert tree.dtype == "float32"
-    assert tree.notes == ("neither the config nor a checkpoint names a dtype: planned in float32",)
+    assert tree.notes == ("neither the config nor a checkpoint at hand names a dtype: planned in float32",)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "nonsense"])
