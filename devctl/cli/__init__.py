@@ -23,6 +23,7 @@ _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 COMMANDS = {
     "list": "devctl.cli.list:list_",
+    "check": "devctl.cli.check:check",
     "plan": "devctl.cli.plan:plan",
     "load": "devctl.cli.load:load",
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +21,6 @@ from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from devctl.inventory.records import Inventory
 
 SCHEMA = 1
 """Version of the JSON documents; it grows when a key changes its meaning or goes."""
@@ -167,6 +164,8 @@ def to_json(value: Any) -> str:
 
 def dumps(value: Any) -> str:
     """JSON as all commands write it."""
+    import json  # 5 ms that tables do not need
+
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -186,29 +185,3 @@ def jsonable(value: Any) -> Any:
 def size(value: int | None) -> str:
     """A size for people; an unknown one is a dash."""
     return UNKNOWN if value is None else format_bytes(value)
-
-
-def inventory_table(inventory: Inventory) -> str:
-    """The machine as one table: a row per device."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("DEVICE", no_wrap=True)
-    table.add_column("NAME", overflow="fold")
-    table.add_column("FREE", justify="right", no_wrap=True)
-    table.add_column("TOTAL", justify="right", no_wrap=True)
-    for gpu in inventory.accelerators:
-        name = gpu.name or UNKNOWN
-        table.add_row(
-            str(gpu.device or f"gpu {gpu.index}"),
-            f"{name}: {gpu.fault}" if gpu.fault else name,
-            size(gpu.memory_free),
-            size(gpu.memory_total),
-        )
-    host = inventory.host
-    cores = "" if host.cores_logical is None else f" ({host.cores_logical} logical cores)"
-    table.add_row("cpu", (host.cpu or UNKNOWN) + cores, size(host.ram_available), size(host.ram_total))
-    for disk in inventory.disks:
-        fault = f": {disk.fault}" if disk.fault else ""
-        table.add_row("disk", f"{disk.path} ({disk.use}){fault}", size(disk.free), size(disk.total))
-    return to_text(table, sys.stdout)

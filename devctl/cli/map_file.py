@@ -1,0 +1,69 @@
+"""The file that ``check --map`` takes: a Hugging Face device map, or a plan document, which knows the bytes too."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from devctl.devices import Device
+from devctl.errors import UsageError
+from devctl.placement.document import KIND, SCHEMA, normal, parse_map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapFile:
+    """What the file says; ``used`` is the bytes on each device, None for a plain map, which does not say."""
+
+    device_map: Mapping[str, Device]
+    used: Mapping[Device, int] | None
+
+
+def read_map_file(path: Path) -> MapFile:
+    """The map or plan document at ``path``; "-" is standard input.
+
+    Raises:
+        UsageError: it can't be read, or is no map and no plan document.
+    """
+    origin = "standard input" if str(path) == "-" else str(path)
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"cannot read the map {origin}: {reason}", hint="write one with `devctl plan MODEL > map.json`"
+        ) from None
+    return parse_map_file(text, origin)
+
+
+def parse_map_file(text: str, origin: str) -> MapFile:
+    """The map or plan document in ``text``.
+
+    Raises:
+        UsageError: it is neither, or a plan of another schema.
+    """
+    try:
+        device_map = parse_map(text, origin)
+        document = json.loads(text)
+    except RecursionError:
+        raise UsageError(f"{origin} is no device map: it is nested too deeply") from None
+    if document.get("kind") != KIND:
+        return MapFile(device_map=device_map, used=None)
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
+    return MapFile(device_map=device_map, used=_used(document.get("devices"), origin))
+
+
+def _used(value: Any, origin: str) -> dict[Device, int]:
+    used: dict[Device, int] = {}
+    for entry in value if isinstance(value, list) else [value]:
+        size = entry.get("used") if isinstance(entry, dict) else None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise UsageError(f'{origin}: "devices" must be a list of objects with "device" and "used", in bytes')
+        try:
+            device = normal(Device.from_str(entry.get("device", "")))
+        except (ValueError, AttributeError) as error:
+            raise UsageError(f'{origin}: in "devices": {error}') from None
+        used[device] = used.get(device, 0) + size
+    return used

@@ -1,0 +1,60 @@
+"""Running commands on invented machines."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from devctl.cli import app
+from tests.inventory.conftest import machine, nvml_folder  # noqa: F401 - fixtures
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ran(capfd, monkeypatch):
+    """Runs a command in this process: ``ran("check", "--gpus", 2).code``."""
+    for name in ("COLUMNS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments):
+        capfd.readouterr()
+        try:
+            app([str(argument) for argument in arguments], prog_name="devctl")
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Ran(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def started(nvml_folder, tmp_path):  # noqa: F811
+    """Starts a command as a process of its own on a machine: ``started(boxes.eight(), "list")``."""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
+
+    def start(text, /, *arguments, **options):
+        (tmp_path / "machine").write_text(text)
+        return subprocess.Popen(
+            [sys.executable, "-m", "devctl", *arguments],
+            env={
+                **environment,
+                "LD_LIBRARY_PATH": str(nvml_folder),
+                "FAKE_NVML": str(tmp_path / "machine"),
+                "PYTHONPATH": str(root),
+                "TERM": "xterm",
+                **options.pop("env", {}),
+            },
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+        )
+
+    return start

@@ -1,0 +1,201 @@
+"""``devctl list`` as people and programs see it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import time
+from importlib.resources import files
+
+import jsonschema
+import pytest
+
+from devctl.cli.render_inventory import columns
+from tests.inventory import boxes
+from tests.inventory.boxes import GIB
+
+
+def test_a_row_per_device(machine, ran):
+    machine(boxes.eight())
+    result = ran("list")
+    assert (result.code, result.err) == (0, "")
+    rows = result.out.splitlines()
+    assert rows[0].split() == ["DEVICE", "NAME", "FREE", "TOTAL", "BUSY", "TEMP", "POWER"]
+    assert " ".join(rows[1].split()) == "cuda:0 NVIDIA H100 80GB HBM3 78.0 GiB 80.0 GiB 5% 41°C 72 W"
+    assert re.search(r"^driver +nvidia 550.54.15, CUDA 12.4$", result.out, re.MULTILINE)
+    assert re.search(r"^cuda:0 +X +NV18\*( +NV18\*){6}$", result.out, re.MULTILINE)
+    assert re.search(r"^cpu .* GiB$", result.out, re.MULTILINE)
+    assert result.out.count("disk ") == 2
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        (boxes.one_lost(), "nvidia 1 .*GPU is lost"),
+        (boxes.system(init=18), "driver .*kernel module and library are of different versions"),
+        (boxes.system(init=9), "driver .*not loaded"),
+        (boxes.gb10(), r"NVIDIA GB10 \(shares the host's memory\) +[0-9.]+ GiB"),
+        (boxes.system() + boxes.board(memory=3), "H100 80GB HBM3 +– +–"),
+        (boxes.mig_box(), r"nvidia 1 +NVIDIA A100-SXM4-80GB \(split by MIG\)"),
+        (boxes.mixed(), "note: .*CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+    ],
+)
+def test_every_fault_is_shown_beside_the_rest_and_is_no_failure(machine, ran, box, words):
+    machine(box)
+    result = ran("list")
+    assert result.code == 0
+    assert re.search(words, result.out)
+    assert re.search(r"^cpu ", result.out, re.MULTILINE)
+
+
+def test_processes_are_listed_once(machine, ran):
+    machine(boxes.mig_box())
+    assert re.findall(r"^(\S.*?) +– +4242 +4.00 GiB$", ran("list").out, re.MULTILINE) == ["cuda:0"]
+
+
+def test_an_invisible_gpu_is_shown(machine, ran, monkeypatch):
+    machine(boxes.eight())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    out = ran("list").out
+    assert re.search(r"^nvidia 0 .*hidden by the environment", out, re.MULTILINE)
+    assert re.search(r"^cuda:0 +NVIDIA H100 80GB HBM3 +75.0 GiB", out, re.MULTILINE)
+
+
+def test_a_pipe_gets_no_colour_and_no_folding(machine, ran, tmp_path, monkeypatch):
+    machine(boxes.eight())
+    long = tmp_path / ("x" * 100) / ("y" * 100)
+    monkeypatch.setenv("HF_HUB_CACHE", str(long))
+    out = ran("list").out
+    assert "\033" not in out
+    assert str(long) in out
+
+
+def test_columns_are_honoured(machine, ran, monkeypatch):
+    machine(boxes.eight())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, ran("list").out.splitlines())) <= 80
+
+
+def test_json_holds_to_the_shipped_schema(machine, ran):
+    machine(boxes.one_lost())
+    result = ran("list", "--json")
+    document = json.loads(result.out)
+    jsonschema.validate(document, json.loads((files("devctl.inventory") / "schema.json").read_text(encoding="utf-8")))
+    assert document["accelerators"][1]["fault"] == "GPU is lost"
+    assert document["accelerators"][3]["memory_total"] == 80 * GIB
+
+
+@pytest.mark.parametrize(("only", "shown"), [("gpu", "cuda:0"), ("cpu", "cpu"), ("disk", "disk")])
+def test_only(machine, ran, only, shown):
+    machine(boxes.system() + boxes.board())
+    rows = [line.split()[0] for line in ran("list", "--only", only).out.splitlines()[1:]]
+    assert shown in rows
+    assert set(rows) <= {shown, "driver"}
+
+
+def test_an_unknown_part_is_wrong_usage(ran):
+    assert ran("list", "--only", "tpu").code == 2
+
+
+def test_the_offload_folder(ran, tmp_path):
+    assert f"{tmp_path / 'offload'} (offload folder" in ran("list", "--offload-folder", tmp_path / "offload").out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "0.05", "nan", "inf"])
+def test_ticks_that_are_too_short_or_no_time_are_wrong_usage(ran, seconds):
+    result = ran("list", "--watch", seconds)
+    assert result.code == 2
+    assert "--watch" in result.err
+
+
+def test_watching_and_measuring_exclude_each_other(ran):
+    assert ran("list", "--watch", "1", "--benchmark").code == 2
+
+
+def test_watching_prints_a_document_a_line_until_interrupted(started, tmp_path):
+    process = started(boxes.system() + boxes.board(used=0), "list", "--json", "--watch", "0.1", "--only", "gpu")
+    first = json.loads(process.stdout.readline())
+    (tmp_path / "machine").write_text(boxes.system() + boxes.board(used=GIB))
+    lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "")
+    assert first["accelerators"][0]["memory_used"] == 0
+    assert lines[-1]["accelerators"][0]["memory_used"] == GIB
+    assert lines[0]["taken_at"] < lines[1]["taken_at"]
+    assert all(json.loads(line)["kind"] == "devctl.inventory" for line in out.splitlines())
+
+
+def on_a_terminal(started, text, *arguments, until, **options):
+    """What the command writes to a terminal until it has written ``until``; then Ctrl-C."""
+    screen, end = pty.openpty()
+    process = started(text, *arguments, stdin=end, stdout=end, text=False, **options)
+    os.close(end)
+    seen = b""
+    deadline = time.monotonic() + 20
+    while not until(seen) and time.monotonic() < deadline:
+        seen += os.read(screen, 65536)
+    process.send_signal(signal.SIGINT)
+    try:
+        while chunk := os.read(screen, 65536):
+            seen += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(screen)
+    err = process.stderr.read()
+    process.stderr.close()
+    return seen.decode(), process.wait(timeout=10), err
+
+
+def test_watching_redraws_in_place_on_a_terminal(started):
+    seen, code, err = on_a_terminal(
+        started, boxes.system() + boxes.board(), "list", "--watch", "0.1", until=lambda text: text.count(b"H100") >= 3
+    )
+    assert (code, err) == (130, b"")
+    assert "\033[1A" in seen, "the cursor goes up again"
+    assert seen.rstrip().endswith("\033[?25h"), "and is shown when it is over"
+
+
+def test_a_terminal_gets_bold_headers_unless_told_not_to(started):
+    box = boxes.system() + boxes.board()
+    seen, _, _ = on_a_terminal(started, box, "list", until=lambda text: b"cpu " in text)
+    assert "\033[1mDEVICE" in seen
+    seen, _, _ = on_a_terminal(started, box, "list", until=lambda text: b"cpu " in text, env={"NO_COLOR": "1"})
+    assert "\033[1m" not in seen
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["check", "--gpus", "1"], ["check", "--help"]])
+def test_no_framework_is_imported(started, arguments):
+    process = started(boxes.eight(), *arguments, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    _, err = process.communicate(timeout=30)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in err.splitlines() if "|" in line}
+    assert "typer" in imported
+    assert not imported & {"torch", "transformers", "accelerate", "pydantic", "numpy"}
+    assert "rich" not in imported
+
+
+def test_a_reader_that_goes_away_is_no_noise(started):
+    process = started(boxes.eight(), "list", "--json", "--watch", "0.1")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=10) == 1
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_columns_fold_one_column_and_align_the_rest():
+    text = columns(
+        ["A", "NAME", "N"], [["x", "a name that is long", "1"], ["yy", "b"]], left=2, wrap=1, width=24, styled=False
+    )
+    assert text.splitlines() == ["A   NAME               N", "x   a name that is     1", "    long", "yy  b"]
+
+
+def test_columns_count_wide_characters():
+    text = columns(["NAME", "N"], [["数据", "1"], ["abcde", "2"]], left=1)
+    assert text.splitlines() == ["NAME   N", "数据   1", "abcde  2"]
+
+
+def test_columns_dim_and_embolden_only_when_asked():
+    styled = columns(["A"], [["x"], ["y"]], left=1, styled=True, dim={1})
+    assert styled.splitlines() == ["\033[1mA\033[0m", "x", "\033[2my\033[0m"]
