@@ -134,10 +134,10 @@ def bytes_per_device(model: str, device_map: Mapping[str, Device]) -> tuple[dict
     from devctl.cli import gather
     from devctl.placement import placement
 
-    _, skeleton = gather.skeleton(model, dtype="auto", model_class=None, trust_remote_code=False, revision=None)
+    _, tree = gather.tree(model, dtype="auto", model_class=None, trust_remote_code=False, revision=None, cache=True)
     # which devices are here is a question of its own, with an answer for each
-    findings = placement.validate(skeleton.tree, device_map, tuple(device_map.values()))
-    return placement.bytes_per_device(skeleton.tree, device_map), findings
+    findings = placement.validate(tree, device_map, tuple(device_map.values()))
+    return placement.bytes_per_device(tree, device_map), findings
 
 
 def _used(path: Path, model: str | None) -> tuple[dict[Device, int | None], tuple[str, ...]]:

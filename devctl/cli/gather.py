@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import render
+from devctl.cli.map_file import read_map_file
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.inventory import Inventory
@@ -16,7 +16,7 @@ from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
-from devctl.placement.document import PlannedModel, normal, parse_map
+from devctl.placement.document import PlannedModel, normal
 from devctl.placement.placement import validate
 
 if TYPE_CHECKING:
@@ -94,25 +94,13 @@ def read_map(argument: str) -> dict[str, Device]:
     Raises:
         UsageError: it can't be read, or is no map.
     """
-    if argument == "-":
-        return parse_map(sys.stdin.read(), "the map on standard input")
     if argument in (*Strategy, "disk"):
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
         return {"": bare_device(argument)}
     except ValueError:
-        pass
-    try:
-        text = Path(argument).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the map {argument}: {error.strerror}",
-            hint="--map takes a file, - for standard input, or a device like cpu or cuda:1",
-        ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"the map {argument} is not text") from None
-    return parse_map(text, argument)
+        return dict(read_map_file(Path(argument)).device_map)
 
 
 def bare_device(text: str) -> Device:

@@ -65,6 +65,6 @@ def load(
         load_format=load_format, offload_folder=offload_folder, prompt=prompt, max_new_tokens=max_new_tokens
     )
     report = try_out(model, source, skeleton, placement, trial, progress=render.progress, status=render.status)
-    render.answer(render.to_json(report) if json else render_load.load_report(report))
+    render.answer(render.to_json("devctl.load", report) if json else render_load.load_report(report))
     if not report.ok:
         raise LoadError("the model does not run as the map says: see the report")

@@ -5,17 +5,14 @@ stdout is the answer and is written once, whole; stderr is the conversation.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from devctl.devices import Device
 from devctl.errors import DevctlError, OutputError, RefusedError
 from devctl.units import format_bytes
 
@@ -157,9 +154,11 @@ def to_text(renderable: RenderableType, stream: TextIO) -> str:
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def to_json(value: Any) -> str:
-    """A frozen record as one JSON document, with the schema's version first."""
-    return dumps({"schema": SCHEMA, **jsonable(value)})
+def to_json(kind: str, value: Any) -> str:
+    """A frozen record as one JSON document, with the schema's version and its kind first."""
+    from devctl.inventory.document import to_json_values
+
+    return dumps({"schema": SCHEMA, "kind": kind, **to_json_values(value)})
 
 
 def dumps(value: Any) -> str:
@@ -167,19 +166,6 @@ def dumps(value: Any) -> str:
     import json  # 5 ms that tables do not need
 
     return json.dumps(value, indent=2) + "\n"
-
-
-def jsonable(value: Any) -> Any:
-    """Records as dicts, tuples as lists, devices and enums as their strings; the rest as it is."""
-    if isinstance(value, Device):
-        return str(value)
-    if dataclasses.is_dataclass(value):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [jsonable(item) for item in value]
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
 
 
 def size(value: int | None) -> str:

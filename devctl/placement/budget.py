@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from devctl.devices import Device, DeviceType
-from devctl.inventory.records import Inventory
-from devctl.units import parse_size
+from devctl.inventory.records import HOST_POOL, Inventory
+from devctl.units import format_bytes, parse_size
 
 ACCELERATORS = (DeviceType.GPU, DeviceType.XPU, DeviceType.MPS)
 
@@ -82,7 +82,7 @@ def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | Non
 def from_inventory(inventory: Inventory) -> Budgets:
     """What is free on the machine: each usable accelerator's memory, and nine tenths of the available RAM.
 
-    Apple's GPU shares the host's RAM, which is then counted once, as the GPU's.
+    A GPU that shares the host's RAM (Apple's, GB10, Jetson) has it, and cpu is left out, as in transformers.
     """
     free: dict[Device, int] = {}
     notes = []
@@ -93,11 +93,18 @@ def from_inventory(inventory: Inventory) -> Budgets:
             notes.append(f"{gpu.device} does not tell its free memory and is left out; give it with --max-memory")
             continue
         free[gpu.device] = gpu.memory_free
-    if not any(d.type == DeviceType.MPS for d in free):
-        if inventory.host.ram_available is None:
-            notes.append("the available RAM is unknown and cpu is left out; give it with --max-memory")
-        else:
-            free[Device.cpu()] = int(inventory.host.ram_available * _HOST_SHARE)
+    host = inventory.host
+    if any(gpu.memory_pool == HOST_POOL for gpu in inventory.accelerators if gpu.device in free):
+        notes.append("cpu is left out: a GPU here shares its memory")
+    elif host.ram_available is None:
+        notes.append("the available RAM is unknown and cpu is left out; give it with --max-memory")
+    else:
+        free[Device.cpu()] = int(host.ram_available * _HOST_SHARE)
+        if host.ram_available_system is not None and host.ram_available < host.ram_available_system:
+            notes.append(
+                f"cpu counts the {format_bytes(host.ram_available)} of RAM that the cgroup leaves, where transformers "
+                f"would count the machine's {format_bytes(host.ram_available_system)}"
+            )
     return Budgets(devices=_in_order(free), given=False, notes=tuple(notes))
 
 

@@ -69,6 +69,8 @@ def parse_map(text: str, origin: str) -> dict[str, Device]:
             f"{origin} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}",
             hint='a map looks like {"model.embed_tokens": 0, "lm_head": "cpu"}, as `devctl plan` writes it',
         ) from None
+    except RecursionError:
+        raise UsageError(f"{origin} has no device map in it: it is nested too deeply") from None
     except _DuplicateKeyError as error:
         raise UsageError(f"{origin} has the key {error.args[0]!r} twice") from None
     if isinstance(data, dict) and data.get("kind") == KIND:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from devctl.devices import Device, DeviceType
 from devctl.models.tree import Module, ModuleTree, counted_bytes, is_under, tensors, walk
 from devctl.placement.budget import Budgets
+from devctl.units import format_bytes
 
 HfDevice = int | str
 """A device as a Hugging Face ``device_map`` has it: a GPU's id, or "cpu", "disk", "mps"."""
@@ -71,7 +72,14 @@ def make_placement(
         strategy=strategy,
         device_map=tuple(device_map.items()),
         devices=uses,
-        notes=(*tree.notes, *budgets.notes, *notes, *_skipped_cpu(uses), *_copied_ties(tree, device_map)),
+        notes=(
+            *tree.notes,
+            *budgets.notes,
+            *notes,
+            *_skipped_cpu(uses),
+            *_over_budget(uses),
+            *_copied_ties(tree, device_map),
+        ),
     )
 
 
@@ -179,6 +187,15 @@ def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
     ):
         return []
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
+
+
+def _over_budget(uses: Collection[DeviceUse]) -> list[str]:
+    # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
+    return [
+        f"{use.device} is given {format_bytes(use.used)}, more than the {format_bytes(use.budget)} that it may hold"
+        for use in uses
+        if use.budget is not None and use.used > use.budget and use.device.type != DeviceType.DISK
+    ]
 
 
 def _copied_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:

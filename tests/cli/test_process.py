@@ -145,7 +145,7 @@ def test_a_signal_leaves_nothing_behind(number, code, tmp_path):
 
 
 def test_a_bug_asks_for_a_report(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import devctl.cli.list as l\nl.take_inventory = lambda: 1 / 0\n")
+    (tmp_path / "sitecustomize.py").write_text("import devctl.cli.list as l\nl.take_inventory = lambda **_: 1 / 0\n")
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = run("list", env=env)
     assert done.returncode == 1

@@ -1,11 +1,12 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from devctl.devices import Device, DeviceType
-from devctl.inventory.records import Accelerator, Host, Inventory
+from devctl.inventory.records import HOST_POOL, Accelerator, Host, Inventory
 from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
 from devctl.units import format_bytes, parse_size
 
@@ -127,7 +128,36 @@ def test_a_gpu_that_does_not_tell_its_memory_is_left_out_with_a_note():
     assert len(budgets.notes) == 2
 
 
-def test_unified_memory_is_counted_once():
-    apple = Accelerator(device=Device.mps(), index=0, name="M4", uuid=None, memory_total=GIB, memory_free=GIB)
-    budgets = from_inventory(machine(apple))
-    assert [device.type for device, _ in budgets.devices] == [DeviceType.MPS]
+@pytest.mark.parametrize("device", [Device.mps(), Device.gpu(0)])
+def test_unified_memory_is_counted_once(device):
+    shared = Accelerator(
+        device=device,
+        index=0,
+        name="X",
+        uuid=None,
+        memory_total=GIB,
+        memory_free=GIB,
+        memory_pool=HOST_POOL,
+    )
+    budgets = from_inventory(machine(shared, gpu(1, GIB)))
+    assert [each for each, _ in budgets.devices if each.type is not DeviceType.GPU or each.id != 1] == [device]
+    assert "shares its memory" in budgets.notes[0]
+    # one that no framework can use shares nothing
+    assert Device.cpu() in dict(from_inventory(machine(replace(shared, device=None))).devices)
+
+
+def test_a_containers_limit_is_what_counts():
+    host = Host(
+        cpu="X",
+        cores_physical=1,
+        cores_logical=1,
+        ram_total=2 * GIB,
+        ram_available=GIB,
+        ram_available_system=10 * GIB,
+    )
+    budgets = from_inventory(Inventory(accelerators=(), host=host, disks=()))
+    assert budgets.devices == ((Device.cpu(), int(0.9 * GIB)),)
+    assert (
+        "1.00 GiB of RAM that the cgroup leaves, where transformers would count the machine's 10.0 GiB"
+        in budgets.notes[0]
+    )

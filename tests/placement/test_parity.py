@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from devctl.devices import Device
-from devctl.inventory.records import Accelerator, Host, Inventory
+from devctl.inventory.records import HOST_POOL, Accelerator, Host, Inventory
 from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
@@ -128,7 +128,15 @@ def test_measured_budgets(model, free, strategy):
 
 
 def accelerator(device, free):
-    return Accelerator(device=device, index=device.id or 0, name="X", uuid=None, memory_total=free, memory_free=free)
+    return Accelerator(
+        device=device,
+        index=device.id or 0,
+        name="X",
+        uuid=None,
+        memory_total=free,
+        memory_free=free,
+        memory_pool=HOST_POOL if device == Device.mps() else None,
+    )
 
 
 def host(available):
