@@ -80,9 +80,9 @@ def check(
     wanted = Requirements(
         gpus=gpus,
         select=select,
-        gpu_memory=_parsed("--gpu-memory", parse_size, gpu_memory),
-        total_gpu_memory=_parsed("--total-gpu-memory", parse_size, total_gpu_memory),
-        ram=_parsed("--ram", parse_size, ram),
+        gpu_memory=_parsed("--gpu-memory", _size, gpu_memory),
+        total_gpu_memory=_parsed("--total-gpu-memory", _size, total_gpu_memory),
+        ram=_parsed("--ram", _size, ram),
         disks=tuple(_disk(text) for text in disk or ()),
         compute_capability=_parsed("--compute-capability", parse_version, compute_capability),
         driver=_parsed("--driver", parse_version, driver),
@@ -156,9 +156,16 @@ def _disk(text: str) -> tuple[Path, int]:
     path, equals, size = text.rpartition("=")
     if not equals or not path:
         raise UsageError(f"--disk {text!r} is not PATH=SIZE", hint="write it like --disk /data=200GiB")
-    parsed = _parsed("--disk", parse_size, size)
+    parsed = _parsed("--disk", _size, size)
     assert parsed is not None, "only None is parsed to None"
     return Path(path).expanduser(), parsed
+
+
+def _size(text: str) -> int:
+    # a gate that takes 40 for 40 bytes, where 40GiB was meant, lets everything through
+    if not text.strip()[-1:].isalpha():
+        raise ValueError(f"{text!r} has no unit; write it like {text.strip() or 40}GiB")
+    return parse_size(text)
 
 
 def _parsed(option: str, parse: Callable[[str], _T], text: str | None) -> _T | None:

@@ -284,3 +284,12 @@ echo "training on $CUDA_VISIBLE_DEVICES"
     refused = run("78GiB")
     assert (refused.returncode, refused.stdout) == (3, "")
     assert "--gpu-memory 78.0 GiB: 1 of 8 usable GPUs has enough, 2 wanted; cuda:1: 77.0 GiB free" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [["--ram", "40"], ["--gpu-memory", "0"], ["--total-gpu-memory", "1e9"], ["--disk", "/=9"], ["--ram", ""]]
+)
+def test_a_size_without_a_unit_is_refused(devctl, args):
+    done = devctl("check", *args)
+    assert done.code == 2
+    assert "has no unit; write it like" in done.err
