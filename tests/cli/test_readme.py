@@ -1,0 +1,32 @@
+"""README shows what the commands really print."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DEMO = README[README.index("<!-- demo -->") : README.index("<!-- /demo -->")]
+
+
+def masked(text):
+    """``text`` without the figures that differ from run to run."""
+    return re.sub(r"[0-9.e+]+ (ms|s|tokens/s|[KMG]iB/s)\b", r"# \1", text)
+
+
+def test_the_demo_is_as_it_looks(devctl, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    plan = devctl("plan", "tests/configs/tiny-llama", "--max-memory", "cpu=12MiB")
+    assert plan.err + plan.out in DEMO
+    (tmp_path / "map.json").write_text(plan.out)
+    load = devctl("load", "tests/configs/tiny-llama", "--map", tmp_path / "map.json", "--load-format", "dummy")
+    assert masked(load.out) in masked(DEMO)
+    makefile = (ROOT / "Makefile").read_text().replace("$(TINY)", "tests/configs/tiny-llama")
+    for command in re.findall(r"^\$ devctl (.*)$", DEMO, re.MULTILINE):
+        assert f"devctl {command}\\n" in makefile
+
+
+def test_every_exit_code_is_in_the_readme():
+    from devctl.errors import ExitCode
+
+    for code in ExitCode:
+        assert f"| {code.value} |" in README
