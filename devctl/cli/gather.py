@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import render
-from devctl.cli.map_file import read_map_file
+from devctl.cli.map_file import read_map_file, read_text
 from devctl.devices import Device
-from devctl.errors import RefusedError, UsageError
-from devctl.inventory import Inventory
+from devctl.errors import RefusedError, UsageError, first_line
+from devctl.inventory import Inventory, take_inventory
+from devctl.inventory.document import from_document
 from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
@@ -35,6 +37,22 @@ def budgets(max_memory: list[str] | None, inventory: Inventory) -> Budgets:
         return from_max_memory(parse_max_memory(max_memory), inventory)
     except ValueError as error:
         raise UsageError(f"--max-memory: {error}") from None
+
+
+def machine(argument: str | None) -> Inventory:
+    """The machine that ``--machine`` describes, as ``list --json`` wrote it; None is this one, now.
+
+    Raises:
+        UsageError: it can't be read, or is no inventory.
+    """
+    if argument is None:
+        return take_inventory()
+    hint = "write one with `devctl list --json > box.json`, on that machine"
+    text, origin = read_text(Path(argument), "the machine", hint)
+    try:
+        return from_document(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{origin} describes no machine: {first_line(error)}", hint=hint) from None
 
 
 def skeleton(

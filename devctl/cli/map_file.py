@@ -26,15 +26,21 @@ def read_map_file(path: Path) -> MapFile:
     Raises:
         UsageError: it can't be read, or is no map and no plan document.
     """
+    return parse_map_file(*read_text(path, "the map", "write one with `devctl plan MODEL > map.json`"))
+
+
+def read_text(path: Path, what: str, hint: str) -> tuple[str, str]:
+    """The text at ``path``, and what to call it; "-" is standard input.
+
+    Raises:
+        UsageError: it can't be read, or is no text; with ``hint``.
+    """
     origin = "standard input" if str(path) == "-" else str(path)
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8"), origin
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(
-            f"cannot read the map {origin}: {reason}", hint="write one with `devctl plan MODEL > map.json`"
-        ) from None
-    return parse_map_file(text, origin)
+        raise UsageError(f"cannot read {what} {origin}: {reason}", hint=hint) from None
 
 
 def parse_map_file(text: str, origin: str) -> MapFile:

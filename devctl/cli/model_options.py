@@ -30,6 +30,14 @@ MaxMemory = Annotated[
         "Without it, what this machine has free.",
     ),
 ]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="FILE|-",
+        help="Plan for the machine that `devctl list --json` described, not this one.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Build in this dtype; auto is the checkpoint's own.")]
 ModelClass = Annotated[
     str | None,

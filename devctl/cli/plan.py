@@ -1,7 +1,6 @@
 """``devctl plan``: where each layer should go."""
 
 from devctl.cli import gather, model_options, render, render_plan
-from devctl.inventory import take_inventory
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
 from devctl.placement.placement import to_hf
@@ -11,6 +10,7 @@ def plan(
     model: model_options.Model,
     strategy: model_options.StrategyOption = Strategy.AUTO,
     max_memory: model_options.MaxMemory = None,
+    machine: model_options.Machine = None,
     dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
     model_class: model_options.ModelClass = None,
     trust_remote_code: model_options.TrustRemoteCode = False,
@@ -23,7 +23,7 @@ def plan(
     The map is the one that transformers makes for device_map=STRATEGY. No weight is read or downloaded, only the
     config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
     """
-    budgets = gather.budgets(max_memory, take_inventory())
+    budgets = gather.budgets(max_memory, gather.machine(machine))
     source, tree = gather.tree(
         model,
         dtype=dtype,

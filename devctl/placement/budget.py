@@ -75,7 +75,7 @@ def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | Non
         here = {a.device for a in inventory.accelerators}
         missing = [str(d) for d in max_memory if is_accelerator(d) and d not in here]
         if missing:
-            notes.append(f"this machine has no {', '.join(missing)}: the map is for another one")
+            notes.append(f"the machine has no {', '.join(missing)}: the map is for another one")
     return Budgets(devices=_in_order(max_memory), given=True, notes=tuple(notes))
 
 

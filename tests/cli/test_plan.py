@@ -5,8 +5,12 @@ import stat
 
 import pytest
 
+from devctl.devices import Device
+from devctl.inventory.document import to_document
+from devctl.inventory.records import Accelerator, Host, Inventory
 from tests.conftest import CONFIGS
 
+GIB = 2**30
 LLAMA = CONFIGS / "llama-3.1-8b"
 
 
@@ -47,6 +51,61 @@ def test_this_machine_is_the_default(devctl, minilm):
     assert set(json.loads(done.out).values()) <= {0, "cpu"}
 
 
+def box(tmp_path, *free):
+    """What `list --json` says on a machine with GPUs that have ``free`` bytes."""
+    gpus = tuple(
+        Accelerator(device=Device.gpu(i), index=i, name="X", uuid=None, memory_total=size, memory_free=size)
+        for i, size in enumerate(free)
+    )
+    host = Host(cpu="X", cores_physical=1, cores_logical=1, ram_total=GIB, ram_available=10 * GIB)
+    path = tmp_path / "box.json"
+    path.write_text(json.dumps(to_document(Inventory(accelerators=gpus, host=host, disks=()))))
+    return path
+
+
+def test_another_machine(devctl, tmp_path):
+    done = devctl("plan", LLAMA, "--machine", box(tmp_path, 12 * GIB, 12 * GIB))
+    assert done.code == 0
+    assert set(json.loads(done.out).values()) == {0, 1}
+    assert "of 12.0 GiB" in done.err
+    assert "cpu" in done.err
+    assert "of 9.00 GiB" in done.err
+    assert "note:" not in done.err
+    given = devctl("plan", LLAMA, "--machine", tmp_path / "box.json", "--max-memory", "0=12GiB,2=12GiB")
+    assert "the machine has no cuda:2" in given.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read the machine"),
+        ("", "describes no machine: Expecting value"),
+        ("[]", "describes no machine: not an inventory"),
+        ('{"": 0}', "describes no machine: not an inventory"),
+        ('{"kind": "devctl.inventory", "schema": 99}', "this devctl reads schema 1"),
+        ('{"kind": "devctl.inventory", "schema": 1}', "describes no machine"),
+        ("[" * 100_000, "describes no machine"),
+    ],
+)
+def test_a_machine_that_is_none(devctl, tmp_path, text, said):
+    path = tmp_path / "box.json"
+    if text is not None:
+        path.write_text(text)
+    done = devctl("plan", LLAMA, "--machine", path)
+    assert done.code == 2
+    assert said in done.err
+    assert "devctl list --json" in done.err
+
+
+def test_a_machine_without_memory(devctl, tmp_path):
+    document = json.loads(box(tmp_path).read_text())
+    document["host"]["ram_available"] = None
+    (tmp_path / "box.json").write_text(json.dumps(document))
+    done = devctl("plan", LLAMA, "--machine", tmp_path / "box.json")
+    assert done.code == 2
+    assert "no device has a known amount of memory" in done.err
+
+
 def test_dtype_and_class(devctl):
     done = devctl("plan", LLAMA, "--dtype", "float32", "--model-class", "AutoModel", "--max-memory", "cpu=100GiB")
     assert done.err.startswith("LlamaModel 28.0 GiB in float32")
@@ -54,7 +113,7 @@ def test_dtype_and_class(devctl):
 
 def test_absent_gpus_are_noted(devctl):
     done = devctl("plan", LLAMA, "--max-memory", "62=20GiB,63=20GiB")
-    assert "this machine has no cuda:62, cuda:63" in done.err
+    assert "the machine has no cuda:62, cuda:63" in done.err
 
 
 def test_the_report(devctl, tmp_path):

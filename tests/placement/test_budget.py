@@ -109,7 +109,7 @@ def test_absent_gpus_are_planned_for_and_noted():
     budgets = from_max_memory({Device.gpu(0): 1, Device.gpu(3): 1, Device.cpu(): 1}, machine(gpu(0, 1)))
     assert budgets.given
     assert [str(device) for device, _ in budgets.devices] == ["cuda:0", "cuda:3", "cpu"]
-    assert budgets.notes == ("this machine has no cuda:3: the map is for another one",)
+    assert budgets.notes == ("the machine has no cuda:3: the map is for another one",)
 
 
 def test_the_machine_gives_its_free_memory():
