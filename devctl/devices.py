@@ -46,15 +46,15 @@ class Device:
     """One device: its type and, where there are several of the type, its id.
 
     Raises:
-        ValueError: ``id`` is negative.
+        ValueError: ``id`` is negative, or no integer.
     """
 
     type: DeviceType
     id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.id is not None and self.id < 0:
-            raise ValueError(f"Device id must be >= 0, got {self.id}")
+        if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool) or self.id < 0):
+            raise ValueError(f"Device id must be an integer >= 0, got {self.id!r}")
 
     def __str__(self) -> str:
         return str(self.type) if self.id is None else f"{self.type}:{self.id}"
@@ -91,6 +91,8 @@ class Device:
         Raises:
             ValueError: the type is unknown, the id is no integer, or there is more than one colon.
         """
+        if not isinstance(string, str):
+            raise ValueError(f"A device string is a str, got {string!r}")
         name, colon, id_text = string.partition(":")
         if not colon:
             return Device(DeviceType.from_str(name))
@@ -140,6 +142,8 @@ class DeviceMap:
         Raises:
             ValueError: a value is no device string.
         """
+        if not isinstance(dict, Mapping):
+            raise ValueError(f"Not a device map: {dict!r}")
         return DeviceMap({key: Device.from_str(value) for key, value in dict.items()})
 
     @staticmethod
@@ -300,6 +304,8 @@ class ComponentDevice:
         Raises:
             ValueError: ``type`` is missing or unknown, its key is missing, or a value is no device string.
         """
+        if not isinstance(dict, Mapping):
+            raise ValueError(f"Not a component device: {dict!r}")
         kind = dict.get("type")
         if kind == "single" and "device" in dict:
             return ComponentDevice.from_str(dict["device"])

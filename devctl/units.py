@@ -21,15 +21,10 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write bytes as a number, or with a unit like 10GiB, 512MiB or 7.5GB")
     number, scale, binary, last = match.groups()
-    value = float(number)
+    value = float(number) * (1 if scale is None else (_BINARY if binary else _DECIMAL)[scale.upper()])
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is too large for a size")
-    if scale is None:
-        return int(value)
-    if binary:
-        return int(value * _BINARY[scale.upper()])
-    size = int(value * _DECIMAL[scale.upper()])
-    return size // 8 if last == "b" else size
+    return int(value) // 8 if last == "b" and not binary else int(value)
 
 
 def format_bytes(size: int) -> str:

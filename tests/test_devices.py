@@ -77,6 +77,12 @@ def test_device_rejects_negative_ids():
         Device.gpu(-7)
 
 
+@pytest.mark.parametrize("id", [True, 1.5, "1"])
+def test_device_rejects_ids_that_are_no_integers(id):
+    with pytest.raises(ValueError, match="integer"):
+        Device(DeviceType.GPU, id)
+
+
 def test_device_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Device.gpu(1).id = 2
@@ -151,10 +157,12 @@ def test_device_map_round_trip_through_json(m):
     assert DeviceMap.from_dict(json.loads(json.dumps(m.to_dict()))) == m
 
 
-@pytest.mark.parametrize("value", ["gpu", "cuda:x", ""])
+@pytest.mark.parametrize("value", ["gpu", "cuda:x", "", 0, None])
 def test_device_map_from_dict_rejects(value):
     with pytest.raises(ValueError):
         DeviceMap.from_dict({"a": value})
+    with pytest.raises(ValueError):
+        DeviceMap.from_dict([value])
 
 
 def test_device_map_from_hf():
@@ -319,6 +327,11 @@ def test_component_device_round_trip_through_json(device):
         {"device": "cpu"},
         {"type": "single", "device": "gpu"},
         {"type": "single", "device": "disk"},
+        {"type": "single", "device": 5},
+        {"type": "multiple", "device_map": {"a": 0}},
+        {"type": "multiple", "device_map": 0},
+        None,
+        [],
     ],
 )
 def test_component_device_from_dict_rejects(data):

@@ -44,6 +44,16 @@ class _Devctl(TyperGroup):
         lone.command(cmd_name, context_settings=_HELP_OPTIONS)(getattr(import_module(module), function))
         return typer.main.get_command(lone)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = not args  # then the help is shown, which is no error to explain
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if bare or not _is_typers(error):
+                raise
+            _explain(error, ctx)
+            raise typer.Exit(ExitCode.USAGE) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -57,11 +67,14 @@ class _Devctl(TyperGroup):
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:
             # the reader of our output has gone, as in `devctl list | head -1`: leave without a word
-            render.abandon_stdout()
+            render.abandon(sys.stdout)
             raise typer.Exit(ExitCode.BUG) from None
+        except (typer.Exit, typer.Abort):
+            raise
         except Exception as error:
-            if type(error).__module__.startswith("typer"):
-                raise
+            if _is_typers(error):
+                _explain(error, ctx)
+                raise typer.Exit(ExitCode.USAGE) from None
             if os.environ.get("DEVCTL_DEBUG"):
                 raise
             render.message(
@@ -69,6 +82,17 @@ class _Devctl(TyperGroup):
                 "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",
             )
             raise typer.Exit(ExitCode.BUG) from None
+
+
+def _is_typers(error: Exception) -> bool:
+    """Whether Typer found the command line wrong; its exceptions are of the Click that it brings along."""
+    return type(error).__module__.startswith("typer") and hasattr(error, "format_message")
+
+
+def _explain(error: Any, ctx: Any) -> None:
+    """A wrong command line, in two lines as every error."""
+    where = getattr(error, "ctx", None) or ctx
+    render.message(error.format_message().rstrip("."), f"see `{where.command_path} --help`")
 
 
 app = typer.Typer(
@@ -104,7 +128,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
     # a job that is cancelled cleans up behind itself as one that is interrupted does
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # None where one was closed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:

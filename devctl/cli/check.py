@@ -100,6 +100,9 @@ def check(
     verdict = judge(inventory, wanted)
     if used is not None:
         from devctl.inventory.fit import judge_map
+        from devctl.placement.budget import as_here
+
+        used = {as_here(device, inventory): size for device, size in used.items()}
 
         wrong = tuple(Finding(requirement=f"--map {map_}", met=False, found=problem) for problem in problems)
         verdict = Verdict(findings=verdict.findings + wrong + judge_map(inventory, used), selected=verdict.selected)

@@ -17,9 +17,10 @@ from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
+from devctl.placement.budget import as_here, from_inventory, from_max_memory, parse_max_memory
 from devctl.placement.document import PlannedModel, normal
 from devctl.placement.placement import validate
+from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
@@ -59,7 +60,7 @@ def skeleton(
     model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None
 ) -> tuple[ModelSource, Skeleton]:
     """The model without its weights, and where it is read from."""
-    source = resolve(model, revision=revision)
+    source = _resolve(model, revision)
     return source, _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
 
 
@@ -67,7 +68,7 @@ def tree(
     model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None, cache: bool
 ) -> tuple[ModelSource, ModuleTree]:
     """The model's modules, and where it is read from; a tree that was kept needs no torch."""
-    source = resolve(model, revision=revision)
+    source = _resolve(model, revision)
     key = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code) if cache else None
     if key is not None and (kept := load_tree(key)) is not None:
         return source, kept
@@ -75,6 +76,11 @@ def tree(
     if key is not None:
         store_tree(key, built)
     return source, built
+
+
+def _resolve(model: str, revision: str | None) -> ModelSource:
+    with render.status(f"looking for {model}"):
+        return resolve(model, revision=revision)
 
 
 def _read(source: ModelSource, model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> Skeleton:
@@ -106,8 +112,34 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
         )
 
 
-def read_map(argument: str) -> dict[str, Device]:
+def require_memory(placement: Placement, inventory: Inventory, *, random_weights: bool) -> None:
+    """Refuse what can't be held: more than an accelerator has free, or than the RAM has for weights that are made up.
+
+    A checkpoint's weights on the CPU are mapped from their files, which the system can read again as it needs them.
+
+    Raises:
+        RefusedError: with every device that has too little.
+    """
+    free = {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+    if random_weights:
+        free[Device.cpu()] = inventory.host.ram_available
+    findings = [
+        f"{use.device} would hold {format_bytes(use.used)}, and has {format_bytes(available)} free"
+        for use in placement.devices
+        if (available := free.get(use.device)) is not None and use.used > available
+    ]
+    if findings:
+        raise RefusedError(
+            "the map does not fit this machine as it is now",
+            findings=tuple(findings),
+            hint="`devctl plan` makes one that does",
+        )
+
+
+def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:
     """The map that ``--map`` names: a file, "-" for stdin, or a bare device for the whole model.
+
+    A number is the accelerator that ``inventory`` has by it.
 
     Raises:
         UsageError: it can't be read, or is no map.
@@ -116,9 +148,10 @@ def read_map(argument: str) -> dict[str, Device]:
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
-        return {"": bare_device(argument)}
+        found = {"": bare_device(argument)}
     except ValueError:
-        return dict(read_map_file(Path(argument)).device_map)
+        found = dict(read_map_file(Path(argument)).device_map)
+    return {name: as_here(device, inventory) for name, device in found.items()}
 
 
 def bare_device(text: str) -> Device:

@@ -30,7 +30,7 @@ def load(
     trust_remote_code: model_options.TrustRemoteCode = False,
     revision: model_options.Revision = None,
     load_format: Annotated[
-        LoadFormat, typer.Option("--load-format", help="dummy makes random weights: nothing is read or downloaded.")
+        LoadFormat, typer.Option("--load-format", help="dummy makes random weights, and reads and downloads none.")
     ] = LoadFormat.AUTO,
     offload_folder: Annotated[
         Path | None,
@@ -48,7 +48,7 @@ def load(
     if map is not None and (strategy is not None or max_memory is not None):
         raise UsageError("--map says where everything goes: leave out --strategy and --max-memory")
     inventory = take_inventory()
-    given = None if map is None else gather.read_map(map)
+    given = None if map is None else gather.read_map(map, inventory)
     budgets = gather.budgets(max_memory, inventory)
     source, skeleton = gather.skeleton(
         model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, revision=revision
@@ -58,11 +58,16 @@ def load(
     else:
         placement = make_placement(skeleton.tree, given, budgets, strategy=None)
     gather.require_valid(skeleton.tree, placement, inventory)
+    gather.require_memory(placement, inventory, random_weights=load_format is LoadFormat.DUMMY)
 
     from devctl.loading.trial import TrialOptions, try_out
 
     trial = TrialOptions(
-        load_format=load_format, offload_folder=offload_folder, prompt=prompt, max_new_tokens=max_new_tokens
+        load_format=load_format,
+        offload_folder=offload_folder,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
     )
     report = try_out(model, source, skeleton, placement, trial, progress=render.progress, status=render.status)
     render.answer(render.to_json("devctl.load", report) if json else render_load.load_report(report))

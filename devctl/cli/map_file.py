@@ -37,7 +37,11 @@ def read_text(path: Path, what: str, hint: str) -> tuple[str, str]:
     """
     origin = "standard input" if str(path) == "-" else str(path)
     try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8"), origin
+        if str(path) != "-":
+            return path.read_text(encoding="utf-8-sig"), origin  # PowerShell begins its files with a mark
+        if sys.stdin is None:  # how Python shows one that was closed
+            raise UsageError(f"cannot read {what}: standard input is closed", hint=hint)
+        return sys.stdin.read().removeprefix("\ufeff"), origin
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read {what} {origin}: {reason}", hint=hint) from None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from devctl.errors import DevctlError, OutputError, RefusedError
+from devctl.errors import DevctlError, OutputError, RefusedError, UsageError
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SCHEMA = 1
 
 UNKNOWN = "–"
 
+_NARROWEST = 60
 _PIPE_WIDTH = 10_000
 """Columns when nobody looks: nothing is wrapped or cut off."""
 
@@ -35,32 +37,62 @@ def answer(text: str) -> None:
         OutputError: it could not be written, for instance because the disk is full.
         BrokenPipeError: the reader has gone.
     """
+    if sys.stdout is None:  # how Python shows one that was closed, as by `>&-`
+        raise OutputError("cannot write to standard output: it is closed")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        abandon_stdout()
+        abandon(sys.stdout)
         raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def abandon_stdout() -> None:
-    """Let nothing more reach stdout, so that the interpreter's last flush has nothing to complain about."""
+def abandon(stream: TextIO) -> None:
+    """Let nothing more reach ``stream``, so that the interpreter's last flush has nothing to complain about."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, stream.fileno())
     os.close(devnull)
 
 
+def say(text: str) -> None:
+    """Part of the conversation: text to stderr. One that can't be written spoils no answer."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        abandon(sys.stderr)
+
+
+def message(text: str, hint: str = "") -> None:
+    """One or two lines to stderr."""
+    say(f"devctl: {text}\n" + (f"  {hint}\n" if hint else ""))
+
+
+def error(error: DevctlError) -> None:
+    """What went wrong, every finding, and the next step."""
+    findings = error.findings if isinstance(error, RefusedError) else ()
+    lines = [f"devctl: {error.message}", *(f"  - {finding}" for finding in findings)]
+    say("".join(f"{line}\n" for line in (*lines, *([f"  {error.hint}"] if error.hint else []))))
+
+
 def write_file(path: Path, text: str) -> None:
-    """Write a whole file, or leave what was there.
+    """Write a whole file, or leave what was there. A link is followed; a pipe or device is written to.
 
     Raises:
-        OutputError: the folder is missing or not ours, or the disk is full.
+        UsageError: the folder is missing or not ours, or the path is a folder.
+        OutputError: the disk is full.
     """
     import tempfile
 
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+            return
+        path = path.resolve()
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 file.write(text)
@@ -70,6 +102,8 @@ def write_file(path: Path, text: str) -> None:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
 
@@ -80,16 +114,32 @@ def _umask() -> int:
     return mask
 
 
-def say(text: str) -> None:
-    """Part of the conversation: text to stderr."""
-    sys.stderr.write(text)
-    sys.stderr.flush()
+def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
+    """``renderable`` as ``stream`` should show it: colours where a terminal looks, no wrapping where a pipe listens.
+
+    Nothing is written yet.
+    """
+    from rich.console import Console
+
+    terminal = is_terminal(stream)
+    # the narrowest of terminals gets lines that it wraps itself, rather than columns with nothing left in them
+    looked_at = terminal or os.environ.get("COLUMNS")
+    width = max(shutil.get_terminal_size().columns, _NARROWEST) if looked_at else _PIPE_WIDTH
+    text = io.StringIO()
+    out = Console(file=text, force_terminal=terminal, width=width, highlight=False, emoji=False, markup=False)
+    out.print(renderable)
+    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person looks at ``stream``; at a closed one, None, nobody does."""
+    return stream is not None and stream.isatty()
 
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Show on a terminal's stderr what is going on; nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield
         return
     from rich.console import Console
@@ -101,57 +151,29 @@ def status(text: str) -> Iterator[None]:
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar of bytes on a terminal's stderr; the value is told how many more are done."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Bytes a second, in the units of the other columns; rich's own are decimal."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{format_bytes(int(task.speed))}/s")
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        Speed(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.advance(task, done)
-
-
-def message(text: str, hint: str = "") -> None:
-    """One or two lines to stderr."""
-    sys.stderr.write(f"devctl: {text}\n" + (f"  {hint}\n" if hint else ""))
-
-
-def error(error: DevctlError) -> None:
-    """What went wrong, every finding, and the next step."""
-    findings = error.findings if isinstance(error, RefusedError) else ()
-    sys.stderr.write(f"devctl: {error.message}\n")
-    sys.stderr.writelines(f"  - {finding}\n" for finding in findings)
-    if error.hint:
-        sys.stderr.write(f"  {error.hint}\n")
-
-
-def to_text(renderable: RenderableType, stream: TextIO) -> str:
-    """``renderable`` as ``stream`` should show it: colours where a terminal looks, no wrapping where a pipe listens.
-
-    Nothing is written yet.
-    """
-    from rich.console import Console
-
-    terminal = stream.isatty()
-    text = io.StringIO()
-    out = Console(
-        file=text,
-        force_terminal=terminal,
-        width=None if terminal or os.environ.get("COLUMNS") else _PIPE_WIDTH,
-        highlight=False,
-        emoji=False,
-        markup=False,
-    )
-    out.print(renderable)
-    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
 def to_json(kind: str, value: Any) -> str:

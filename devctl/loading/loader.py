@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device, DeviceType
-from devctl.errors import LoadError, ModelError, RefusedError, first_line
+from devctl.errors import DevctlError, LoadError, ModelError, RefusedError, UsageError, first_line
 from devctl.loading.dummy import dummy_weights
+from devctl.models.checkpoint import DOWNLOAD_AGAIN, first_shard
 from devctl.models.resolve import ModelSource, SourceKind
 from devctl.models.tree import ModuleTree, counted_bytes
 from devctl.placement.placement import bytes_per_device, disjoint, shorten, to_hf
@@ -35,9 +36,10 @@ class LoadFormat(StrEnum):
     AUTO = "auto"
     """The checkpoint."""
     DUMMY = "dummy"
-    """Random numbers: nothing is read or downloaded."""
+    """Random numbers: no weight is read or downloaded."""
 
 
+_LARGER_FOLDER = "give a folder on a larger disk with --offload-folder"
 _TRY_DUMMY = "give the folder of a checkpoint, or try the placement with --load-format dummy"
 
 Progress = Callable[[int], None]
@@ -65,19 +67,21 @@ def offload_folder(needed: int, folder: Path | None) -> Iterator[Path]:
     """A folder for ``needed`` bytes of weights left on disk: ``folder``, or a temporary one that is removed.
 
     Raises:
-        RefusedError: it has less space, or can't be made.
+        UsageError: ``folder`` can't be made or written to.
+        RefusedError: it has less space.
     """
     with tempfile.TemporaryDirectory(prefix="devctl-offload-") as temporary:
         chosen = folder or Path(temporary)
         try:
             chosen.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=chosen).close()
         except OSError as error:
-            raise RefusedError(f"cannot make the offload folder {chosen}: {error.strerror}") from None
+            raise UsageError(f"cannot use the offload folder {chosen}: {error.strerror}") from None
         free = shutil.disk_usage(chosen).free
         if free < needed:
             raise RefusedError(
                 f"the offload folder {chosen} may need {format_bytes(needed)}, its disk has {format_bytes(free)} free",
-                hint="give a folder on a larger disk with --offload-folder",
+                hint=_LARGER_FOLDER,
             )
         yield chosen
 
@@ -105,13 +109,15 @@ def load(
         LoadError: out of memory, or out of disk.
     """
     import torch
-    from safetensors import SafetensorError
 
     if source.kind is SourceKind.CONFIG and load_format is LoadFormat.AUTO:
         raise ModelError(
             f"{source.location} is a config without weights",
             hint=_TRY_DUMMY,
         )
+    if source.kind is SourceKind.DIRECTORY and load_format is LoadFormat.AUTO:
+        for index in sorted(source.config_path.parent.glob("*.index.json")):
+            first_shard(index)  # transformers' own words for a broken one help nobody
     tree = skeleton.tree
     arguments: dict[str, Any] = {
         "config": skeleton.config,
@@ -130,18 +136,10 @@ def load(
     with _progress(counted_bytes(tree), on_progress), _memory_errors(tree, device_map):
         try:
             loaded: Any = skeleton.model_class.from_pretrained(location, **arguments)
-        except SafetensorError as error:
-            raise ModelError(
-                f"a safetensors file of {source.location} is corrupt or cut off: {error}", hint="download it again"
-            ) from None
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:  # transformers' and accelerate's own code, and that of the model
-            if isinstance(error, OSError) and error.errno is None:  # how transformers says that there is no such file
-                raise ModelError(
-                    f"{source.location} has no weights to load: {first_line(error)}", hint=_TRY_DUMMY
-                ) from None
-            raise LoadError(f"loading {source.location} failed: {type(error).__name__}: {first_line(error)}") from error
+            if is_out_of_memory(error):
+                raise
+            raise _explained(error, source, folder) from error
     model, info = loaded
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, built = mismatched[0]
@@ -157,14 +155,37 @@ def load(
     return model, notes
 
 
+def _explained(error: Exception, source: ModelSource, folder: Path | None) -> DevctlError:
+    """What a failed ``from_pretrained`` means."""
+    from safetensors import SafetensorError
+
+    text = first_line(error)
+    if isinstance(error, SafetensorError):
+        if "serializ" in text and "deserializ" not in text.lower():
+            return LoadError(f"cannot write to the offload folder {folder}: {text}", hint=_LARGER_FOLDER)
+        return ModelError(f"a safetensors file of {source.location} is corrupt or cut off: {text}", hint=DOWNLOAD_AGAIN)
+    if isinstance(error, OSError) and error.errno is None:  # how transformers says that there is no such file
+        return ModelError(f"{source.location} has no weights to load: {text}", hint=_TRY_DUMMY)
+    return LoadError(f"loading {source.location} failed: {type(error).__name__}: {text}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left. torch's allocator for the CPU raises a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
 @contextmanager
 def _memory_errors(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[None]:
     """Out of memory, as a line that says where and how much was predicted."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         predicted = ", ".join(f"{format_bytes(n)} on {d}" for d, n in bytes_per_device(tree, device_map).items())
         raise LoadError(
             f"out of memory while loading: {first_line(error)}",

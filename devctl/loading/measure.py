@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from devctl.devices import Device
-from devctl.loading.proof import Misplaced, Places
+from devctl.loading.proof import Misplaced, Places, expected_device
 from devctl.loading.smoke import Smoke
-from devctl.placement.placement import Placement
+from devctl.models.tree import ModuleTree, TensorKind, counted_bytes, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,19 @@ class LoadReport:
     notes: tuple[str, ...]
 
 
-def device_bytes(placement: Placement, places: Places) -> tuple[DeviceBytes, ...]:
-    """Predicted beside measured, for every device that has or should have something."""
-    measured: Mapping[Device, int] = dict(places.measured)
-    predicted = {use.device: use.used for use in placement.devices}
-    devices = [*predicted, *(device for device in measured if device not in predicted)]
+def device_bytes(
+    tree: ModuleTree, device_map: Mapping[str, Device], main: Device, places: Places
+) -> tuple[DeviceBytes, ...]:
+    """Predicted beside measured, for every device that has or should have something, in the map's order."""
+    size = counted_bytes(tree)
+    predicted: dict[Device, int] = {}
+    for tensor in tensors(tree.root):
+        device = expected_device(tensor.name, tensor.kind is TensorKind.BUFFER, device_map, main)
+        predicted[device] = predicted.get(device, 0) + size[tensor.name]
+    measured = dict(places.measured)
+    order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(
         DeviceBytes(device=device, predicted=predicted.get(device, 0), measured=measured.get(device, 0))
-        for device in devices
+        for device in order
         if predicted.get(device) or measured.get(device)
     )

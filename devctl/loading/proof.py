@@ -45,7 +45,6 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
     Buffers are not offloaded: those of an offloaded module belong on the device that runs it.
     """
     main = main_device(model, device_map)
-    offloaded = {Device.disk()} if main.type in (DeviceType.CPU, DeviceType.MPS) else {Device.disk(), Device.cpu()}
     misplaced = []
     measured: dict[Device, int] = {}
     seen: set[object] = set()
@@ -57,9 +56,7 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
                 continue
             count += 1
             name = f"{module_name}.{local}" if module_name else local
-            expected = device_of(name, device_map) or Device.cpu()
-            if local in module._buffers and expected in offloaded:
-                expected = main
+            expected = expected_device(name, local in module._buffers, device_map, main)
             actual, identity = _find(module, local, tensor)
             if actual != expected:
                 misplaced.append(Misplaced(name=name, expected=expected, actual=actual))
@@ -67,6 +64,14 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
                 seen.add((actual, identity))
                 measured[actual] = measured.get(actual, 0) + tensor.numel() * tensor.element_size()
     return Places(count=count, misplaced=tuple(misplaced), measured=tuple(measured.items()))
+
+
+def expected_device(name: str, is_buffer: bool, device_map: Mapping[str, Device], main: Device) -> Device:
+    """Where a tensor belongs: what the map says, but buffers of offloaded modules stay where those run, on ``main``."""
+    device = device_of(name, device_map) or Device.cpu()
+    computing = (DeviceType.CPU, DeviceType.MPS)  # on these, what the map puts on the CPU runs there
+    offloaded = device == Device.disk() or (device == Device.cpu() and main.type not in computing)
+    return main if is_buffer and offloaded else device
 
 
 def _find(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> tuple[Device | None, object]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.loading import loader, smoke
+from devctl.loading.inputs import prepare
 from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import LoadReport, device_bytes
 from devctl.loading.proof import find_places
@@ -36,6 +37,7 @@ class TrialOptions:
     Attributes:
         offload_folder: for weights on disk; None is a temporary folder, removed afterwards.
         prompt: text to run; None is a sentence of our own.
+        trust_remote_code: run Python code that comes with the tokenizer.
         max_new_tokens: tokens to generate, where the model generates.
     """
 
@@ -43,6 +45,7 @@ class TrialOptions:
     offload_folder: Path | None
     prompt: str | None
     max_new_tokens: int
+    trust_remote_code: bool
 
 
 def try_out(
@@ -58,6 +61,7 @@ def try_out(
     """Load the model called ``name`` as ``placement`` says, run it, and report.
 
     Raises:
+        UsageError: a prompt without a tokenizer, too many tokens, or an offload folder that can't be used.
         RefusedError: torch can't use a device of the map, or there is no room for the weights on disk.
         ModelError: the weights are missing or corrupt.
         LoadError: loading or the smoke inference failed.
@@ -66,6 +70,13 @@ def try_out(
     computing = {device for device in device_map.values() if is_accelerator(device)}
     if findings := loader.unusable(sorted(computing, key=str)):
         raise RefusedError("the map does not hold for this installation of torch", findings=findings)
+    inputs = prepare(
+        source,
+        skeleton,
+        prompt=options.prompt,
+        new_tokens=options.max_new_tokens,
+        trust_remote_code=options.trust_remote_code,
+    )
     total = sum(use.used for use in placement.devices)
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
     # most weights on disk are read from the checkpoint, where they are; made-up ones have to be written
@@ -79,15 +90,9 @@ def try_out(
             )
         load_seconds = time.perf_counter() - start
         places = find_places(model, device_map)
+        main = loader.main_device(model, device_map)
         with status("running the smoke inference"):
-            tokenizer, trouble = smoke.load_tokenizer(source)
-            ran = smoke.run(
-                model,
-                tokenizer,
-                device=loader.main_device(model, device_map),
-                prompt=options.prompt,
-                new_tokens=options.max_new_tokens,
-            )
+            ran = smoke.run(model, inputs, device=main, new_tokens=options.max_new_tokens)
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
@@ -96,10 +101,10 @@ def try_out(
         load_format=options.load_format,
         load_seconds=load_seconds,
         loaded_bytes=total,
-        devices=device_bytes(placement, places),
+        devices=device_bytes(skeleton.tree, device_map, main, places),
         tensors=places.count,
         misplaced=places.misplaced,
         smoke=ran,
         ok=not places.misplaced and not ran.nonfinite,
-        notes=(*placement.notes, *missing, *trouble),
+        notes=(*placement.notes, *missing, *inputs.notes),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from devctl.errors import ModelError, first_line
+from devctl.errors import ModelError, UsageError, first_line
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -44,18 +44,21 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
     Raises:
         ModelError: there is no such file, folder or id, it is gated, or the hub can't be reached.
+        UsageError: a revision of something that is not on the hub.
     """
-    path = Path(model).expanduser()
-    if path.is_file():
-        return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
-    if path.is_dir():
-        config = path / "config.json"
-        if not config.is_file():
-            raise ModelError(
-                f"{model} has no config.json",
-                hint=_WHAT_TO_GIVE,
-            )
-        return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
+    if not model:
+        raise ModelError("MODEL is empty", hint=_WHAT_TO_GIVE)
+    try:
+        found = _resolve_here(model)
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; no such user's home; a name that can't be
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(f"cannot look at {model}: {reason}", hint=_WHAT_TO_GIVE) from None
+    if found is not None:
+        if revision is not None:
+            raise UsageError(f"{model} is here, and has no --revision", hint="that is for a model on the hub")
+        return found
+    if model.startswith(("http://", "https://")):
+        raise ModelError(f"{model} is an address", hint="give the model's id, the org/name at its end")
     if _looks_like_a_path(model):
         raise ModelError(
             f"{model}: no such file or folder", hint="give a folder, a config file, or a hub id like org/name"
@@ -63,22 +66,44 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
     return _resolve_on_hub(model, revision)
 
 
+def _resolve_here(model: str) -> ModelSource | None:
+    path = Path(model).expanduser()
+    if path.is_file():
+        return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
+    if not path.is_dir():
+        return None
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{model} has no config.json", hint=_WHAT_TO_GIVE)
+    return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
+
+
 def read_config(path: Path) -> dict[str, object]:
     """The config as JSON.
 
     Raises:
-        ModelError: it can't be read, is no JSON, or no object.
+        ModelError: it can't be read, is no JSON, or none of a model.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ModelError(f"{path} is not text", hint="give a config.json, or the folder it is in") from None
     except json.JSONDecodeError as error:
         raise ModelError(f"{path} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
+        raise ModelError(f"{path} is no config: {first_line(error)}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
+    architectures = config.get("architectures") or []
+    for key, good in (
+        ("model_type", isinstance(config.get("model_type", ""), str)),
+        ("architectures", isinstance(architectures, list) and all(isinstance(a, str) for a in architectures)),
+        ("auto_map", isinstance(config.get("auto_map") or {}, dict)),
+    ):
+        if not good:
+            raise ModelError(f"{path} is not a model config: its {key} is {json.dumps(config[key])[:80]}")
     return config
 
 
@@ -87,6 +112,8 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
+    import logging
+
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -98,6 +125,7 @@ def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
         RevisionNotFoundError,
     )
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
     try:
         path = Path(hf_hub_download(model, "config.json", revision=revision))
     except HFValidationError:

@@ -6,12 +6,12 @@ Imports torch and transformers, inside functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, UsageError, first_line
+from devctl.models.checkpoint import checkpoint_dtype
 from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
@@ -123,7 +123,17 @@ def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedC
         )
     # the code of a hub model is fetched by its id; everything else is here already
     remote = source.kind is SourceKind.HUB and trust_remote_code
-    location = source.location if remote else str(_config_location(source))
+    if remote:
+        location = source.location
+    elif source.kind is SourceKind.CONFIG and not (trust_remote_code and "auto_map" in data):
+        location = str(source.config_path)
+    elif source.config_path.name == "config.json":
+        location = str(source.config_path.parent)
+    else:
+        raise UsageError(
+            f"{source.config_path} names code of its own, which is looked for beside a file called config.json",
+            hint="give the model's folder",
+        )
     try:
         config = AutoConfig.from_pretrained(
             location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
@@ -141,11 +151,6 @@ def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedC
         raise ModelError(f"transformers can't read {source.config_path}: {first_line(error)}") from error
     assert isinstance(config, transformers.PreTrainedConfig)
     return config
-
-
-def _config_location(source: ModelSource) -> object:
-    """What AutoConfig reads: the folder of a config.json, else the file itself."""
-    return source.config_path if source.kind is SourceKind.CONFIG else source.config_path.parent
 
 
 def _find_class(
@@ -168,7 +173,8 @@ def _find_class(
         except (KeyError, ValueError):  # ValueError: a mapping that names a class which is not exported
             raise ModelError(f"{wanted} knows no model for the config {type(config).__name__}") from None
         found = found[0] if isinstance(found, list | tuple) else found
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+    base = transformers.PreTrainedModel
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
         return found
     if name is not None:
         raise UsageError(
@@ -207,59 +213,22 @@ def _set_dtype(config: PreTrainedConfig, source: ModelSource, wanted: str, notes
     """Set the dtype on the config and its parts, as ``from_pretrained`` does, and return it."""
     import torch
 
-    dtype = getattr(config, "dtype", None) if wanted == "auto" else getattr(torch, wanted, None)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype, None)
-    if dtype is None and wanted == "auto":
-        dtype = _checkpoint_dtype(source)
-        if dtype is None:
-            dtype = torch.float32
+    named = getattr(config, "dtype", None) if wanted == "auto" else wanted
+    dtype = getattr(torch, named, None) if isinstance(named, str) else named
+    if named is None:
+        found = checkpoint_dtype(source)
+        dtype = getattr(torch, found or "float32")
+        if found is None:
             notes.append("neither the config nor a checkpoint at hand names a dtype: planned in float32")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        if wanted == "auto":
+            raise ModelError(f"the config's dtype {named!r} is not one to build in", hint="give another with --dtype")
         raise UsageError(f"{wanted!r} is not a floating dtype", hint="for example bfloat16, float16 or float32")
     config.dtype = dtype
     for key in config.sub_configs:
         if (part := getattr(config, key, None)) is not None:
             part.dtype = dtype
     return dtype
-
-
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _checkpoint_dtype(source: ModelSource) -> torch.dtype | None:
-    """The dtype of the checkpoint's first floating tensor, from the headers of its safetensors files."""
-    import torch
-
-    if source.kind is SourceKind.CONFIG:
-        return None
-    names = _hub_dtypes(source) if source.kind is SourceKind.HUB else _local_dtypes(source)
-    found = next((_SAFETENSORS_DTYPES[name] for name in names if name in _SAFETENSORS_DTYPES), None)
-    return None if found is None else getattr(torch, found)
-
-
-def _local_dtypes(source: ModelSource) -> Iterator[str]:
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(source.config_path.parent.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield from [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} is no safetensors file: {first_line(error)}") from None
-
-
-def _hub_dtypes(source: ModelSource) -> Iterator[str]:
-    """Asks the hub for the headers alone; none where it has no safetensors, or can't be reached."""
-    from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
-
-    try:
-        metadata = get_safetensors_metadata(source.location, revision=source.revision)
-    except (NotASafetensorsRepoError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return
-    for _, file in sorted(metadata.files_metadata.items()):
-        yield from (tensor.dtype for tensor in file.tensors.values())
 
 
 def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

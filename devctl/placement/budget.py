@@ -50,6 +50,8 @@ def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:
         if device in budgets:
             raise ValueError(f"{key!r} is given twice")
         budgets[device] = parse_size(value)
+    if {DeviceType.GPU, DeviceType.XPU} <= {device.type for device in budgets}:
+        raise ValueError("cuda and xpu are both in it; a map's numbers mean one of them")
     if not budgets:
         raise ValueError("no DEVICE=SIZE in it, as in 0=10GiB,cpu=30GiB")
     return budgets
@@ -68,10 +70,19 @@ def _parse_key(key: str) -> Device:
     return device
 
 
+def as_here(device: Device, inventory: Inventory) -> Device:
+    """A numbered GPU as the machine has it: on one whose only accelerators are Intel's, ids mean "xpu"."""
+    kinds = {a.device.type for a in inventory.accelerators if a.device is not None}
+    if device.type is DeviceType.GPU and DeviceType.XPU in kinds and DeviceType.GPU not in kinds:
+        return Device(DeviceType.XPU, device.id)
+    return device
+
+
 def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | None = None) -> Budgets:
     """What the user says. Accelerators that ``inventory`` does not have are planned for, with a note."""
     notes = []
     if inventory is not None:
+        max_memory = {as_here(device, inventory): size for device, size in max_memory.items()}
         here = {a.device for a in inventory.accelerators}
         missing = [str(d) for d in max_memory if is_accelerator(d) and d not in here]
         if missing:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from devctl.devices import Device, DeviceMap, DeviceType
-from devctl.errors import UsageError
+from devctl.errors import UsageError, first_line
 from devctl.placement.placement import Placement, to_hf
 
 SCHEMA = 1
@@ -69,10 +69,10 @@ def parse_map(text: str, origin: str) -> dict[str, Device]:
             f"{origin} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}",
             hint='a map looks like {"model.embed_tokens": 0, "lm_head": "cpu"}, as `devctl plan` writes it',
         ) from None
-    except RecursionError:
-        raise UsageError(f"{origin} has no device map in it: it is nested too deeply") from None
     except _DuplicateKeyError as error:
         raise UsageError(f"{origin} has the key {error.args[0]!r} twice") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
+        raise UsageError(f"{origin} has no device map in it: {first_line(error)}") from None
     if isinstance(data, dict) and data.get("kind") == KIND:
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:

@@ -2,11 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 
 import pytest
+import torch
 
+from tests import tiny
 from tests.conftest import CONFIGS, DEVCTL
 from tests.hub import COMMIT, serve
 
@@ -61,9 +62,8 @@ def test_a_config_in_the_cache_is_enough_offline(run):
     assert run("plan", "org/llama", HF_HUB_OFFLINE="1").returncode == 0
 
 
-def test_the_dtype_of_a_checkpoint_is_read_from_its_header(hub, run, checkpoint, tmp_path):
-    folder = tmp_path / "no-dtype"
-    shutil.copytree(checkpoint("llama"), folder)
+def test_the_dtype_of_a_checkpoint_is_read_from_its_header(hub, run, tmp_path):
+    folder = tiny.save("llama", tmp_path / "no-dtype", dtype=torch.float16)
     config = json.loads((folder / "config.json").read_text())
     del config["dtype"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -71,7 +71,7 @@ def test_the_dtype_of_a_checkpoint_is_read_from_its_header(hub, run, checkpoint,
     hub.ranges.clear()
     done = run("plan", "org/no-dtype")
     assert done.returncode == 0
-    assert done.stderr.startswith("LlamaForCausalLM 209 KiB in float32")
+    assert done.stderr.startswith("LlamaForCausalLM 105 KiB in float16")
     assert "names a dtype" not in done.stderr
     assert hub.ranges == ["bytes=0-100000"]
 

@@ -5,7 +5,11 @@ import json
 
 import pytest
 
+from devctl.devices import Device
+from devctl.inventory.records import Accelerator, Host, Inventory
 from tests.conftest import CONFIGS
+
+GIB = 2**30
 
 
 def write_map(path, device_map):
@@ -107,6 +111,49 @@ def test_maps_that_do_not_hold(devctl, checkpoint, tmp_path, device_map, code, s
     assert said in done.err
 
 
+def test_a_map_that_powershell_wrote(devctl, checkpoint, tmp_path):
+    (tmp_path / "map.json").write_bytes(b"\xef\xbb\xbf" + b'{"": "cpu"}')
+    assert devctl("load", checkpoint("vit"), "--map", tmp_path / "map.json").code == 0
+
+
+def test_a_plan_of_another_schema(devctl, checkpoint, tmp_path):
+    text = '{"kind": "devctl.plan", "schema": 99, "device_map": {"": "cpu"}}'
+    done = devctl("load", checkpoint("vit"), "--map", write_map(tmp_path / "map.json", text))
+    assert done.code == 2
+    assert "a plan of schema 99" in done.err
+
+
+def test_more_than_there_is_memory_for(devctl, monkeypatch, tmp_path):
+    from devctl.cli import load as load_command
+
+    gpu = Accelerator(device=Device.gpu(0), index=0, name="X", uuid=None, memory_total=GIB, memory_free=GIB)
+    small = Host(cpu="X", cores_physical=1, cores_logical=1, ram_total=GIB, ram_available=GIB)
+    inventory = Inventory(accelerators=(gpu,), host=small, disks=())
+    monkeypatch.setattr(load_command, "take_inventory", lambda: inventory)
+    model = CONFIGS / "llama-3.1-8b"
+    for device in ("cuda:0", "cpu"):
+        done = devctl("load", model, "--load-format", "dummy", "--map", device)
+        assert done.code == 3
+        assert f"{device} would hold 15.0 GiB, and has 1.00 GiB free" in done.err
+    # the weights of a checkpoint are mapped from its files, and need not all be in RAM at once
+    done = devctl("load", model, "--map", "cpu")
+    assert done.code == 4
+    assert "has no weights to load" in done.err
+
+
+def test_numbers_mean_the_accelerators_that_are_here(devctl, monkeypatch, checkpoint):
+    from devctl.cli import load as load_command
+
+    xpu = Accelerator(device=Device.from_str("xpu:0"), index=0, name="X", uuid=None, memory_total=GIB, memory_free=GIB)
+    host = Host(cpu="X", cores_physical=1, cores_logical=1, ram_total=GIB, ram_available=GIB)
+    inventory = Inventory(accelerators=(xpu,), host=host, disks=())
+    monkeypatch.setattr(load_command, "take_inventory", lambda: inventory)
+    for how in (["--map", "0"], ["--max-memory", "0=1GiB"], ["--map", "xpu:0"]):
+        done = devctl("load", checkpoint("llama"), *how)
+        assert done.code == 3
+        assert "can't use xpu:0" in done.err, done.err
+
+
 @pytest.mark.parametrize(
     ("argument", "code", "said"),
     [
@@ -140,6 +187,13 @@ def test_a_config_without_weights(devctl):
     done = devctl("load", CONFIGS / "llama-3.1-8b" / "config.json", "--max-memory", "cpu=30GiB")
     assert done.code == 4
     assert "--load-format dummy" in done.err
+
+
+def test_a_map_when_standard_input_is_closed(devctl, checkpoint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    done = devctl("load", checkpoint("vit"), "--map", "-")
+    assert done.code == 2
+    assert "standard input is closed" in done.err
 
 
 def test_outputs_that_are_not_finite(devctl, checkpoint, tmp_path):

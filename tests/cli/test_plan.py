@@ -129,6 +129,29 @@ def test_the_report(devctl, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
 
 
+def test_a_report_follows_a_link(devctl, tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "target" / "plan.json")
+    for _ in range(2):  # a link to nothing, and one to a file
+        assert devctl("plan", LLAMA, "--max-memory", "cpu=30GiB", "--report", tmp_path / "link.json").code == 0
+        assert (tmp_path / "link.json").is_symlink()
+        assert json.loads((tmp_path / "target" / "plan.json").read_text())["kind"] == "devctl.plan"
+
+
+def test_a_report_into_a_pipe(devctl, tmp_path):
+    import os
+    import threading
+
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert devctl("plan", LLAMA, "--max-memory", "cpu=30GiB", "--report", tmp_path / "pipe").code == 0
+    reader.join(timeout=10)
+    assert json.loads(read[0])["kind"] == "devctl.plan"
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_transformers_takes_the_map(devctl, checkpoint, tmp_path):
     import transformers
 
@@ -149,7 +172,12 @@ def test_transformers_takes_the_map(devctl, checkpoint, tmp_path):
         (["--max-memory", "gpu=10GiB"], 2, "--max-memory: 'gpu' is not a device"),
         (["--max-memory", ""], 2, "--max-memory: no DEVICE=SIZE"),
         (["--model-class", "Nonsense"], 2, "no model class 'Nonsense'"),
-        (["--report", "/absent/plan.json"], 1, "cannot write /absent/plan.json: No such file or directory"),
+        (["--max-memory", "cpu=1e300GiB"], 2, "too large for a size"),
+        (["--max-memory", "0=1GiB,xpu:0=1GiB"], 2, "cuda and xpu are both in it"),
+        (["--revision", "main"], 2, "has no --revision"),
+        (["--report", "/absent/plan.json"], 2, "cannot write /absent/plan.json: No such file or directory"),
+        (["--report", "/"], 2, "cannot write /: Is a directory"),
+        (["--report", ""], 2, "cannot write .: Is a directory"),
         (["--nonsense"], 2, "No such option: --nonsense"),
     ],
 )
@@ -158,6 +186,7 @@ def test_wrong_options(devctl, args, code, said):
     assert done.code == code
     assert done.out == ""
     assert said in done.err
+    assert len(done.err.splitlines()) <= 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ def run(*args, **options):
     return subprocess.run([DEVCTL, *args], capture_output=True, text=True, check=False, timeout=120, **options)
 
 
-def in_terminal(*args, columns=80):
+def in_terminal(*args, columns=80, **variables):
     """What a terminal of ``columns`` would get, stdout and stderr together."""
     parent, child = pty.openpty()
     import fcntl
@@ -28,7 +29,11 @@ def in_terminal(*args, columns=80):
     import termios
 
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm-256color"}
+    env = (
+        {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+        | {"TERM": "xterm-256color"}
+        | variables
+    )
     with subprocess.Popen([DEVCTL, *args], stdin=child, stdout=child, stderr=child, env=env) as process:
         os.close(child)
         output = b""
@@ -102,8 +107,64 @@ def test_piped_tables_are_plain_and_whole():
     assert str(os.getcwd()) in out  # noqa: PTH109
 
 
-def test_no_color_is_honoured():
-    assert "\x1b[3" not in run("list", env=os.environ | {"NO_COLOR": "1"}).stdout
+@pytest.mark.parametrize("command", [["list"], ["plan", str(TINY), "--max-memory", "cpu=12MiB"]], ids=" ".join)
+def test_no_color_is_honoured(command):
+    _, coloured = in_terminal(*command)
+    _, plain = in_terminal(*command, NO_COLOR="1")
+    colour = re.compile(r"\x1b\[(1|3[0-9]|9[0-9])m")
+    assert colour.search(coloured)
+    assert not re.search(r"\x1b\[(3[0-9]|9[0-9])m", plain)
+
+
+def test_plan_and_load_in_a_terminal():
+    code, output = in_terminal("plan", str(TINY), "--max-memory", "cpu=12MiB")
+    assert code == 0
+    assert "looking for" in output  # the spinner
+    assert '"model.layers.5": "disk"' in output
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
+    table = shown[shown.index("LlamaForCausalLM 15.1 MiB") :].splitlines()
+    assert max(map(len, table)) <= 80
+    code, output = in_terminal("load", str(TINY), "--load-format", "dummy", "--max-memory", "cpu=12MiB")
+    assert code == 0
+    assert re.search(r"loading .*15\.1/15\.1 MiB", output)  # the bar
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_closed_streams(closed, tmp_path):
+    command = f"exec {closed}>&-; exec {DEVCTL} plan {TINY} --max-memory cpu=12MiB"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    if closed == "1":
+        assert done.returncode == 1
+        assert done.stderr == "devctl: cannot write to standard output: it is closed\n"
+    else:
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["lm_head"] == "disk"
+
+
+def test_a_full_stderr_spoils_no_answer():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [DEVCTL, "plan", TINY, "--max-memory", "cpu=12MiB"], stdout=subprocess.PIPE, stderr=full, check=False
+        )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["lm_head"] == "disk"
+
+
+@pytest.mark.parametrize("columns", ["20", "0", "x"])
+def test_odd_widths_lose_nothing(columns):
+    done = run("plan", str(TINY), "--max-memory", "cpu=12MiB", env=os.environ | {"COLUMNS": columns})
+    assert done.returncode == 0
+    for part in ("cpu", "disk", "8.92 MiB", "of 12.0 MiB", "model", "offloaded: 6.15 MiB"):
+        assert part in done.stderr
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"cd {gone}; rmdir {gone}; {DEVCTL} plan {TINY.absolute()}; {DEVCTL} list"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    assert '"": "cpu"' in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_output_that_is_not_utf8():

@@ -1,22 +1,25 @@
 """Loading and running small real checkpoints, split over cpu and disk."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from devctl.devices import Device
-from devctl.errors import LoadError, ModelError, RefusedError
+from devctl.errors import LoadError, ModelError, RefusedError, UsageError
 from devctl.loading import loader, smoke
+from devctl.loading.inputs import prepare
 from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import device_bytes
 from devctl.loading.proof import find_places
 from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import TensorKind, sizes, tensors, walk
-from devctl.placement import Budgets
-from devctl.placement.placement import disjoint, make_placement
+from devctl.placement.placement import disjoint
+from tests import tiny
 
 CPU, DISK = Device.cpu(), Device.disk()
 
@@ -38,9 +41,14 @@ def every_other_block(tree):
     return disjoint(tree, {"": CPU} | dict.fromkeys(blocks[::2], DISK))
 
 
+def prepared(folder, *, prompt=None, new_tokens=4, trust_remote_code=False, model_class=None):
+    source = resolve(str(folder))
+    skeleton = read_skeleton(source, model_class=model_class, trust_remote_code=trust_remote_code)
+    return prepare(source, skeleton, prompt=prompt, new_tokens=new_tokens, trust_remote_code=trust_remote_code)
+
+
 def run(model, folder, new_tokens=4):
-    tokenizer, _ = smoke.load_tokenizer(resolve(str(folder)))
-    return smoke.run(model, tokenizer, device=CPU, prompt=None, new_tokens=new_tokens)
+    return smoke.run(model, prepared(folder, new_tokens=new_tokens), device=CPU, new_tokens=new_tokens)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "mixtral", "t5", "whisper", "vit", "bert", "gpt2", "clip"])
@@ -51,16 +59,16 @@ def test_split_over_cpu_and_disk(name, checkpoint, tmp_path):
     assert notes == ()
     assert places.misplaced == ()
     assert {device for device, _ in places.measured} == {CPU, DISK}
-    placement = make_placement(tree, device_map, Budgets(devices=(), given=True), strategy=None)
-    on_disk = {d.device: d for d in device_bytes(placement, places)}[DISK]
-    assert on_disk.measured == on_disk.predicted > 0
+    bytes_on = {d.device: d for d in device_bytes(tree, device_map, CPU, places)}
+    assert bytes_on.keys() == {CPU, DISK}
+    assert all(each.measured == each.predicted > 0 for each in bytes_on.values())
     parameters = [t for t in tensors(tree.root) if t.kind is TensorKind.PARAMETER]
     assert sum(told) == sum(sizes(tree)[t.name] for t in parameters)
 
     ran = run(model, folder)
     assert ran.nonfinite == ()
     whole, *_ = load(folder, {"": CPU}, None)
-    inputs, _ = smoke.make_inputs(whole, None, "")
+    inputs = prepared(folder).tensors
     forward = {**inputs, **smoke._decoder_inputs(whole, inputs)}
     with torch.inference_mode():
         expected, found = whole(**forward), model(**forward)
@@ -89,15 +97,13 @@ def test_a_real_model_with_its_tokenizer(minilm, tmp_path):
     model, notes, _, _, _ = load(minilm, device_map, tmp_path)
     assert notes == ()
     assert find_places(model, device_map).misplaced == ()
-    tokenizer, trouble = smoke.load_tokenizer(resolve(str(minilm)))
-    assert trouble == ()
-    inputs, origin = smoke.make_inputs(model, tokenizer, "a cat sits on a mat")
-    assert origin == "tokenizer"
-    assert inputs["input_ids"][0, 0] == tokenizer.cls_token_id
+    given = prepared(minilm, prompt="a cat sits on a mat")
+    assert (given.source, given.notes) == ("tokenizer", ())
+    assert given.tensors["input_ids"][0, 0] == given.tokenizer.cls_token_id
 
     def embed(text):
         with torch.inference_mode():
-            hidden = model(**smoke.make_inputs(model, tokenizer, text)[0]).last_hidden_state
+            hidden = model(**prepared(minilm, prompt=text).tensors).last_hidden_state
         return torch.nn.functional.normalize(hidden.mean(dim=1), dim=-1)[0]
 
     cat, kitten, tax = embed("a cat sits on a mat"), embed("a kitten rests on a rug"), embed("income tax law")
@@ -244,6 +250,156 @@ def test_why_ties_must_not_be_split_by_the_disk(embed, head, checkpoint, tmp_pat
         run(load(checkpoint("llama-tied"), device_map, tmp_path)[0], checkpoint("llama-tied"))
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"weight_map": 5}', '{"weight_map": {}}', "[]"])
+def test_a_broken_index(checkpoint, tmp_path, text):
+    folder = spoil(checkpoint("llama"), tmp_path, lambda weights: None)
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match="is no index of a checkpoint"):
+        load(folder, {"": CPU}, None)
+
+
+def test_sharded_and_pickled_checkpoints(tmp_path):
+    model_class, config = tiny.CONFIGS["llama"]()
+    torch.manual_seed(0)
+    model = model_class(config)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(tmp_path / "bin")
+    torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    for name in ("shards", "bin"):
+        loaded, notes, _, device_map, _ = load(tmp_path / name, every_other_block, tmp_path / "offload" / name)
+        assert notes == ()
+        assert find_places(loaded, device_map).misplaced == ()
+        assert run(loaded, tmp_path / name).nonfinite == ()
+
+
+# inputs
+
+
+def describe(folder, **options):
+    return {name: tuple(value.shape) for name, value in prepared(folder, **options).tensors.items()}
+
+
+def save_config(folder, model_class, config):
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class", "expected"),
+    [
+        ("llama", None, {"input_ids": (1, 16), "attention_mask": (1, 16)}),
+        ("t5", "AutoModel", {"input_ids": (1, 16), "attention_mask": (1, 16)}),
+        ("whisper", "AutoModel", {"input_features": (1, 16, 100)}),
+        ("vit", None, {"pixel_values": (1, 3, 32, 32)}),
+        ("clip", None, {"input_ids": (1, 16), "attention_mask": (1, 16), "pixel_values": (1, 3, 32, 32)}),
+        ("mamba", None, {"input_ids": (1, 16), "attention_mask": (1, 16)}),
+    ],
+)
+def test_inputs_by_modality(name, model_class, expected, checkpoint):
+    assert describe(checkpoint(name), model_class=model_class) == expected
+    skeleton = read_skeleton(resolve(str(checkpoint(name))), model_class=model_class)
+    model = skeleton.model_class.from_pretrained(checkpoint(name))
+    given = prepared(checkpoint(name), model_class=model_class)
+    assert smoke.run(model, given, device=CPU, new_tokens=0).nonfinite == ()
+
+
+def test_more_modalities(tmp_path):
+    import transformers as t
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ast = t.ASTConfig(**text, max_length=64, num_mel_bins=32)
+    wav = t.Wav2Vec2Config(**text, conv_dim=[8] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    vision = t.ViTConfig(**text, image_size=48, patch_size=8)
+    gpt2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+    encdec = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        vision, t.GPT2Config(**gpt2, add_cross_attention=True, is_decoder=True)
+    )
+    blip = t.BlipConfig(
+        text_config={
+            **text,
+            "vocab_size": 99,
+            "encoder_hidden_size": 32,
+            "bos_token_id": 1,
+            "sep_token_id": 2,
+            "eos_token_id": 2,
+        },
+        vision_config={**text, "image_size": 48, "patch_size": 8},
+    )
+    for model_class, config, expected in (
+        (t.ASTModel, ast, {"input_values": (1, 64, 32)}),
+        (t.Wav2Vec2Model, wav, {"input_values": (1, 16_000)}),
+        (t.VisionEncoderDecoderModel, encdec, {"pixel_values": (1, 3, 48, 48)}),
+        (
+            t.BlipForConditionalGeneration,
+            blip,
+            {"input_ids": (1, 16), "attention_mask": (1, 16), "pixel_values": (1, 3, 48, 48)},
+        ),
+    ):
+        folder = save_config(tmp_path / model_class.__name__, model_class, config)
+        assert describe(folder) == expected
+        model, *_ = load(folder / "config.json", {"": CPU}, None, load_format=LoadFormat.DUMMY)
+        assert run(model, folder / "config.json", new_tokens=2).nonfinite == ()
+
+
+def test_inputs_that_are_not_known_are_told_before_loading(tmp_path):
+    import transformers as t
+
+    folder = save_config(tmp_path, t.PerceiverModel, t.PerceiverConfig())
+    with pytest.raises(LoadError, match="no inputs are known for PerceiverModel"):
+        prepared(folder)
+
+
+@pytest.mark.parametrize(("where", "expected"), [("generation_config", 0), ("config", 0), ("neither", 7)])
+def test_the_start_of_a_decoder_may_be_token_0(where, expected, checkpoint):
+    model, *_ = load(checkpoint("t5"), {"": CPU}, None)
+    model.generation_config.decoder_start_token_id = 0 if where == "generation_config" else None
+    model.config.decoder_start_token_id = 0 if where == "config" else None
+    model.generation_config.bos_token_id = 7
+    assert smoke._decoder_start(model) == expected
+
+
+def test_the_models_own_generation_settings_do_not_matter(checkpoint):
+    model, *_ = load(checkpoint("llama"), {"": CPU}, None)
+    model.generation_config.update(do_sample=True, temperature=0.7, num_beams=4, num_return_sequences=2)
+    model.generation_config.eos_token_id = []
+    assert run(model, checkpoint("llama"), new_tokens=3).generated.tokens == 3
+
+
+def test_more_tokens_than_the_model_takes(checkpoint):
+    with pytest.raises(UsageError, match="--max-new-tokens 64: this model takes at most 64"):
+        prepared(checkpoint("llama"), new_tokens=64)
+    assert prepared(checkpoint("vit"), new_tokens=10**9).source == "random"
+
+
+TOKENIZER = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path(__file__).with_name("ran").touch()
+Path({marker!r}).touch()
+class Own(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_tokenizers_own_code_runs_only_when_trusted(trusted, checkpoint, minilm, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked whether to run the code"))
+    folder = spoil(checkpoint("bert"), tmp_path, lambda weights: None)
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / name).write_bytes((minilm / name).read_bytes())
+    marker = tmp_path / "marker"
+    (folder / "own.py").write_text(TOKENIZER.format(marker=str(marker)))
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    given = prepared(folder, trust_remote_code=trusted)
+    assert marker.exists() == trusted
+    assert given.source == "tokenizer" or not trusted
+
+
 # offload folders
 
 
@@ -267,8 +423,23 @@ def test_an_offload_folder_without_space(tmp_path):
 
 def test_an_offload_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RefusedError, match="cannot make"), loader.offload_folder(1, tmp_path / "file"):
+    with pytest.raises(UsageError, match="cannot use the offload folder"), loader.offload_folder(1, tmp_path / "file"):
         pass
+
+
+def test_an_offload_folder_that_can_not_be_written():
+    with pytest.raises(UsageError, match="cannot use the offload folder"), loader.offload_folder(1, Path("/proc")):
+        pass
+
+
+def test_an_offload_folder_that_fills_up(checkpoint, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.integrations.accelerate.save_file", full)
+    with pytest.raises(LoadError, match=r"cannot write to the offload folder .*: .* No space left") as raised:
+        load(checkpoint("llama") / "config.json", every_other_block, tmp_path, load_format=LoadFormat.DUMMY)
+    assert "--offload-folder" in raised.value.hint
 
 
 # devices

@@ -113,6 +113,29 @@ def test_dtype_is_the_checkpoints_where_the_config_has_none(tmp_path):
     assert skeleton.tree.notes == ()
 
 
+@pytest.mark.parametrize("files", ["safetensors", "shards", "bin"])
+def test_the_file_that_decides_is_the_one_that_is_loaded(tmp_path, files):
+    """And not a stray one beside it, whatever its name and state."""
+    import transformers
+    from safetensors.torch import save_file
+
+    model_class, config = tiny.CONFIGS["llama"]()
+    model = model_class(config).to(torch.float16)
+    model.save_pretrained(tmp_path, max_shard_size="50KB" if files == "shards" else "5GB")
+    if files == "bin":
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    assert len(list(tmp_path.glob("*.safetensors"))) == {"safetensors": 1, "shards": 3, "bin": 0}[files]
+    save_file({"x": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
+    (tmp_path / "adapter.safetensors").write_bytes(b"broken")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    write(tmp_path, **config)
+    tree = read_skeleton(resolve(str(tmp_path))).tree
+    assert (tree.dtype, tree.notes) == ("float16", ())
+    assert transformers.LlamaForCausalLM.from_pretrained(tmp_path).dtype == torch.float16
+
+
 def test_dtype_falls_back_to_float32_with_a_note(tmp_path):
     tree = read_skeleton(resolve(str(llama(tmp_path, dtype=None)))).tree
     assert tree.dtype == "float32"
@@ -204,10 +227,17 @@ def test_remote_code_is_not_run_unless_trusted(own):
     assert "--trust-remote-code" in raised.value.hint
 
 
-def test_remote_code_that_is_trusted(own):
-    tree = read_skeleton(resolve(str(own)), trust_remote_code=True).tree
+@pytest.mark.parametrize("name", ["", "config.json"])
+def test_remote_code_that_is_trusted(own, name):
+    tree = read_skeleton(resolve(str(own / name)), trust_remote_code=True).tree
     assert tree.class_name == "OwnModel"
     assert sizes(tree)[""] == 80
+
+
+def test_remote_code_beside_a_config_of_another_name(own):
+    (own / "config.json").rename(own / "mine.json")
+    with pytest.raises(UsageError, match="beside a file called config"):
+        read_skeleton(resolve(str(own / "mine.json")), trust_remote_code=True)
 
 
 # what can't be read
@@ -230,7 +260,15 @@ def test_kinds_of_source(tmp_path):
         ("[1]", "not a model config: a JSON list"),
         ("{}", "does not say its model_type"),
         ('{"model_type": "nonsense"}', "does not know the model type 'nonsense'"),
-        ('{"model_type": 3}', "does not know the model type 3"),
+        ('{"model_type": 3}', "not a model config: its model_type is 3"),
+        ('{"model_type": ["x"]}', 'its model_type is ["x"]'),
+        ('{"model_type": "llama", "architectures": [5]}', "its architectures is [5]"),
+        ('{"model_type": "llama", "architectures": 5}', "its architectures is 5"),
+        ('{"model_type": "llama", "auto_map": 5}', "its auto_map is 5"),
+        ('{"model_type": "llama", "architectures": ["PreTrainedModel"]}', "has no class 'PreTrainedModel'"),
+        ('{"model_type": "llama", "dtype": "int8"}', "the config's dtype "),
+        ("[" * 100_000, "is no config: "),
+        ('{"a": ' + "9" * 5000 + "}", "is no config: "),
         ('{"model_type": "llama", "architectures": ["Nonsense"]}', "has no class 'Nonsense'"),
         ('{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "x"}', "config.json"),
         (
@@ -251,6 +289,26 @@ def test_a_config_that_is_no_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ModelError, match="not text"):
         read_skeleton(resolve(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "MODEL is empty"),
+        ("~no-such-user/x", "cannot look at ~no-such-user/x"),
+        ("a" * 300, "cannot look at aaa"),
+        ("a\0b", "neither a file or folder here nor a model id"),
+        ("https://hub.example/org/name", "is an address"),
+    ],
+)
+def test_names_that_are_no_model(name, said):
+    with pytest.raises(ModelError, match=said):
+        resolve(name)
+
+
+def test_a_revision_is_for_the_hub(tmp_path):
+    with pytest.raises(UsageError, match="has no --revision"):
+        resolve(str(llama(tmp_path)), revision="main")
 
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "a/b/c", "absent.json", "~/absent-model"])

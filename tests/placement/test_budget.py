@@ -48,6 +48,7 @@ def test_max_memory_in_one_or_several_options():
         ("0=nanGiB", "not a size"),
         ("0=infGiB", "not a size"),
         ("0=1e999GiB", "too large"),
+        ("0=1e300GiB", "too large"),
         ("gpu=1GiB", "not a device"),
         ("cuda=1GiB", "not a device"),
         ("cpu:0=1GiB", "not a device"),

@@ -172,6 +172,8 @@ def test_devices_have_one_spelling():
         ('{"a": "meta"}', "puts 'a' on \"meta\""),
         ('{"a": {"b": 0}}', "puts 'a' on"),
         ('{"a": 0, "a": 1}', "has the key 'a' twice"),
+        ("[" * 100_000, "no device map"),
+        ('{"a": ' + "9" * 5000 + "}", "no device map"),
     ],
 )
 def test_malformed_maps(text, said):

@@ -1,0 +1,87 @@
+"""What the files of a checkpoint say of themselves, without their weights being read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+from devctl.errors import ModelError, first_line
+from devctl.models.resolve import ModelSource, SourceKind
+
+DOWNLOAD_AGAIN = "download it again"
+
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FLOATING_DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
+
+
+def checkpoint_dtype(source: ModelSource) -> str | None:
+    """torch's name of the first floating dtype in the file that ``from_pretrained`` would read first.
+
+    Only headers are read; of a model on the hub, only they are downloaded. None where there is no checkpoint.
+
+    Raises:
+        ModelError: a local file is broken.
+    """
+    if source.kind is SourceKind.CONFIG:
+        return None
+    names = _hub_dtypes(source) if source.kind is SourceKind.HUB else _local_dtypes(source.config_path.parent)
+    return next((name for name in names if name in _FLOATING_DTYPES), None)
+
+
+def _local_dtypes(folder: Path) -> Iterator[str]:
+    """torch's names of the dtypes in a local checkpoint, from its header alone."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        path = folder / whole
+        if not path.is_file() and (folder / index).is_file():
+            path = folder / first_shard(folder / index)
+        if not path.is_file():
+            continue
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():  # noqa: SIM118 - no mapping
+                        yield _SAFETENSORS_DTYPES.get(file.get_slice(key).get_dtype(), "")
+            else:
+                weights = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+                yield from (
+                    str(value.dtype).removeprefix("torch.")
+                    for value in weights.values()
+                    if isinstance(value, torch.Tensor)
+                )
+        except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ModelError(f"the weights in {path} can't be read: {first_line(error)}") from None
+        return
+
+
+def first_shard(index: Path) -> str:
+    """The file that a checkpoint's index names first.
+
+    Raises:
+        ModelError: the index is broken, or names none.
+    """
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return min(str(file) for file in files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{index} is no index of a checkpoint: {first_line(error)}", hint="download it again"
+        ) from None
+
+
+def _hub_dtypes(source: ModelSource) -> Iterator[str]:
+    """Asks the hub for the headers alone; none where it has no safetensors, or can't be reached."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
+
+    try:
+        metadata = get_safetensors_metadata(source.location, revision=source.revision)
+    except (NotASafetensorsRepoError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return
+    for _, file in sorted(metadata.files_metadata.items()):
+        yield from (_SAFETENSORS_DTYPES.get(tensor.dtype, "") for tensor in file.tensors.values())
