@@ -141,7 +141,8 @@ def make_inputs(
         windows = getattr(config, "max_length", None)
         shape = (1, windows, bins) if bins and windows else (1, _WAVEFORM_SAMPLES)
         made["input_values"] = torch.randn(shape, generator=generator)
-    if main not in made:
+    compares_sounds = hasattr(config, "audio_config") and "input_features" in takes and not model_class.can_generate()
+    if main not in made or compares_sounds:
         raise LoadError(f"no inputs are known for {model_class.__name__}, which takes {main!r}")
     return made, origin
 

@@ -350,6 +350,9 @@ def test_inputs_that_are_not_known_are_told_before_loading(tmp_path):
     folder = save_config(tmp_path, t.PerceiverModel, t.PerceiverConfig())
     with pytest.raises(LoadError, match="no inputs are known for PerceiverModel"):
         prepared(folder)
+    folder = save_config(tmp_path, t.ClapModel, t.ClapConfig())
+    with pytest.raises(LoadError, match="no inputs are known for ClapModel"):
+        prepared(folder)
 
 
 @pytest.mark.parametrize(("where", "expected"), [("generation_config", 0), ("config", 0), ("neither", 7)])
