@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.devices import Device, DeviceType
 from devctl.errors import DevctlError, LoadError, ModelError, RefusedError, UsageError, first_line
 from devctl.loading.dummy import dummy_weights
-from devctl.models.checkpoint import DOWNLOAD_AGAIN, first_shard
+from devctl.models.checkpoint import DOWNLOAD_AGAIN, weights_file
 from devctl.models.resolve import ModelSource, SourceKind
 from devctl.models.tree import ModuleTree, counted_bytes
 from devctl.placement.placement import bytes_per_device, disjoint, shorten, to_hf
@@ -116,8 +116,7 @@ def load(
             hint=_TRY_DUMMY,
         )
     if source.kind is SourceKind.DIRECTORY and load_format is LoadFormat.AUTO:
-        for index in sorted(source.config_path.parent.glob("*.index.json")):
-            first_shard(index)  # transformers' own words for a broken one help nobody
+        weights_file(source.config_path.parent)  # transformers' own words for a broken index help nobody
     tree = skeleton.tree
     arguments: dict[str, Any] = {
         "config": skeleton.config,

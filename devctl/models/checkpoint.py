@@ -30,41 +30,45 @@ def checkpoint_dtype(source: ModelSource) -> str | None:
     return next((name for name in names if name in _FLOATING_DTYPES), None)
 
 
+def weights_file(folder: Path) -> Path | None:
+    """The file in ``folder`` that ``from_pretrained`` would read first; None where there is none.
+
+    Raises:
+        ModelError: the index that decides it is broken.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / whole).is_file():
+            return folder / whole
+        if (folder / index).is_file():
+            return folder / _first_shard(folder / index)
+    return None
+
+
 def _local_dtypes(folder: Path) -> Iterator[str]:
     """torch's names of the dtypes in a local checkpoint, from its header alone."""
     import torch
     from safetensors import SafetensorError, safe_open
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        path = folder / whole
-        if not path.is_file() and (folder / index).is_file():
-            path = folder / first_shard(folder / index)
-        if not path.is_file():
-            continue
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118 - no mapping
-                        yield _SAFETENSORS_DTYPES.get(file.get_slice(key).get_dtype(), "")
-            else:
-                weights = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-                yield from (
-                    str(value.dtype).removeprefix("torch.")
-                    for value in weights.values()
-                    if isinstance(value, torch.Tensor)
-                )
-        except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ModelError(f"the weights in {path} can't be read: {first_line(error)}") from None
+    path = weights_file(folder)
+    if path is None or not path.is_file():
         return
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    yield _SAFETENSORS_DTYPES.get(file.get_slice(key).get_dtype(), "")
+        else:
+            weights = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            dtypes = (str(value.dtype) for value in weights.values() if isinstance(value, torch.Tensor))
+            yield from (dtype.removeprefix("torch.") for dtype in dtypes)
+    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ModelError(f"the weights in {path} can't be read: {first_line(error)}") from None
 
 
-def first_shard(index: Path) -> str:
-    """The file that a checkpoint's index names first.
-
-    Raises:
-        ModelError: the index is broken, or names none.
-    """
+def _first_shard(index: Path) -> str:
+    """The file that a checkpoint's index names first."""
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return min(str(file) for file in files)
