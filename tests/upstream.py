@@ -28,6 +28,22 @@ class UpstreamError(Exception):
     """transformers raised while it planned."""
 
 
+class _OrderedMeta(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, set | dict)
+
+
+class _OrderedSet(dict, metaclass=_OrderedMeta):  # type: ignore[type-arg]
+    """A set that keeps its order.
+
+    The planner goes through a set of tie groups, so for a model that has several its answer can differ from run to run
+    (PYTHONHASHSEED). It is asked with the groups in the model's order, which is devctl's.
+    """
+
+    def __init__(self, items: Any = ()) -> None:
+        super().__init__(dict.fromkeys(items))
+
+
 @dataclass(frozen=True)
 class Upstream:
     """The model that ``from_pretrained`` built, just before it planned."""
@@ -40,12 +56,10 @@ class Upstream:
         Raises:
             UpstreamError: transformers raised.
         """
+        given = None if max_memory is None else dict(max_memory)
         try:
-            return dict(
-                transformers.modeling_utils._get_device_map(
-                    self.model, str(strategy), None if max_memory is None else dict(max_memory), None
-                )
-            )
+            with mock.patch.object(transformers.integrations.accelerate, "set", _OrderedSet, create=True):
+                return dict(transformers.modeling_utils._get_device_map(self.model, str(strategy), given, None))
         except (IndexError, KeyError, ValueError) as error:
             raise UpstreamError(repr(error)) from error
 

@@ -77,6 +77,8 @@ def _devices(inventory: Inventory, width: int | None, styled: bool) -> str:
     if host.cpu is not None or host.ram_total is not None:
         rows.append(["cpu", _host_name(host), size(host.ram_available), size(host.ram_total)])
     rows += [["disk", _disk_name(disk), size(disk.free), size(disk.total)] for disk in inventory.disks]
+    if not rows:
+        return "no GPU was found\n"
     return columns(
         ["DEVICE", "NAME", "FREE", "TOTAL", *extra], rows, left=2, wrap=1, width=width, styled=styled, dim=dim
     )

@@ -11,7 +11,9 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
+from devctl.cli import render_inventory
 from devctl.cli.render_inventory import columns
+from devctl.inventory import Inventory, host
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
 
@@ -199,3 +201,8 @@ def test_columns_count_wide_characters():
 def test_columns_dim_and_embolden_only_when_asked():
     styled = columns(["A"], [["x"], ["y"]], left=1, styled=True, dim={1})
     assert styled.splitlines() == ["\033[1mA\033[0m", "x", "\033[2my\033[0m"]
+
+
+def test_a_machine_without_a_gpu_says_so():
+    nothing = Inventory(accelerators=(), host=host.UNKNOWN, disks=())
+    assert render_inventory.to_text(nothing, width=80, styled=False) == "no GPU was found\n"
