@@ -1,6 +1,7 @@
 """``python -m devctl``."""
 
 import gc
+import sys
 
 
 def main() -> None:
@@ -8,12 +9,15 @@ def main() -> None:
 
     Importing makes only objects that stay. Collecting garbage among them finds none, and takes a tenth of the start.
     """
-    gc.disable()
-    from devctl.cli import main as run
+    try:
+        gc.disable()
+        from devctl.cli import main as run
 
-    gc.freeze()
-    gc.enable()
-    run()
+        gc.freeze()
+        gc.enable()
+        run()
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(130)
 
 
 if __name__ == "__main__":

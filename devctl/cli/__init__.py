@@ -131,7 +131,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # None where one was closed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    try:
-        app(prog_name="devctl")
-    except KeyboardInterrupt:  # before a command began
-        sys.exit(ExitCode.INTERRUPTED)
+    app(prog_name="devctl")
