@@ -193,7 +193,9 @@ def _synchronize(device: Device) -> None:
     if device.type in ("cuda", "xpu"):
         module = getattr(torch, device.type.value)
         for index in range(module.device_count()):
-            module.synchronize(index)
+            # waiting for one that holds nothing of ours would only make a context on it, of some hundred MiB
+            if module.memory_reserved(index):
+                module.synchronize(index)
     elif device.type == "mps":
         torch.mps.synchronize()
 

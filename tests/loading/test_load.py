@@ -463,3 +463,12 @@ def test_the_main_device(checkpoint, tmp_path):
     assert loader.main_device(split, device_map) == CPU
     split._hf_hook.execution_device = 1  # as accelerate has it for a GPU
     assert loader.main_device(split, device_map) == Device.gpu(1)
+
+
+def test_only_the_gpus_in_use_are_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: {0: 1, 1: 0, 2: 1}[index])
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    smoke._synchronize(Device.gpu(0))
+    assert waited == [0, 2]
