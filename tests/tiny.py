@@ -13,6 +13,16 @@ _TEXT = {
     "max_position_embeddings": 64,
 }
 _GQA = {**_TEXT, "num_key_value_heads": 2}
+_ENCODER_DECODER = {
+    "vocab_size": 256,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+}
 _VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -48,28 +58,14 @@ CONFIGS = {
     "bart": lambda: (
         t.BartForConditionalGeneration,
         t.BartConfig(
-            vocab_size=256,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
+            **_ENCODER_DECODER,
             max_position_embeddings=64,
         ),
     ),
     "whisper": lambda: (
         t.WhisperForConditionalGeneration,
         t.WhisperConfig(
-            vocab_size=256,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
+            **_ENCODER_DECODER,
             num_mel_bins=16,
             max_source_positions=50,
             max_target_positions=40,

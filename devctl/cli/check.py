@@ -103,7 +103,6 @@ def check(
         from devctl.placement.budget import as_here
 
         used = {as_here(device, inventory): size for device, size in used.items()}
-
         wrong = tuple(Finding(requirement=f"--map {map_}", met=False, found=problem) for problem in problems)
         verdict = Verdict(findings=verdict.findings + wrong + judge_map(inventory, used), selected=verdict.selected)
     _show(verdict, select is not None, IdFormat.JSON if json else format_, inventory.cuda_order_certain)

@@ -1,6 +1,5 @@
 """The file that ``--map`` takes: a Hugging Face device map, or a plan document, which knows the bytes too."""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
-from devctl.placement.document import KIND, SCHEMA, normal, parse_map
+from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +52,8 @@ def parse_map_file(text: str, origin: str) -> MapFile:
     Raises:
         UsageError: it is neither, or a plan of another schema.
     """
-    device_map = parse_map(text, origin)
-    document = json.loads(text)
+    document = parse_json(text, origin)
+    device_map = map_of(document, origin)
     if document.get("kind") != KIND:
         return MapFile(device_map=device_map, used=None)
     if document.get("schema") != SCHEMA:

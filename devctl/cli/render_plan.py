@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def plan_summary(model: PlannedModel, placement: Placement) -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes."""
     from rich.console import Group
-    from rich.padding import Padding
     from rich.text import Text
 
     lines: list[RenderableType] = [
@@ -33,7 +32,7 @@ def plan_summary(model: PlannedModel, placement: Placement) -> str:
         device_table(placement.devices),
         Text(offload_line(placement)),
     ]
-    lines += [Padding(Text(f"note: {note}"), (0, 0, 0, 0)) for note in placement.notes]
+    lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
 
 

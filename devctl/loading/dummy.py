@@ -59,6 +59,3 @@ class _DummyTensor:
         start = zlib.crc32(self.tensor.name.encode()) % _POOL
         numbers = self.pool[start : start + min(count, _POOL)]
         return numbers.repeat(-(-count // _POOL))[:count].reshape(shape)
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensor.shape)

@@ -14,12 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devctl.devices import Device, DeviceType
+from devctl.devices import Device, DeviceMap, DeviceType
 from devctl.errors import DevctlError, LoadError, ModelError, RefusedError, UsageError, first_line
 from devctl.loading.dummy import dummy_weights
 from devctl.models.checkpoint import DOWNLOAD_AGAIN, weights_file
 from devctl.models.resolve import ModelSource, SourceKind
 from devctl.models.tree import ModuleTree, counted_bytes
+from devctl.placement.document import normal
 from devctl.placement.placement import bytes_per_device, disjoint, shorten, to_hf
 from devctl.units import format_bytes
 
@@ -111,10 +112,7 @@ def load(
     import torch
 
     if source.kind is SourceKind.CONFIG and load_format is LoadFormat.AUTO:
-        raise ModelError(
-            f"{source.location} is a config without weights",
-            hint=_TRY_DUMMY,
-        )
+        raise ModelError(f"{source.location} is a config without weights", hint=_TRY_DUMMY)
     if source.kind is SourceKind.DIRECTORY and load_format is LoadFormat.AUTO:
         weights_file(source.config_path.parent)  # transformers' own words for a broken index help nobody
     tree = skeleton.tree
@@ -224,17 +222,19 @@ def main_device(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Dev
     accelerate's ``dispatch_model`` chooses it, and keeps it in the hook of the model itself; without a hook the whole
     model is on one device.
     """
-    hook = getattr(model, "_hf_hook", None)
-    for each in getattr(hook, "hooks", [hook]):
-        device = getattr(each, "execution_device", None)
+    for hook in hooks_of(model):
+        device = getattr(hook, "execution_device", None)
         if device is not None:
             return to_device(device)
     return next(iter(device_map.values()))
 
 
+def hooks_of(module: torch.nn.Module) -> list[Any]:
+    """accelerate's hooks on ``module``; a sequential one stands for several."""
+    hook = getattr(module, "_hf_hook", None)
+    return list(getattr(hook, "hooks", [hook]))
+
+
 def to_device(device: torch.device | int | str) -> Device:
     """A device of torch or accelerate in our words."""
-    from devctl.devices import DeviceMap
-    from devctl.placement.document import normal
-
     return normal(DeviceMap.from_hf({"": device})[""])

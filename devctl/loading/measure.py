@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from devctl.devices import Device
 from devctl.loading.proof import Misplaced, Places, expected_device
 from devctl.loading.smoke import Smoke
-from devctl.models.tree import ModuleTree, TensorKind, counted_bytes, tensors
+from devctl.models.tree import ModuleTree, TensorKind
+from devctl.placement.placement import add_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +51,7 @@ def device_bytes(
     tree: ModuleTree, device_map: Mapping[str, Device], main: Device, places: Places
 ) -> tuple[DeviceBytes, ...]:
     """Predicted beside measured, for every device that has or should have something, in the map's order."""
-    size = counted_bytes(tree)
-    predicted: dict[Device, int] = {}
-    for tensor in tensors(tree.root):
-        device = expected_device(tensor.name, tensor.kind is TensorKind.BUFFER, device_map, main)
-        predicted[device] = predicted.get(device, 0) + size[tensor.name]
+    predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main))
     measured = dict(places.measured)
     order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(

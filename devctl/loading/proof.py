@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devctl.devices import Device, DeviceType
-from devctl.loading.loader import main_device, to_device
+from devctl.loading.loader import hooks_of, main_device, to_device
 from devctl.placement.placement import device_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def _find(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> tuple[Dev
     """The device of a module's own tensor, and what tells its storage from others."""
     if tensor.device.type != "meta":
         return to_device(tensor.device), tensor.untyped_storage().data_ptr() or id(tensor)
-    for weights in _weights_maps(getattr(module, "_hf_hook", None)):
+    for hook in hooks_of(module):
+        weights = getattr(hook, "weights_map", None)
+        if weights is None:
+            continue
         full = f"{getattr(weights, 'prefix', '')}{name}"
         store = getattr(weights, "dataset", weights)
         kept = getattr(store, "state_dict", store)
@@ -88,9 +91,3 @@ def _find(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> tuple[Dev
         if entry is not None:
             return Device.disk(), (entry.get("safetensors_file"), entry.get("weight_name", full))
     return None, None
-
-
-def _weights_maps(hook: Any) -> list[Any]:
-    """Where a hook of accelerate keeps offloaded weights; a sequential hook has several."""
-    hooks = getattr(hook, "hooks", [hook])
-    return [h.weights_map for h in hooks if getattr(h, "weights_map", None) is not None]

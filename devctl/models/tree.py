@@ -83,6 +83,13 @@ def tensors(module: Module) -> Iterator[Tensor]:
         yield from m.buffers
 
 
+def names(module: Module) -> Iterator[str]:
+    """The name of every module and tensor, ``module`` among them, in the order of definition."""
+    for m in walk(module):
+        yield m.name
+        yield from (t.name for t in (*m.parameters, *m.buffers))
+
+
 def is_under(name: str, prefix: str) -> bool:
     """Whether the module or tensor ``name`` is ``prefix`` or within it; everything is within ""."""
     return not prefix or name == prefix or name.startswith(prefix + ".")

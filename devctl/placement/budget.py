@@ -7,7 +7,10 @@ from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory
 from devctl.units import format_bytes, parse_size
 
-ACCELERATORS = (DeviceType.GPU, DeviceType.XPU, DeviceType.MPS)
+NUMBERED = (DeviceType.GPU, DeviceType.XPU)
+"""Kinds of accelerator that there may be several of, so that a device map has their ids."""
+
+ACCELERATORS = (*NUMBERED, DeviceType.MPS)
 
 _ORDER = {DeviceType.GPU: 0, DeviceType.XPU: 0, DeviceType.MPS: 1, DeviceType.CPU: 2, DeviceType.DISK: 3}
 
@@ -50,7 +53,7 @@ def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:
         if device in budgets:
             raise ValueError(f"{key!r} is given twice")
         budgets[device] = parse_size(value)
-    if {DeviceType.GPU, DeviceType.XPU} <= {device.type for device in budgets}:
+    if set(NUMBERED) <= {device.type for device in budgets}:
         raise ValueError("cuda and xpu are both in it; a map's numbers mean one of them")
     if not budgets:
         raise ValueError("no DEVICE=SIZE in it, as in 0=10GiB,cpu=30GiB")
@@ -65,7 +68,7 @@ def _parse_key(key: str) -> Device:
     except ValueError:
         device = None
     # transformers takes ids only; "cuda:0" is what everything else prints, so it is understood too
-    if device is None or (device.type in (DeviceType.GPU, DeviceType.XPU)) == (device.id is None):
+    if device is None or (device.type in NUMBERED) == (device.id is None):
         raise ValueError(f"{key!r} is not a device; use a GPU's id, mps, cpu or disk")
     return device
 

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from devctl.devices import Device, DeviceMap, DeviceType
+from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError, first_line
+from devctl.placement.budget import NUMBERED
 from devctl.placement.placement import Placement, to_hf
 
 SCHEMA = 1
@@ -62,6 +63,15 @@ def parse_map(text: str, origin: str) -> dict[str, Device]:
     Raises:
         UsageError: it is no JSON, no map, empty, or a value is no device.
     """
+    return map_of(parse_json(text, origin), origin)
+
+
+def parse_json(text: str, origin: str) -> Any:
+    """The JSON of a map or plan document.
+
+    Raises:
+        UsageError: it is none, or has a key twice.
+    """
     try:
         data = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
@@ -73,6 +83,15 @@ def parse_map(text: str, origin: str) -> dict[str, Device]:
         raise UsageError(f"{origin} has the key {error.args[0]!r} twice") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
         raise UsageError(f"{origin} has no device map in it: {first_line(error)}") from None
+    return data
+
+
+def map_of(data: Any, origin: str) -> dict[str, Device]:
+    """The device map in ``data``, plain or within a plan document.
+
+    Raises:
+        UsageError: there is none, it is empty, or a value is no device.
+    """
     if isinstance(data, dict) and data.get("kind") == KIND:
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
@@ -94,7 +113,7 @@ def parse_map(text: str, origin: str) -> dict[str, Device]:
 
 def normal(device: Device) -> Device:
     """The one spelling of a device: numbered kinds have an id, the others have none."""
-    if device.type in (DeviceType.GPU, DeviceType.XPU):
+    if device.type in NUMBERED:
         return Device(device.type, device.id or 0)
     return Device(device.type)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, Tensor, is_under, sizes, tensors, walk
-from devctl.placement.budget import Budgets, is_accelerator
+from devctl.models.tree import Module, ModuleTree, Tensor, is_under, names, sizes, tensors, walk
+from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
 
 
 class Strategy(StrEnum):
@@ -40,11 +40,13 @@ class GreedyMap:
 
 def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> GreedyMap:
     """The device map that transformers computes for ``device_map=strategy``."""
+    size = sizes(tree)
     limits = dict(budgets.devices)
     notes: list[str] = []
     if strategy is not Strategy.SEQUENTIAL:
-        limits = _balance(tree, limits, given=budgets.given, low_zero=strategy is Strategy.BALANCED_LOW_0, notes=notes)
-    walkthrough = _Walkthrough(tree, limits, notes)
+        low_zero = strategy is Strategy.BALANCED_LOW_0
+        limits = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
+    walkthrough = _Walkthrough(tree, size, limits, notes)
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
@@ -52,20 +54,25 @@ def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> Greedy
 
 
 def _balance(
-    tree: ModuleTree, limits: dict[Device, int], *, given: bool, low_zero: bool, notes: list[str]
+    tree: ModuleTree,
+    size: dict[str, int],
+    limits: dict[Device, int],
+    *,
+    given: bool,
+    low_zero: bool,
+    notes: list[str],
 ) -> dict[Device, int]:
     """Lower every GPU's limit but the last one's to an even share, so that the last is not left empty."""
     limits = dict(limits)
     count = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0)
     if count == 0:
         return limits
-    numbered = [device for device in limits if device.type in (DeviceType.GPU, DeviceType.XPU)]
+    numbered = [device for device in limits if device.type in NUMBERED]
     if count == 1:
         low_zero = False
         if not given and numbered:
             limits[numbered[0]] = int(limits[numbered[0]] * _SINGLE_GPU_SHARE)
 
-    size = sizes(tree)
     blocks = [size[m.name] for m in walk(tree.root) if m.class_name in tree.no_split]
     if tree.no_split and not blocks:
         notes.append(
@@ -97,12 +104,12 @@ class _Walkthrough:
     """One pass over the model, filling device after device and never going back."""
 
     tree: ModuleTree
+    size: dict[str, int]
     limits: dict[Device, int]
     notes: list[str]
     lost_buffers: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.size = sizes(self.tree)
         self.devices = [*self.limits, *(() if _DISK in self.limits else (_DISK,))]
         self.accelerators = [device for device in self.devices if is_accelerator(device)]
         self.main = self._main_devices()
@@ -206,8 +213,9 @@ class _Walkthrough:
     def _split_owner(self, entry: _Entry, owners: Iterable[_Entry]) -> bool:
         """Replace the first owner that can be split by its parts, and treat ``entry`` again."""
         for owner in owners:
-            if isinstance(owner, Tensor) or self._is_atomic(owner):
+            if self._is_atomic(owner):
                 continue
+            assert isinstance(owner, Module)
             at = self.queue.index(owner)
             self.queue[at : at + 1] = self._parts(owner)
             self.queue.insert(0, entry)
@@ -225,7 +233,7 @@ class _Walkthrough:
         return [*module.parameters, *module.children]
 
     def _is_atomic(self, entry: _Entry) -> bool:
-        return isinstance(entry, Tensor) or not entry.children or entry.class_name in self.tree.no_split
+        return _is_atomic(entry, self.tree.no_split)
 
     def _escape(self, entry: _Entry, size: int) -> bool:
         """Leave a block's ``_no_placement_params`` out of the map, when the next GPU can't hold the block either."""
@@ -253,6 +261,11 @@ class _Walkthrough:
             self.notes.append(text)
 
 
+def _is_atomic(entry: _Entry, no_split: frozenset[str]) -> bool:
+    """Whether ``entry`` is placed whole or not at all: a tensor, a leaf, or a no-split block."""
+    return isinstance(entry, Tensor) or not entry.children or entry.class_name in no_split
+
+
 def _tie_groups(tree: ModuleTree) -> list[list[str]]:
     """Names of tensors that are one, sorted; upstream's order of groups is that of a set, ours that of the model."""
     groups: dict[str, list[str]] = {}
@@ -263,17 +276,18 @@ def _tie_groups(tree: ModuleTree) -> list[list[str]]:
 
 def _largest_layers(entries: Iterable[_Entry], size: dict[str, int], no_split: frozenset[str]) -> tuple[int, list[str]]:
     """The most bytes in one layer (a leaf or a no-split block) among ``entries`` and below, and all that have them."""
-    largest, names = 0, []
+    largest, found = 0, []
     stack = list(entries)[::-1]
     while stack:
         entry = stack.pop()
-        if isinstance(entry, Module) and entry.children and entry.class_name not in no_split:
+        if not _is_atomic(entry, no_split):
+            assert isinstance(entry, Module)
             stack += entry.children[::-1]
         elif size[entry.name] > largest:
-            largest, names = size[entry.name], [entry.name]
+            largest, found = size[entry.name], [entry.name]
         elif size[entry.name] == largest:
-            names.append(entry.name)
-    return largest, names
+            found.append(entry.name)
+    return largest, found
 
 
 def _collapse(device_map: dict[str, Device], name: str = "") -> dict[str, Device]:
@@ -310,8 +324,5 @@ def _with_lost_buffers(assigned: dict[str, Device], lost: Sequence[Tensor], note
 
 def _in_order(tree: ModuleTree, device_map: dict[str, Device]) -> dict[str, Device]:
     """``device_map`` in the order in which the model defines its modules and tensors."""
-    order: dict[str, int] = {}
-    for module in walk(tree.root):
-        for name in (module.name, *(t.name for t in (*module.parameters, *module.buffers))):
-            order.setdefault(name, len(order))
+    order = {name: place for place, name in enumerate(names(tree.root))}
     return dict(sorted(device_map.items(), key=lambda item: order[item[0]]))

@@ -1,11 +1,11 @@
 """A placement: the device map, the bytes it puts on each device, and whether a map holds for a model."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, counted_bytes, is_under, tensors, walk
-from devctl.placement.budget import Budgets
+from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors
+from devctl.placement.budget import NUMBERED, Budgets
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -85,9 +85,8 @@ def make_placement(
 
 def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
     """The map as ``from_pretrained(device_map=…)`` takes it: a numbered accelerator is its id."""
-    numbered = (DeviceType.GPU, DeviceType.XPU)
     return {
-        name: device.id if device.type in numbered and device.id is not None else str(device)
+        name: device.id if device.type in NUMBERED and device.id is not None else str(device)
         for name, device in device_map
     }
 
@@ -103,10 +102,15 @@ def device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
 
 def bytes_per_device(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[Device, int]:
     """Bytes of the tensors on each device; what the map leaves out is kept on the CPU, as transformers does."""
+    return add_up(tree, lambda tensor: device_of(tensor.name, device_map) or Device.cpu())
+
+
+def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, int]:
+    """Bytes on each device when ``place`` says where a tensor is."""
     size = counted_bytes(tree)
     used: dict[Device, int] = {}
     for tensor in tensors(tree.root):
-        device = device_of(tensor.name, device_map) or Device.cpu()
+        device = place(tensor)
         used[device] = used.get(device, 0) + size[tensor.name]
     return used
 
@@ -118,7 +122,7 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
         Every finding, a line each: unknown modules, devices that are not there, tensors without a device. Empty when
         the map holds.
     """
-    known = {name for m in walk(tree.root) for name in (m.name, *(t.name for t in (*m.parameters, *m.buffers)))}
+    known = set(names(tree.root))
     findings = [f"{key!r} is no module or tensor of {tree.class_name}" for key in device_map if key not in known]
 
     here = ", ".join(str(device) for device in available)
@@ -148,10 +152,10 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
     return tuple(findings)
 
 
-def shorten(names: Collection[str], most: int = 3) -> str:
+def shorten(many: Collection[str], most: int = 3) -> str:
     """The first ``most`` names, and how many more there are."""
-    shown = ", ".join(list(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    shown = ", ".join(list(many)[:most])
+    return shown if len(many) <= most else f"{shown} and {len(many) - most} more"
 
 
 def disjoint(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, Device]:
@@ -182,9 +186,8 @@ def disjoint(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, De
 
 
 def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
-    if any(u.device.type == DeviceType.CPU for u in uses) or not any(
-        u.device == Device.disk() and u.used for u in uses
-    ):
+    used = {use.device: use.used for use in uses}
+    if Device.cpu() in used or not used[Device.disk()]:
         return []
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
 

@@ -4,36 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from devctl.cli import app
 from tests.inventory.conftest import machine, nvml_folder  # noqa: F401 - fixtures
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def ran(capfd, monkeypatch):
-    """Runs a command in this process: ``ran("check", "--gpus", 2).code``."""
-    for name in ("COLUMNS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_COLOR"):
+def ran(devctl, monkeypatch):
+    """Runs a command in this process, whatever devices its environment chose: ``ran("check", "--gpus", 2).code``."""
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments):
-        capfd.readouterr()
-        try:
-            app([str(argument) for argument in arguments], prog_name="devctl")
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Ran(code, *capfd.readouterr())
-
-    return run
+    return devctl
 
 
 @pytest.fixture
