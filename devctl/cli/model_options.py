@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from devctl.placement.greedy import Strategy
+from devctl.placement.strategy import Strategy
 
 
 class Dtype(StrEnum):

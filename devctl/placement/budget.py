@@ -18,6 +18,10 @@ _HOST_SHARE = 0.90
 """transformers' ``get_max_memory`` leaves a tenth of the free RAM for the peaks of loading."""
 
 
+_SINGLE_GPU_SHARE = 0.9
+"""A lone GPU whose budget was measured keeps a tenth for activations, in transformers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
     """Bytes that each device may hold, in the order in which devices are filled.
@@ -36,6 +40,12 @@ class Budgets:
 def is_accelerator(device: Device) -> bool:
     """Whether ``device`` computes and has memory of its own: a GPU."""
     return device.type in ACCELERATORS
+
+
+def less_for_one(limits: Mapping[Device, int]) -> dict[Device, int]:
+    """Measured ``limits``, less what the first numbered accelerator keeps free when it is the only one."""
+    first = next((device for device in limits if device.type in NUMBERED), None)
+    return {d: int(limit * _SINGLE_GPU_SHARE) if d == first else limit for d, limit in limits.items()}
 
 
 def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:

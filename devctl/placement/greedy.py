@@ -7,38 +7,18 @@ tensor and says so in a note; everywhere else the answers are the same, key by k
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, Tensor, is_under, names, sizes, tensors, walk
-from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
-
-
-class Strategy(StrEnum):
-    """How to place; the names are transformers'."""
-
-    AUTO = "auto"
-    BALANCED = "balanced"
-    BALANCED_LOW_0 = "balanced_low_0"
-    SEQUENTIAL = "sequential"
-
-
-_SINGLE_GPU_SHARE = 0.9
-"""A lone GPU whose budget was measured keeps a tenth for activations."""
+from devctl.models.tree import Module, ModuleTree, Tensor, is_under, sizes, tensors, walk
+from devctl.placement.blocks import is_atomic
+from devctl.placement.budget import NUMBERED, Budgets, is_accelerator, less_for_one
+from devctl.placement.strategy import FoundMap, Strategy, collapse, in_order
 
 _Entry = Module | Tensor
 _DISK = Device.disk()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GreedyMap:
-    """Device by module or tensor name, in the order of definition, and what to tell about it."""
-
-    device_map: dict[str, Device]
-    notes: tuple[str, ...]
-
-
-def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> GreedyMap:
+def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> FoundMap:
     """The device map that transformers computes for ``device_map=strategy``."""
     size = sizes(tree)
     limits = dict(budgets.devices)
@@ -50,7 +30,7 @@ def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> Greedy
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
-    return GreedyMap(device_map=_in_order(tree, assigned), notes=tuple(notes))
+    return FoundMap(device_map=in_order(tree, assigned), notes=tuple(notes))
 
 
 def _balance(
@@ -70,8 +50,8 @@ def _balance(
     numbered = [device for device in limits if device.type in NUMBERED]
     if count == 1:
         low_zero = False
-        if not given and numbered:
-            limits[numbered[0]] = int(limits[numbered[0]] * _SINGLE_GPU_SHARE)
+        if not given:
+            limits = less_for_one(limits)
 
     blocks = [size[m.name] for m in walk(tree.root) if m.class_name in tree.no_split]
     if tree.no_split and not blocks:
@@ -132,7 +112,7 @@ class _Walkthrough:
     def run(self) -> dict[str, Device]:
         while self.queue:
             self._treat(self.queue.pop(0))
-        return _collapse(self.assigned) if self.tree.unplaced is None else self.assigned
+        return collapse(self.assigned) if self.tree.unplaced is None else self.assigned
 
     def _treat(self, entry: _Entry) -> None:
         self.largest_names = [n for n in self.largest_names if not is_under(n, entry.name)]
@@ -233,7 +213,7 @@ class _Walkthrough:
         return [*module.parameters, *module.children]
 
     def _is_atomic(self, entry: _Entry) -> bool:
-        return _is_atomic(entry, self.tree.no_split)
+        return is_atomic(entry, self.tree.no_split)
 
     def _escape(self, entry: _Entry, size: int) -> bool:
         """Leave a block's ``_no_placement_params`` out of the map, when the next GPU can't hold the block either."""
@@ -261,11 +241,6 @@ class _Walkthrough:
             self.notes.append(text)
 
 
-def _is_atomic(entry: _Entry, no_split: frozenset[str]) -> bool:
-    """Whether ``entry`` is placed whole or not at all: a tensor, a leaf, or a no-split block."""
-    return isinstance(entry, Tensor) or not entry.children or entry.class_name in no_split
-
-
 def _tie_groups(tree: ModuleTree) -> list[list[str]]:
     """Names of tensors that are one, sorted; upstream's order of groups is that of a set, ours that of the model."""
     groups: dict[str, list[str]] = {}
@@ -280,7 +255,7 @@ def _largest_layers(entries: Iterable[_Entry], size: dict[str, int], no_split: f
     stack = list(entries)[::-1]
     while stack:
         entry = stack.pop()
-        if not _is_atomic(entry, no_split):
+        if not is_atomic(entry, no_split):
             assert isinstance(entry, Module)
             stack += entry.children[::-1]
         elif size[entry.name] > largest:
@@ -288,22 +263,6 @@ def _largest_layers(entries: Iterable[_Entry], size: dict[str, int], no_split: f
         elif size[entry.name] == largest:
             found.append(entry.name)
     return largest, found
-
-
-def _collapse(device_map: dict[str, Device], name: str = "") -> dict[str, Device]:
-    """Put a prefix in the place of its keys where there are several, all on one device; from the top down."""
-    prefix = f"{name}." if name else ""
-    below = {key: device for key, device in device_map.items() if key.startswith(prefix)}
-    if len(below) > 1 and len(set(below.values())) == 1:
-        return {name: next(iter(below.values()))}
-    collapsed = {name: device_map[name]} if name in device_map else {}
-    depth = name.count(".") + 2 if name else 1
-    groups: dict[str, dict[str, Device]] = {}
-    for key, device in below.items():
-        groups.setdefault(".".join(key.split(".")[:depth]), {})[key] = device
-    for child, keys in groups.items():
-        collapsed |= keys if len(keys) == 1 else _collapse(keys, child)
-    return collapsed
 
 
 def _with_lost_buffers(assigned: dict[str, Device], lost: Sequence[Tensor], notes: list[str]) -> dict[str, Device]:
@@ -319,10 +278,4 @@ def _with_lost_buffers(assigned: dict[str, Device], lost: Sequence[Tensor], note
     for name in missing:
         module = name.rpartition(".")[0]
         completed[name] = next(device for key, device in assigned.items() if is_under(key, module))
-    return _collapse(completed)
-
-
-def _in_order(tree: ModuleTree, device_map: dict[str, Device]) -> dict[str, Device]:
-    """``device_map`` in the order in which the model defines its modules and tensors."""
-    order = {name: place for place, name in enumerate(names(tree.root))}
-    return dict(sorted(device_map.items(), key=lambda item: order[item[0]]))
+    return collapse(completed)

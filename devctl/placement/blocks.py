@@ -1,0 +1,80 @@
+"""The blocks of a model: what goes to one device whole, in the order in which it runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Modules and tensors that share a device.
+
+    Attributes:
+        names: their names, as keys of a device map, in the order of definition.
+        nbytes: bytes of their weights and buffers, tied ones counted once.
+    """
+
+    names: tuple[str, ...]
+    nbytes: int
+
+
+def is_atomic(part: Module | Tensor, no_split: frozenset[str]) -> bool:
+    """Whether ``part`` is placed whole or not at all: a tensor, a leaf, or a no-split block."""
+    return isinstance(part, Tensor) or not part.children or part.class_name in no_split
+
+
+def blocks_of(tree: ModuleTree) -> tuple[Block, ...]:
+    """The blocks of a model, in the order in which it defines, and so nearly always runs, their first parts.
+
+    A block is a module that must not be split, a leaf, or the tensors directly in a module that may be split. Blocks
+    with tied tensors are one, at the place of the first of them. What has no bytes goes with the block before it.
+    """
+    parts = list(_parts(tree.root, tree.no_split))
+    size = counted_bytes(tree)
+    owner = {name: index for index, (_, inner) in enumerate(parts) for name in inner}
+    leader = list(range(len(parts)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    same = [(t.name, t.same_as) for t in tensors(tree.root) if t.same_as is not None]
+    for target, source in (*tree.ties, *same):
+        if target in owner and source in owner:
+            first, second = sorted((find(owner[target]), find(owner[source])))
+            leader[second] = first
+
+    groups: dict[int, list[int]] = {}
+    for index in range(len(parts)):
+        groups.setdefault(find(index), []).append(index)
+    blocks: list[Block] = []
+    empty: tuple[str, ...] = ()
+    for members in groups.values():
+        names = tuple(name for index in members for name in parts[index][0])
+        nbytes = sum(size[name] for index in members for name in parts[index][1])
+        if nbytes:
+            blocks.append(Block(names=empty + names, nbytes=nbytes))
+            empty = ()
+        elif blocks:
+            blocks[-1] = Block(names=blocks[-1].names + names, nbytes=blocks[-1].nbytes)
+        else:
+            empty += names
+    return tuple(blocks) if blocks or not empty else (Block(names=empty, nbytes=0),)
+
+
+def holder_of(blocks: tuple[Block, ...], name: str) -> int | None:
+    """The block that the module or tensor ``name`` is in, by its place; None if it spans several."""
+    return next((i for i, block in enumerate(blocks) if any(is_under(name, key) for key in block.names)), None)
+
+
+def _parts(module: Module, no_split: frozenset[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """(keys of the map, names of the tensors) of each part that is not to be split."""
+    if is_atomic(module, no_split):
+        yield [module.name], [t.name for t in tensors(module)]
+        return
+    if direct := [t.name for t in (*module.parameters, *module.buffers)]:
+        yield direct, direct
+    for child in module.children:
+        yield from _parts(child, no_split)
