@@ -38,3 +38,10 @@ def format_bytes(size: int) -> str:
         return f"{size} B"
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f} {unit}"
+
+
+def format_rate(rate: int) -> str:
+    """``rate``, bytes a second, in the decimal units of datasheets, with three significant digits: "3.35 TB/s"."""
+    value, unit = (rate / 10**12, "TB/s") if rate >= 999.5 * 10**9 else (rate / 10**9, "GB/s")
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"

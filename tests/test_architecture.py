@@ -91,7 +91,15 @@ def modules_after(*args, **env):
 
 @pytest.mark.parametrize(
     "args",
-    [["list"], ["list", "--json"], ["--help"], ["plan", "--help"], ["load", "--help"], ["--version"]],
+    [
+        ["list"],
+        ["list", "--json"],
+        ["--help"],
+        ["plan", "--help"],
+        ["plan", "--devices", "help"],
+        ["load", "--help"],
+        ["--version"],
+    ],
     ids=" ".join,
 )
 def test_commands_that_import_no_framework(args):

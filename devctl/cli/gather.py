@@ -13,11 +13,12 @@ from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError, first_line
 from devctl.inventory import Inventory, take_inventory
 from devctl.inventory.document import from_document
+from devctl.inventory.subset import parse_ids, show_only, variable
 from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import as_here, from_inventory, from_max_memory, parse_max_memory
+from devctl.placement.budget import as_here, from_inventory, from_max_memory, override, parse_max_memory
 from devctl.placement.document import PlannedModel, normal
 from devctl.placement.placement import validate
 from devctl.units import format_bytes
@@ -26,18 +27,54 @@ if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
 
 
-def budgets(max_memory: list[str] | None, inventory: Inventory) -> Budgets:
-    """What ``--max-memory`` says, else what the machine has free.
+def budgets(max_memory: list[str] | None, inventory: Inventory, *, given: bool = False) -> Budgets:
+    """What ``--max-memory`` says, else what the machine has free; of a machine that is ``given``, one beside the other.
 
     Raises:
         UsageError: it is malformed.
     """
     if max_memory is None:
-        return from_inventory(inventory)
+        return from_inventory(inventory, given=given)
     try:
-        return from_max_memory(parse_max_memory(max_memory), inventory)
+        sizes = parse_max_memory(max_memory)
+        if given:
+            return override(from_inventory(inventory, given=True), sizes, inventory)
+        return from_max_memory(sizes, inventory)
     except ValueError as error:
         raise UsageError(f"--max-memory: {error}") from None
+
+
+def hardware(devices: str | None, file: str | None) -> Inventory:
+    """What to plan for: the ``--devices`` that are named, the ``--machine`` of a file, or else this machine, now.
+
+    Raises:
+        UsageError: both are given, or one can't be read.
+    """
+    if devices is None:
+        return machine(file)
+    if file is not None:
+        raise UsageError("--devices and --machine both say what to plan for: leave out one")
+    from devctl.inventory.hypothetical import parse_devices  # the catalogue, which no other plan needs
+
+    try:
+        return parse_devices(devices)
+    except ValueError as error:
+        raise UsageError(f"--devices: {error}", hint="`devctl plan --devices help` lists the boards") from None
+
+
+def visible(ids: str | None, inventory: Inventory) -> tuple[Inventory, tuple[str, ...]]:
+    """The accelerators that ``--visible`` leaves of the machine, and a note on how to start a process that has them.
+
+    Raises:
+        UsageError: they are malformed, or not there.
+    """
+    if ids is None:
+        return inventory, ()
+    try:
+        chosen = parse_ids(ids)
+        return show_only(inventory, chosen), (f"run with {variable(inventory, chosen)}",)
+    except ValueError as error:
+        raise UsageError(f"--visible: {error}") from None
 
 
 def machine(argument: str | None) -> Inventory:

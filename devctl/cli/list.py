@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -64,9 +62,7 @@ def list_(
 def _text(inventory: Inventory, *, json: bool) -> str:
     if json:
         return render_inventory.to_json(inventory)
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal or os.environ.get("COLUMNS") else None
-    styled = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width, styled = render.answer_style()
     return render_inventory.to_text(inventory, width=width, styled=styled)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from devctl.cli import render
 from devctl.placement.strategy import Strategy
 
 
@@ -37,6 +38,33 @@ Machine = Annotated[
         metavar="FILE|-",
         help="Plan for the machine that `devctl list --json` described, not this one.",
     ),
+]
+
+
+def _help_on_devices(context: typer.Context, value: str | None) -> str | None:
+    """``--devices help`` needs no MODEL: it is answered before one is asked for."""
+    if value != "help" or context.resilient_parsing:
+        return value
+    from devctl.cli.render_boards import boards_table
+
+    render.answer(boards_table())
+    raise typer.Exit
+
+
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="DEVICE,…",
+        callback=_help_on_devices,
+        is_eager=True,
+        help="Plan for these, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB,cpu=64GiB; with --max-memory for less of some. "
+        "`--devices help` lists the boards.",
+    ),
+]
+Visible = Annotated[
+    str | None,
+    typer.Option("--visible", metavar="ID,…", help="Plan with these accelerators alone, counted from 0, like 0,2."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Build in this dtype; auto is the checkpoint's own.")]
 ModelClass = Annotated[

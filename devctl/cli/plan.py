@@ -1,5 +1,7 @@
 """``devctl plan``: where each layer should go."""
 
+from dataclasses import replace
+
 from devctl.cli import gather, model_options, render, render_plan
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
@@ -11,6 +13,8 @@ def plan(
     strategy: model_options.StrategyOption = Strategy.AUTO,
     max_memory: model_options.MaxMemory = None,
     machine: model_options.Machine = None,
+    devices: model_options.Devices = None,
+    visible: model_options.Visible = None,
     dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
     model_class: model_options.ModelClass = None,
     trust_remote_code: model_options.TrustRemoteCode = False,
@@ -23,7 +27,8 @@ def plan(
     The map is the one that transformers makes for device_map=STRATEGY. No weight is read or downloaded, only the
     config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
     """
-    budgets = gather.budgets(max_memory, gather.machine(machine))
+    inventory, how = gather.visible(visible, gather.hardware(devices, machine))
+    budgets = gather.budgets(max_memory, inventory, given=devices is not None)
     source, tree = gather.tree(
         model,
         dtype=dtype,
@@ -32,7 +37,7 @@ def plan(
         revision=revision,
         cache=not no_cache,
     )
-    placement = gather.placement(tree, budgets, strategy)
+    placement = gather.placement(tree, replace(budgets, notes=(*budgets.notes, *how)), strategy)
     planned = gather.planned_model(model, source, tree)
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))

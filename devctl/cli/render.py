@@ -131,6 +131,13 @@ def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
+def answer_style() -> tuple[int | None, bool]:
+    """The columns that a table on stdout must keep to, None where nobody looks, and whether it may be styled."""
+    terminal = is_terminal(sys.stdout)
+    width = shutil.get_terminal_size().columns if terminal or os.environ.get("COLUMNS") else None
+    return width, terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person looks at ``stream``; at a closed one, None, nobody does."""
     return stream is not None and stream.isatty()

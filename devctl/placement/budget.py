@@ -1,7 +1,7 @@
 """How many bytes each device may hold: what the user says, or what the machine has free."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory
@@ -103,10 +103,29 @@ def from_max_memory(max_memory: Mapping[Device, int], inventory: Inventory | Non
     return Budgets(devices=_in_order(max_memory), given=True, notes=tuple(notes))
 
 
-def from_inventory(inventory: Inventory) -> Budgets:
+def override(budgets: Budgets, max_memory: Mapping[Device, int], inventory: Inventory) -> Budgets:
+    """``budgets`` with what the user says of some of its devices, or of cpu and disk.
+
+    Raises:
+        ValueError: an accelerator is not among them.
+    """
+    named = {as_here(device, inventory): size for device, size in max_memory.items()}
+    devices = dict(budgets.devices)
+    missing = [str(device) for device in named if is_accelerator(device) and device not in devices]
+    if missing:
+        there = ", ".join(str(device) for device in devices) or "nothing"
+        raise ValueError(f"{missing[0]} is not among the devices given, which are {there}")
+    return replace(budgets, devices=_in_order(devices | named))
+
+
+def from_inventory(inventory: Inventory, *, given: bool = False) -> Budgets:
     """What is free on the machine: each usable accelerator's memory, and nine tenths of the available RAM.
 
     A GPU that shares the host's RAM (Apple's, GB10, Jetson) has it, and cpu is left out, as in transformers.
+
+    Args:
+        given: whether the user wrote the inventory, and so means each figure as it is: nothing is kept free of it, and
+            RAM that it does not have is not unknown.
     """
     free: dict[Device, int] = {}
     notes = []
@@ -120,16 +139,18 @@ def from_inventory(inventory: Inventory) -> Budgets:
     host = inventory.host
     if any(gpu.memory_pool == HOST_POOL for gpu in inventory.accelerators if gpu.device in free):
         notes.append("cpu is left out: a GPU here shares its memory")
+    elif host.ram_available is None and given:
+        pass
     elif host.ram_available is None:
         notes.append("the available RAM is unknown and cpu is left out; give it with --max-memory")
     else:
-        free[Device.cpu()] = int(host.ram_available * _HOST_SHARE)
+        free[Device.cpu()] = host.ram_available if given else int(host.ram_available * _HOST_SHARE)
         if host.ram_available_system is not None and host.ram_available < host.ram_available_system:
             notes.append(
                 f"cpu counts the {format_bytes(host.ram_available)} of RAM that the cgroup leaves, where transformers "
                 f"would count the machine's {format_bytes(host.ram_available_system)}"
             )
-    return Budgets(devices=_in_order(free), given=False, notes=tuple(notes))
+    return Budgets(devices=_in_order(free), given=given, notes=tuple(notes))
 
 
 def _in_order(budgets: Mapping[Device, int]) -> tuple[tuple[Device, int], ...]:

@@ -22,7 +22,7 @@ def optimal_map(tree: ModuleTree, budgets: Budgets) -> FoundMap:
     blocks = blocks_of(tree)
     sizes = tuple(block.nbytes for block in blocks)
     if not any(sizes):
-        return FoundMap(device_map={"": next(iter(limits))}, notes=())
+        return FoundMap(device_map={"": next(iter(limits), Device.disk())}, notes=())
     best = solve(Row(held=sizes, moved=sizes), [limits[device] for device in accelerators], limits.get(Device.cpu()))
     places = [*accelerators, Device.cpu(), Device.disk()]
     found = {name: places[at] for block, at in zip(blocks, best.devices, strict=True) for name in block.names}

@@ -18,6 +18,10 @@ class Strategy(StrEnum):
     OPTIMAL = "optimal"
 
 
+OF_TRANSFORMERS = (Strategy.AUTO, Strategy.BALANCED, Strategy.BALANCED_LOW_0, Strategy.SEQUENTIAL)
+"""The strategies whose maps are equal to transformers' own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundMap:
     """Device by module or tensor name, in the order of definition, and what to tell about it."""

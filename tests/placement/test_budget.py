@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Accelerator, Host, Inventory
-from devctl.placement.budget import from_inventory, from_max_memory, parse_max_memory
-from devctl.units import format_bytes, parse_size
+from devctl.placement.budget import from_inventory, from_max_memory, override, parse_max_memory
+from devctl.units import format_bytes, format_rate, parse_size
 
 GIB = 2**30
 
@@ -162,3 +162,34 @@ def test_a_containers_limit_is_what_counts():
         "1.00 GiB of RAM that the cgroup leaves, where transformers would count the machine's 10.0 GiB"
         in budgets.notes[0]
     )
+
+
+def test_a_machine_that_the_user_wrote_is_meant_as_it_is():
+    budgets = from_inventory(machine(gpu(0, 7 * GIB), ram=10 * GIB), given=True)
+    assert budgets.given
+    assert budgets.devices == ((Device.gpu(0), 7 * GIB), (Device.cpu(), 10 * GIB))
+    without = from_inventory(machine(gpu(0, 7 * GIB), ram=None), given=True)
+    assert without.devices == ((Device.gpu(0), 7 * GIB),)
+    assert without.notes == ()
+
+
+def test_some_devices_can_be_given_less():
+    here = machine(gpu(0, 7 * GIB), gpu(1, 7 * GIB), ram=None)
+    budgets = override(from_inventory(here, given=True), {Device.gpu(1): GIB, Device.cpu(): 2 * GIB}, here)
+    assert budgets.given
+    assert budgets.devices == ((Device.gpu(0), 7 * GIB), (Device.gpu(1), GIB), (Device.cpu(), 2 * GIB))
+    with pytest.raises(ValueError, match="cuda:2 is not among the devices given, which are cuda:0, cuda:1"):
+        override(from_inventory(here, given=True), {Device.gpu(2): GIB}, here)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (3350 * 10**9, "3.35 TB/s"),
+        (960 * 10**9, "960 GB/s"),
+        (999_600_000_000, "1.00 TB/s"),
+        (31_507_692_307, "31.5 GB/s"),
+    ],
+)
+def test_format_rate(rate, text):
+    assert format_rate(rate) == text

@@ -1,0 +1,205 @@
+import re
+from itertools import groupby
+
+import pytest
+
+from devctl.inventory.apple import parse_ioreg
+from devctl.inventory.catalogue import BOARDS, find, index, key
+from devctl.inventory.records import Vendor
+
+GIB = 2**30
+
+
+def natural(name):
+    """Numbers by their size, and before words."""
+    return [(0, int(digits), "") if digits else (1, 0, word) for digits, word in re.findall(r"(\d+)|([^\d\s]+)", name)]
+
+
+def test_every_board_once_in_order_and_with_its_sources():
+    assert len({board.name for board in BOARDS}) == len(BOARDS)
+    assert [vendor for vendor, _ in groupby(board.vendor for board in BOARDS)] == [
+        Vendor.NVIDIA,
+        Vendor.AMD,
+        Vendor.APPLE,
+        Vendor.INTEL,
+    ]
+    for vendor in {board.vendor for board in BOARDS}:
+        names = [board.name for board in BOARDS if board.vendor is vendor]
+        stems = [name if vendor is not Vendor.APPLE else name.rpartition(" ")[0] for name in names]
+        assert stems == sorted(stems, key=natural)
+    for board in BOARDS:
+        assert board.source.startswith(("NVIDIA ", "AMD ", "Apple ", "Intel ")), board
+        assert board.memory_source
+        assert 0.6 * board.memory_total < board.memory_usable <= board.memory_total, board
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "gigabits"),
+    [  # bus width, and what a line of it carries in a second
+        ("A10", 384, 12.5),
+        ("A40", 384, 14.5),
+        ("A30", 3072, 2.43),
+        ("A100 40GB", 5120, 2.43),
+        ("A100 80GB", 5120, 3.186),
+        ("A100 80GB PCIe", 5120, 3.024),
+        ("B200", 7680, 7.992),
+        ("GB10", 256, 8.533),
+        ("GTX 1080 Ti", 352, 11),
+        ("H100 NVL", 6016, 5.2),
+        ("H100 PCIe", 5120, 3.186),
+        ("H100 SXM", 5120, 5.23),
+        ("H200", 6144, 6.25),
+        ("L4", 192, 12.5),
+        ("L40S", 384, 18),
+        ("P100", 4096, 1.43),
+        ("RTX 2080 Ti", 352, 14),
+        ("RTX 3060", 192, 15),
+        ("RTX 3070", 256, 14),
+        ("RTX 3080", 320, 19),
+        ("RTX 3090", 384, 19.5),
+        ("RTX 3090 Ti", 384, 21),
+        ("RTX 4060 Ti 16GB", 128, 18),
+        ("RTX 4070 Ti SUPER", 256, 21),
+        ("RTX 4080", 256, 22.4),
+        ("RTX 4090", 384, 21),
+        ("RTX 5070 Ti", 256, 28),
+        ("RTX 5080", 256, 30),
+        ("RTX 5090", 512, 28),
+        ("RTX 6000 Ada", 384, 20),
+        ("RTX A4000", 256, 14),
+        ("RTX A6000", 384, 16),
+        ("RTX PRO 6000", 512, 28),
+        ("RTX PRO 6000 Server", 512, 25),
+        ("T4", 256, 10),
+        ("V100 32GB", 4096, 1.75),
+        ("MI210", 4096, 3.2),
+        ("MI300X", 8192, 5.2),
+        ("MI355X", 8192, 8),
+        ("RX 7900 XTX", 384, 20),
+        ("W7900", 384, 18),
+        ("M3 Max 64GB", 512, 6.4),
+        ("M4 Max 64GB", 512, 8.533),
+        ("Arc A770", 256, 17.5),
+        ("Arc B580", 192, 19),
+        ("Max 1550 tile", 4096, 3.2),
+    ],
+)
+def test_bandwidth_is_bus_width_times_data_rate(name, bits, gigabits):
+    assert find(name).bandwidth == pytest.approx(bits * gigabits * 1e9 / 8, rel=0.025)
+
+
+def test_links():
+    assert find("RTX 4090").link.bandwidth == pytest.approx(31.5e9, rel=0.001)
+    assert find("H100").link.bandwidth == pytest.approx(63e9, rel=0.001)
+    assert find("RTX 4060 Ti 16GB").link.bandwidth * 2 == pytest.approx(find("RTX 4090").link.bandwidth)
+    assert find("GH200").link.bandwidth == 450e9
+    assert {board.vendor for board in BOARDS if board.shares_ram} == {Vendor.NVIDIA, Vendor.AMD, Vendor.APPLE}
+
+
+@pytest.mark.parametrize(
+    ("name", "board"),
+    [  # as nvmlDeviceGetName has them, of drivers old and new
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA GH200 120GB", "GH200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA GB10", "GB10"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A30", "A30"),
+        ("NVIDIA A40", "A40"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40", "L40"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA T4", "T4"),
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("Tesla V100-SXM2-16GB", "V100 16GB"),
+        ("Tesla V100-SXM2-32GB", "V100 32GB"),
+        ("Tesla V100-PCIE-32GB", "V100 32GB"),
+        ("NVIDIA GeForce GTX 1080 Ti", "GTX 1080 Ti"),
+        ("GeForce RTX 2080 Ti", "RTX 2080 Ti"),
+        ("NVIDIA GeForce RTX 3060", "RTX 3060"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "RTX 4070 Ti SUPER"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "RTX PRO 6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Server"),
+        # as the label of a Kubernetes node, and as other vendors' drivers have them
+        ("NVIDIA-H100-80GB-HBM3", "H100 SXM"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("AMD Instinct MI300X OAM", "MI300X"),
+        ("AMD GPU 1002:74a1", "MI300X"),
+        ("AMD Radeon RX 7900 XTX", "RX 7900 XTX"),
+        ("AMD Radeon PRO W7900", "W7900"),
+        ("Intel(R) Arc(TM) A770 Graphics", "Arc A770"),
+        ("Intel(R) Data Center GPU Max 1550", "Max 1550 tile"),
+        ("Intel GPU 8086:e20b", "Arc B580"),
+        # as people write them
+        ("h100", "H100 SXM"),
+        ("h100-sxm", "H100 SXM"),
+        ("rtx 4090", "RTX 4090"),
+        ("RTX4090", "RTX 4090"),
+        ("4090", "RTX 4090"),
+        ("1080ti", "GTX 1080 Ti"),
+        ("a6000", "RTX A6000"),
+        ("mi250x", "MI250X GCD"),
+        ("M3 Max 64GB", "M3 Max 64GB"),
+        ("apple m3max-64gib", "M3 Max 64GB"),
+        ("b60", "Arc Pro B60"),
+        # others, of which nothing is known, or too much
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 5090 D", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4060 Ti", None),
+        ("A100", None),
+        ("M3 Max", None),
+        ("NVIDIA", None),
+        ("", None),
+    ],
+)
+def test_names(name, board):
+    found = find(name)
+    assert (found and found.name) == board
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "board"),
+    [
+        ("NVIDIA GeForce RTX 4060 Ti", 16380 * 2**20, "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4060 Ti", 8188 * 2**20, "RTX 4060 Ti 8GB"),
+        ("NVIDIA RTX A6000", 46068 * 2**20, "RTX A6000"),  # with ECC
+        ("NVIDIA GeForce RTX 3080", 12288 * 2**20, None),  # a wider bus than that of 10 GB
+        ("NVIDIA GeForce RTX 3060", 8192 * 2**20, None),
+    ],
+)
+def test_memory_tells_boards_of_one_name_apart(name, memory, board):
+    found = find(name, memory)
+    assert (found and found.name) == board
+
+
+def test_an_apple_chip_is_found_by_its_name_and_ram():
+    plist = '<plist version="1.0"><array><dict><key>gpu-core-count</key><integer>40</integer></dict></array></plist>'
+    gpu = parse_ioreg(plist, "Apple M3 Max").accelerators[0]
+    assert gpu.name == "Apple M3 Max (40 GPU cores)"
+    assert find(gpu.name, 64 * GIB).bandwidth == 400e9
+
+
+def test_keys_are_of_letters_and_digits():
+    assert key("NVIDIA H100 80GB HBM3") == "h10080gbhbm3"
+    assert all(re.fullmatch(r"[a-z0-9]+", each) for each in index())
