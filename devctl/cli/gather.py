@@ -18,13 +18,28 @@ from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import as_here, from_inventory, from_max_memory, override, parse_max_memory
+from devctl.placement.budget import (
+    as_here,
+    from_inventory,
+    from_max_memory,
+    is_accelerator,
+    keep_free,
+    override,
+    parse_max_memory,
+    parse_reserve,
+    parse_speeds,
+)
 from devctl.placement.document import PlannedModel, normal
-from devctl.placement.placement import validate
+from devctl.placement.latency import DISK, LINK, Speeds
+from devctl.placement.placement import find_faults, make_placement, over_budget, validate
+from devctl.placement.ways_out import fits, ways_out
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
+
+
+_OFF = (Device.cpu(), Device.disk())
 
 
 def budgets(max_memory: list[str] | None, inventory: Inventory, *, given: bool = False) -> Budgets:
@@ -127,11 +142,96 @@ def _read(source: ModelSource, model: str, *, dtype: str, model_class: str | Non
         return read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
 
 
-def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy) -> Placement:
+def reserved(budgets: Budgets, reserve: list[str] | None, inventory: Inventory) -> Budgets:
+    """``budgets``, less what ``--reserve`` keeps free.
+
+    Raises:
+        UsageError: it is malformed, or names a device that is not there.
+    """
+    if reserve is None:
+        return budgets
+    try:
+        return keep_free(budgets, parse_reserve(reserve), inventory)
+    except ValueError as error:
+        raise UsageError(f"--reserve: {error}") from None
+
+
+def speeds(given: list[str] | None, budgets: Budgets, inventory: Inventory) -> Speeds:
+    """What ``--speed`` says, else what was measured, else what the catalogue has of the board.
+
+    Raises:
+        UsageError: it is malformed, or something is not known.
+    """
+    from devctl.inventory.catalogue import find
+
+    try:
+        said = parse_speeds(given or [])
+    except ValueError as error:
+        raise UsageError(f"--speed: {error}") from None
+    named = {as_here(key, inventory) if isinstance(key, Device) else key: rate for key, rate in said.items()}
+    gpus = [device for device, _ in budgets.devices if is_accelerator(device)]
+    if not gpus:
+        raise UsageError("--objective latency compares GPUs, and there is none", hint="leave it out")
+    here = {gpu.device: gpu for gpu in inventory.accelerators if gpu.device is not None}
+    boards = {device: find(gpu.name, gpu.memory_total) for device, gpu in here.items() if gpu.name}
+    memory = {}
+    for device in gpus:
+        board = boards.get(device)
+        rate = named.get(device) or (board.bandwidth if board else None)
+        if rate is None:
+            raise UsageError(
+                f"the speed of {device}'s memory is not known",
+                hint=f"give it with --speed {device.id if device.id is not None else device}=900GB, in bytes a second",
+            )
+        memory[device] = rate
+    first = boards.get(gpus[0])
+    measured = here[gpus[0]].host_to_device if gpus[0] in here else None
+    link = named.get("link") or measured or (first.link.bandwidth if first and first.link else None)
+    disks = [disk.read_speed for disk in inventory.disks if disk.read_speed]
+    disk_rate = named.get("disk") or min(disks, default=None)
+    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK)
+
+
+def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy, speeds: Speeds | None = None) -> Placement:
     """The placement, once there is something to place on."""
     if not limits.devices:
         raise UsageError("no device has a known amount of memory", hint="give it with --max-memory, like cpu=30GiB")
-    return place(tree, limits, strategy)
+    return place(tree, limits, strategy, speeds)
+
+
+def judged(tree: ModuleTree, device_map: dict[str, Device], budgets: Budgets) -> Placement:
+    """The placement of a map that somebody wrote, once nothing is wrong with it.
+
+    Raises:
+        RefusedError: with every finding.
+    """
+    here = [*(device for device, _ in budgets.devices), Device.disk()]
+    placement = make_placement(tree, device_map, budgets, strategy=None)
+    findings = (
+        *validate(tree, device_map, here),
+        *find_faults(tree, device_map),
+        *over_budget(placement.devices),
+    )
+    if findings:
+        raise RefusedError("the map does not hold", findings=findings, hint="`devctl plan` makes a map that does")
+    return placement
+
+
+def require_room(tree: ModuleTree, placement: Placement, budgets: Budgets, *, offload: bool, hint: str) -> None:
+    """Refuse a placement that leaves bytes off the accelerators, or with ``offload`` bytes on disk.
+
+    Raises:
+        RefusedError: with what would make it fit.
+    """
+    missing = placement.on_disk if offload else placement.offloaded
+    if not missing:
+        return
+    if fits(tree, budgets, cpu_may_hold=offload):
+        ways: tuple[str, ...] = ("--strategy optimal fits",)
+    else:
+        ways = ways_out(tree, budgets, cpu_may_hold=offload)
+    where = "disk" if offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
+    raise RefusedError(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 
 
 def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) -> None:

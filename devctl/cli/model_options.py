@@ -20,8 +20,48 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
 
 
+class Objective(StrEnum):
+    """What `optimal` is best in."""
+
+    HEADROOM = "headroom"
+    LATENCY = "latency"
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
-StrategyOption = Annotated[Strategy, typer.Option("--strategy", help="How to place the layers, as transformers does.")]
+StrategyOption = Annotated[
+    Strategy | None,
+    typer.Option("--strategy", help="How to place the layers: as transformers does, or the best way.  [default: auto]"),
+]
+ObjectiveOption = Annotated[
+    Objective | None,
+    typer.Option("--objective", help="What optimal is best in: room left on every GPU, or predicted seconds a token."),
+]
+Speed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--speed",
+        metavar="DEVICE=SIZE,…",
+        help="For --objective latency: bytes a second of a GPU's memory, the link to it, or the disk, like "
+        "0=2TB,link=25GB,disk=3GB. Without it, as measured, or the board's own.",
+    ),
+]
+ReserveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reserve", metavar="SIZE|SHARE", help="Keep so much of every GPU free, like 1GiB or 10%, or 0=2GiB,cpu=10%."
+    ),
+]
+NoOffload = Annotated[
+    bool, typer.Option("--no-offload", help="Refuse (exit code 3) a plan that leaves layers off the GPUs.")
+]
+NoDisk = Annotated[bool, typer.Option("--no-disk", help="Refuse (exit code 3) a plan that leaves layers on disk.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
+]
+MapToCheck = Annotated[
+    str | None,
+    typer.Option("--map", metavar="FILE|-|DEVICE", help="Judge this device map instead of making one."),
+]
 MaxMemory = Annotated[
     list[str] | None,
     typer.Option(

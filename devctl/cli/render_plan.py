@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.render import to_text
+from devctl.cli.render import SCHEMA, dumps, to_text
 from devctl.devices import DeviceType
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
@@ -80,3 +80,66 @@ def ranges(names: Iterable[str]) -> list[str]:
         run if isinstance(run, str) else f"{run[0]}.{run[1]}" + (f"-{run[2]}" if run[2] > run[1] else "")
         for run in runs
     ]
+
+
+def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bool) -> str:
+    """All placements side by side, and which one to take: a table, or a document."""
+    chosen, why = choose(placements)
+    if json:
+        return dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "devctl.comparison",
+                "plans": [
+                    {
+                        "strategy": each.strategy,
+                        "devices": [
+                            {"device": str(u.device), "used": u.used, "budget": u.budget} for u in each.devices
+                        ],
+                        "offloaded": each.offloaded,
+                        "fullest": float(each.fullest),
+                        "crossings": each.crossings,
+                    }
+                    for each in placements
+                ],
+                "take": chosen.strategy,
+                "why": why,
+            }
+        )
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for each in placements:
+        table.add_column(each.strategy or "", justify="right", no_wrap=True)
+    shown = [u.device for u in placements[0].devices]
+    for device in shown:
+        uses = [next((u for u in each.devices if u.device == device), None) for each in placements]
+        if any(use is not None and (use.used or use.budget) for use in uses):
+            table.add_row(str(device), *(format_bytes(use.used) if use is not None else "" for use in uses))
+    table.add_row("offloaded", *(format_bytes(each.offloaded) for each in placements))
+    table.add_row("fullest", *(f"{float(each.fullest):.1%}" for each in placements))
+    table.add_row("crossings", *(str(each.crossings) for each in placements))
+    head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
+    return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
+
+
+def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
+    """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
+
+    The first of equal ones, so that transformers' own default is left only for something better.
+    """
+    best = min(placements, key=lambda p: (p.offloaded, p.on_disk, p.fullest, p.crossings))
+    first = placements[0]
+    if best is first:
+        return best, "no other is better, and it is transformers' default"
+    if best.offloaded < first.offloaded:
+        return best, f"{format_bytes(first.offloaded - best.offloaded)} less offloaded than with {first.strategy}"
+    if best.on_disk < first.on_disk:
+        return best, f"{format_bytes(first.on_disk - best.on_disk)} less on disk than with {first.strategy}"
+    if best.fullest < first.fullest:
+        fractions = f"{float(best.fullest):.1%} full, and {float(first.fullest):.1%} with {first.strategy}"
+        return best, f"the fullest device is {fractions}"
+    return best, f"{best.crossings} crossings, and {first.crossings} with {first.strategy}"

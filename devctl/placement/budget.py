@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory
@@ -35,6 +36,19 @@ class Budgets:
     devices: tuple[tuple[Device, int], ...]
     given: bool
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """What is kept free.
+
+    Attributes:
+        everywhere: on each accelerator that ``named`` leaves out: bytes, or a share of its budget.
+        named: the same of single devices, the CPU among them.
+    """
+
+    everywhere: int | Fraction = 0
+    named: tuple[tuple[Device, int | Fraction], ...] = ()
 
 
 def is_accelerator(device: Device) -> bool:
@@ -81,6 +95,85 @@ def _parse_key(key: str) -> Device:
     if device is None or (device.type in NUMBERED) == (device.id is None):
         raise ValueError(f"{key!r} is not a device; use a GPU's id, mps, cpu or disk")
     return device
+
+
+def parse_reserve(texts: Iterable[str]) -> Reserve:
+    """Read ``1GiB`` or ``10%``, for every accelerator, and ``0=2GiB,cpu=10%``, for the devices named.
+
+    Raises:
+        ValueError: an entry is neither, or a device is named twice.
+    """
+    everywhere: int | Fraction | None = None
+    named: dict[Device, int | Fraction] = {}
+    for entry in (part for text in texts for part in text.split(",") if part.strip()):
+        key, equals, value = (part.strip() for part in entry.rpartition("="))
+        amount = _parse_amount(value)
+        if not equals:
+            if everywhere is not None:
+                raise ValueError("what is kept on every accelerator is given twice")
+            everywhere = amount
+            continue
+        device = _parse_key(key)
+        if device in named:
+            raise ValueError(f"{key!r} is given twice")
+        named[device] = amount
+    if everywhere is None and not named:
+        raise ValueError("no size in it, as in 1GiB, 10% or 0=2GiB,cpu=10%")
+    return Reserve(everywhere=everywhere or 0, named=tuple(named.items()))
+
+
+def _parse_amount(text: str) -> int | Fraction:
+    if not text.endswith("%"):
+        return parse_size(text)
+    try:
+        share = Fraction(text[:-1].strip()) / 100
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{text!r} is no share; write it like 10%")
+    return share
+
+
+def parse_speeds(texts: Iterable[str]) -> dict[Device | str, int]:
+    """Read ``0=2TB,link=25GB,disk=3GB``: bytes a second of a GPU's memory, of "link" and of "disk".
+
+    Raises:
+        ValueError: an entry is not KEY=SIZE, names none of these, or one twice, or is 0.
+    """
+    speeds: dict[Device | str, int] = {}
+    for entry in (part for text in texts for part in text.split(",") if part.strip()):
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals:
+            raise ValueError(f"{entry.strip()!r} is not DEVICE=SIZE, as in 0=2TB, link=25GB or disk=3GB")
+        key: Device | str = name if name in {"link", "disk"} else _parse_key(name)
+        if key in speeds:
+            raise ValueError(f"{name!r} is given twice")
+        speeds[key] = parse_size(value.removesuffix("/s"))
+        if not speeds[key]:
+            raise ValueError(f"{name!r} has the speed 0")
+    return speeds
+
+
+def keep_free(budgets: Budgets, reserve: Reserve, inventory: Inventory | None = None) -> Budgets:
+    """``budgets``, less what is kept free; with a note that says how much.
+
+    Raises:
+        ValueError: a device that is named has no budget.
+    """
+    named = {as_here(device, inventory) if inventory else device: amount for device, amount in reserve.named}
+    limits = dict(budgets.devices)
+    if missing := [str(device) for device in named if device not in limits]:
+        raise ValueError(f"{missing[0]} is not among the devices, which are {', '.join(map(str, limits))}")
+    kept: dict[Device, int] = {}
+    for device, limit in limits.items():
+        amount = named.get(device, reserve.everywhere if is_accelerator(device) else 0)
+        kept[device] = min(limit, int(limit * amount) if isinstance(amount, Fraction) else amount)
+    told = ", ".join(f"{format_bytes(size)} of {device}" for device, size in kept.items() if size)
+    return replace(
+        budgets,
+        devices=tuple((device, limit - kept[device]) for device, limit in limits.items()),
+        notes=(*budgets.notes, *([f"kept free: {told}"] if told else [])),
+    )
 
 
 def as_here(device: Device, inventory: Inventory) -> Device:

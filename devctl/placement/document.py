@@ -48,6 +48,8 @@ def plan_document(model: PlannedModel, placement: Placement, versions: dict[str,
             {"device": str(use.device), "used": use.used, "budget": use.budget, "modules": list(use.modules)}
             for use in placement.devices
         ],
+        "offloaded": placement.offloaded,
+        "crossings": placement.crossings,
         "device_map": to_hf(placement.device_map),
         "notes": list(placement.notes),
     }

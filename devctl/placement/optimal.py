@@ -4,30 +4,56 @@ Unlike the strategies of transformers, it sees the whole model before it places 
 it is found, is in `row`.
 """
 
+from collections.abc import Sequence
+
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
-from devctl.placement.blocks import blocks_of
+from devctl.placement.blocks import Block, blocks_of
 from devctl.placement.budget import Budgets, is_accelerator, less_for_one
+from devctl.placement.latency import Fastest, Speeds, fastest
 from devctl.placement.row import Best, Row, solve
 from devctl.placement.strategy import FoundMap, collapse, in_order
 from devctl.units import format_bytes
 
 
-def optimal_map(tree: ModuleTree, budgets: Budgets) -> FoundMap:
-    """The best device map there is."""
-    limits = dict(budgets.devices)
+def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
+    """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
+    limits = limits_of(budgets)
     accelerators = [device for device in limits if is_accelerator(device)]
-    if not budgets.given and sum(1 for device in accelerators if limits[device] > 0) == 1:
-        limits = less_for_one(limits)
     blocks = blocks_of(tree)
-    sizes = tuple(block.nbytes for block in blocks)
-    if not any(sizes):
+    row = row_of(blocks)
+    if not any(row.moved):
         return FoundMap(device_map={"": next(iter(limits), Device.disk())}, notes=())
-    best = solve(Row(held=sizes, moved=sizes), [limits[device] for device in accelerators], limits.get(Device.cpu()))
+    own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
+    if speeds is None or not accelerators:
+        best = solve(row, own, cpu)
+        devices, notes = best.devices, tuple(_not_proven(best, row.moved, len(accelerators)))
+    else:
+        memory = [speeds.memory[device] for device in accelerators]
+        quick = fastest(row, own, cpu, memory, speeds.link, speeds.disk)
+        devices, notes = quick.devices, (_predicted(quick),)
     places = [*accelerators, Device.cpu(), Device.disk()]
-    found = {name: places[at] for block, at in zip(blocks, best.devices, strict=True) for name in block.names}
-    return FoundMap(
-        device_map=in_order(tree, collapse(found)), notes=tuple(_not_proven(best, sizes, len(accelerators)))
+    found = {name: places[at] for block, at in zip(blocks, devices, strict=True) for name in block.names}
+    return FoundMap(device_map=in_order(tree, collapse(found)), notes=notes)
+
+
+def limits_of(budgets: Budgets) -> dict[Device, int]:
+    """What may be used of each device: as in transformers, a measured GPU that is the only one keeps a tenth free."""
+    limits = dict(budgets.devices)
+    alone = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0) == 1
+    return less_for_one(limits) if alone and not budgets.given else limits
+
+
+def row_of(blocks: Sequence[Block]) -> Row:
+    """The blocks as the search takes them."""
+    sizes = tuple(block.nbytes for block in blocks)
+    return Row(held=sizes, moved=sizes)
+
+
+def _predicted(quick: Fastest) -> str:
+    return (
+        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, by the speeds "
+        f"of memories and links alone; no placement is below {quick.bound * 1e3:.3g} ms"
     )
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors
-from devctl.placement.budget import NUMBERED, Budgets
+from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors, walk
+from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -36,13 +38,37 @@ class Placement:
         strategy: how it was found; None for a map that somebody wrote.
         device_map: (module or tensor name, device) pairs that cover every tensor, in the order of definition.
         devices: what each device holds, also those that hold nothing.
+        crossings: how often execution goes from one device to another, in the order of definition.
         notes: decisions and doubts that a reader should know of.
     """
 
     strategy: str | None
     device_map: tuple[tuple[str, Device], ...]
     devices: tuple[DeviceUse, ...]
+    crossings: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def offloaded(self) -> int:
+        """Bytes that are not on the accelerators; without any, bytes that are not on the CPU."""
+        off = [DeviceType.CPU, DeviceType.DISK] if any(_computes(use) for use in self.devices) else [DeviceType.DISK]
+        return sum(use.used for use in self.devices if use.device.type in off)
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes on disk."""
+        return sum(use.used for use in self.devices if use.device.type is DeviceType.DISK)
+
+    @property
+    def fullest(self) -> Fraction:
+        """The used part of the accelerator that has the least left; without any, of the CPU."""
+        accelerators = [use for use in self.devices if _computes(use)]
+        computing = accelerators or [use for use in self.devices if use.device.type is DeviceType.CPU]
+        return max((Fraction(use.used, use.budget) for use in computing if use.budget), default=Fraction(0))
+
+
+def _computes(use: DeviceUse) -> bool:
+    return is_accelerator(use.device) and bool(use.used or use.budget)
 
 
 def make_placement(
@@ -72,12 +98,14 @@ def make_placement(
         strategy=strategy,
         device_map=tuple(device_map.items()),
         devices=uses,
+        crossings=_crossings(tree, device_map),
         notes=(
             *tree.notes,
             *budgets.notes,
             *notes,
             *_skipped_cpu(uses),
-            *_over_budget(uses),
+            # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
+            *over_budget(uses),
             *_copied_ties(tree, device_map),
         ),
     )
@@ -115,6 +143,12 @@ def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, 
     return used
 
 
+def _crossings(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
+    size = counted_bytes(tree)
+    devices = [device_of(t.name, device_map) or Device.cpu() for t in tensors(tree.root) if size[t.name]]
+    return sum(1 for here, there in pairwise(devices) if here != there)
+
+
 def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Collection[Device]) -> tuple[str, ...]:
     """Why ``device_map`` can't be used for the model on a machine that has the ``available`` devices.
 
@@ -150,6 +184,36 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
     if homeless:
         findings.append(f"no device for {len(homeless)} tensors: {shorten(homeless)}")
     return tuple(findings)
+
+
+def find_faults(tree: ModuleTree, device_map: Mapping[str, Device]) -> tuple[str, ...]:
+    """What is wrong with a map that could be loaded all the same: ties and blocks that are split.
+
+    A copy of a tied weight costs its bytes twice. A no-split block adds up tensors of all its parts: spread over
+    accelerators it fails when it runs; with parts offloaded it works if the rest is on the device that runs those.
+    """
+    found = [
+        f"{target} on {there} and {source} on {here} are one tensor: each would hold a copy"
+        for target, source, there, here in _split_ties(tree, device_map)
+        if Device.disk() not in (there, here)
+    ]
+    for module in walk(tree.root):
+        if module.class_name not in tree.no_split:
+            continue
+        devices = dict.fromkeys(device_of(t.name, device_map) for t in tensors(module))
+        if len(devices) > 1:
+            where = ", ".join(str(device) for device in devices if device is not None)
+            found.append(f"{module.name}, a {module.class_name}, must not be split, and is on {where}")
+    return tuple(found)
+
+
+def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
+    """The devices that are given more than they may hold."""
+    return tuple(
+        f"{use.device} is given {format_bytes(use.used)}, more than the {format_bytes(use.budget)} that it may hold"
+        for use in uses
+        if use.budget is not None and use.used > use.budget and use.device.type != DeviceType.DISK
+    )
 
 
 def shorten(many: Collection[str], most: int = 3) -> str:
@@ -190,15 +254,6 @@ def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
     if Device.cpu() in used or not used[Device.disk()]:
         return []
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
-
-
-def _over_budget(uses: Collection[DeviceUse]) -> list[str]:
-    # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
-    return [
-        f"{use.device} is given {format_bytes(use.used)}, more than the {format_bytes(use.budget)} that it may hold"
-        for use in uses
-        if use.budget is not None and use.used > use.budget and use.device.type != DeviceType.DISK
-    ]
 
 
 def _copied_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
