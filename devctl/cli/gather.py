@@ -23,6 +23,7 @@ from devctl.placement.placement import validate
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
+    from devctl.models.quantisation import Quantize
     from devctl.models.skeleton import Skeleton
 
 
@@ -57,22 +58,53 @@ def machine(argument: str | None) -> Inventory:
 
 
 def skeleton(
-    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None
+    model: str,
+    *,
+    dtype: str,
+    model_class: str | None,
+    trust_remote_code: bool,
+    revision: str | None,
+    random_weights: bool,
 ) -> tuple[ModelSource, Skeleton]:
-    """The model without its weights, and where it is read from."""
+    """The model without its weights, as it is loaded here, and where it is read from."""
     source = _resolve(model, revision)
-    return source, _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import Purpose, read_skeleton
+    with render.status(f"reading the config of {model}"):
+        return source, read_skeleton(
+            source,
+            dtype=dtype,
+            model_class=model_class,
+            trust_remote_code=trust_remote_code,
+            purpose=Purpose.RANDOM if random_weights else Purpose.LOAD,
+        )
 
 
 def tree(
-    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None, cache: bool
+    model: str,
+    *,
+    dtype: str,
+    model_class: str | None,
+    trust_remote_code: bool,
+    revision: str | None,
+    cache: bool,
+    quantize: Quantize | None = None,
 ) -> tuple[ModelSource, ModuleTree]:
     """The model's modules, and where it is read from; a tree that was kept needs no torch."""
     source = _resolve(model, revision)
-    key = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code) if cache else None
+    key = None
+    if cache:
+        key = tree_key(
+            source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, quantize=quantize
+        )
     if key is not None and (kept := load_tree(key)) is not None:
         return source, kept
-    built = _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code).tree
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import read_skeleton
+    with render.status(f"reading the config of {model}"):
+        built = read_skeleton(
+            source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, quantize=quantize
+        ).tree
     if key is not None:
         store_tree(key, built)
     return source, built
@@ -81,13 +113,6 @@ def tree(
 def _resolve(model: str, revision: str | None) -> ModelSource:
     with render.status(f"looking for {model}"):
         return resolve(model, revision=revision)
-
-
-def _read(source: ModelSource, model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> Skeleton:
-    with render.status("importing torch and transformers"):
-        from devctl.models.skeleton import read_skeleton
-    with render.status(f"reading the config of {model}"):
-        return read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
 
 
 def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy) -> Placement:

@@ -51,7 +51,12 @@ def load(
     given = None if map is None else gather.read_map(map, inventory)
     budgets = gather.budgets(max_memory, inventory)
     source, skeleton = gather.skeleton(
-        model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, revision=revision
+        model,
+        dtype=dtype,
+        model_class=model_class,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        random_weights=load_format is LoadFormat.DUMMY,
     )
     if given is None:
         placement = gather.placement(skeleton.tree, budgets, strategy or Strategy.AUTO)

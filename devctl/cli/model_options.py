@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from devctl.models.quantisation import Quantize
 from devctl.placement.greedy import Strategy
 
 
@@ -45,6 +46,14 @@ ModelClass = Annotated[
         "--model-class",
         metavar="CLASS",
         help="Class of transformers, like AutoModelForCausalLM.  [default: the config's first architecture]",
+    ),
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        help="Plan as if from_pretrained quantised the weights so while loading: "
+        "int8, nf4 and fp4 are bitsandbytes', fp8 and mxfp4 transformers' own.",
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")]

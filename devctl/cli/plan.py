@@ -13,6 +13,7 @@ def plan(
     machine: model_options.Machine = None,
     dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
     model_class: model_options.ModelClass = None,
+    quantize: model_options.QuantizeOption = None,
     trust_remote_code: model_options.TrustRemoteCode = False,
     revision: model_options.Revision = None,
     report: model_options.Report = None,
@@ -30,6 +31,7 @@ def plan(
         model_class=model_class,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        quantize=quantize,
         cache=not no_cache,
     )
     placement = gather.placement(tree, budgets, strategy)
