@@ -200,6 +200,7 @@ def planned_model(name: str, source: ModelSource, tree: ModuleTree) -> PlannedMo
         class_name=tree.class_name,
         dtype=tree.dtype,
         nbytes=sizes(tree)[""],
+        quantisation=tree.quantisation,
     )
 
 

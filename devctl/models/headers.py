@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from devctl.models.checkpoint import hub_headers
 from devctl.models.resolve import ModelSource, SourceKind
 from devctl.models.tree import ModuleTree, tensors
 from devctl.units import format_bytes
@@ -47,18 +48,16 @@ def disagreement(model: PreTrainedModel, tree: ModuleTree, source: ModelSource, 
         return None
     if not stored:
         return None
-    ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     targets = {target for target, _ in tree.ties}
-    kept = {
-        name: tensor
-        for name, tensor in stored.items()
-        if name not in targets and not any(pattern.search(name) for pattern in ignored)
-    }
+    kept = {name: tensor for name, tensor in stored.items() if name not in targets}
     built = {
         t.name: Stored(count=math.prod(t.shape), nbytes=t.nbytes)
         for t in tensors(tree.root)
         if t.persistent and t.same_as is None and t.name not in targets
     }
+    unexpected = _pattern(model._keys_to_ignore_on_load_unexpected)
+    # what is ignored is so only where the model does not have it
+    kept = {name: tensor for name, tensor in kept.items() if name in built or not unexpected.search(name)}
     if tree.quantisation is not None:
         return _bytes_differ(kept, built, hidden)
     return _elements_differ(model, kept, built)
@@ -104,9 +103,7 @@ def _in_file(path: Path) -> dict[str, Stored]:
 
 
 def _on_hub(source: ModelSource) -> dict[str, Stored]:
-    from huggingface_hub import get_safetensors_metadata
-
-    metadata = get_safetensors_metadata(source.location, revision=source.revision)
+    metadata = hub_headers(source.location, source.revision)
     return {
         name: _stored(tensor.shape, tensor.dtype)
         for file in metadata.files_metadata.values()
@@ -129,17 +126,26 @@ def _bytes_differ(stored: dict[str, Stored], built: dict[str, Stored], hidden: i
 
 
 def _elements_differ(model: PreTrainedModel, stored: dict[str, Stored], built: dict[str, Stored]) -> str | None:
-    there, here = sum(t.count for t in stored.values()), sum(t.count for t in built.values())
-    if there == here:
+    if sum(t.count for t in stored.values()) == sum(t.count for t in built.values()):
         return None
     # only now is each name looked up: a checkpoint may have 90,000, and patterns that rename them
-    renamed = _renamed(model, stored, built)
-    return _line(
-        f"{there:,} elements",
-        f"{here:,}",
-        {old for old, new in renamed.items() if new not in built},
-        set(built) - set(renamed.values()),
-    )
+    unexpected = _pattern(model._keys_to_ignore_on_load_unexpected)
+    renamed = {
+        old: new for old, new in _renamed(model, stored, built).items() if new in built or not unexpected.search(new)
+    }
+    found = set(renamed.values())
+    absent = _pattern(model._keys_to_ignore_on_load_missing)
+    expected = {name: t for name, t in built.items() if name in found or not absent.search(name)}
+    there, here = sum(stored[name].count for name in renamed), sum(t.count for t in expected.values())
+    if there == here:
+        return None
+    extra = {old for old, new in renamed.items() if new not in built}
+    return _line(f"{there:,} elements", f"{here:,}", extra, set(expected) - found)
+
+
+def _pattern(patterns: Iterable[str] | None) -> re.Pattern[str]:
+    """One that is found where any of ``patterns`` is."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns or ()) or "(?!)")
 
 
 def _renamed(model: PreTrainedModel, stored: Iterable[str], built: Iterable[str]) -> dict[str, str]:
@@ -151,7 +157,7 @@ def _renamed(model: PreTrainedModel, stored: Iterable[str], built: Iterable[str]
         mapping: list[Any] = get_model_conversion_mapping(model)
         renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
         converters = [m for m in mapping if isinstance(m, WeightConverter)]
-        known = dict.fromkeys(built)
+        known = dict.fromkeys(built, True)
         return {
             name: rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0] for name in stored
         }

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from devctl.models import compressed
+from devctl.models.compressed import INT32_BITS, Tensors, replace_tensors
 from devctl.models.quantisation import CannotCountError, Counting
-from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 _SHARE = 0.9
 """``adjust_max_memory`` of transformers' quantizers for bitsandbytes, torchao and quanto."""
-
-_INT32_BITS = 32
 
 
 def pack(model: PreTrainedModel, method: str, settings: dict[str, Any], dtype: torch.dtype) -> Counting:
@@ -136,7 +135,7 @@ def _gptq(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype) 
     kept = [name for names in settings.get("modules_in_block_to_quantize") or [] for name in names]
     for name, module in _block_linears(model, settings):
         if not kept or any(name.endswith(end) for end in kept):
-            _replace(model, name, _gptq_tensors(module, bits, group))
+            replace_tensors(model, name, _gptq_tensors(module, bits, group))
     return Counting()
 
 
@@ -148,7 +147,7 @@ def _awq(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype) -
     skipped = _skipped(model, settings.get("modules_to_not_convert"), add_default_skips=True)
     for name, module in _taken(model, skipped):
         if isinstance(module, torch.nn.Linear):
-            _replace(model, name, _awq_tensors(module, bits, group))
+            replace_tensors(model, name, _awq_tensors(module, bits, group))
     return Counting()
 
 
@@ -160,131 +159,32 @@ def _auto_round(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.d
     for name, module in _block_linears(model, settings):
         own = int((extra.get(name) or {}).get("bits", bits))
         if own < 16:
-            _replace(model, name, tensors_of(module, own, group))
+            replace_tensors(model, name, tensors_of(module, own, group))
     return Counting(notes=["auto-round's own rules for single modules are counted only where its config has them"])
 
 
-_Tensors = dict[str, tuple[tuple[int, ...], str]]
-"""Shape and dtype by name; names of parameters that the module keeps are not in it."""
-
-
-def _gptq_tensors(module: Any, bits: int, group: int) -> _Tensors:
+def _gptq_tensors(module: Any, bits: int, group: int) -> Tensors:
     inputs, outputs = _features(module)
     groups = math.ceil(inputs / (group if group > 0 else inputs))
-    packed: _Tensors = {
-        "qweight": ((math.ceil(inputs * bits / _INT32_BITS), outputs), "int32"),
-        "qzeros": ((groups, math.ceil(outputs * bits / _INT32_BITS)), "int32"),
+    packed: Tensors = {
+        "qweight": ((math.ceil(inputs * bits / INT32_BITS), outputs), "int32"),
+        "qzeros": ((groups, math.ceil(outputs * bits / INT32_BITS)), "int32"),
         "scales": ((groups, outputs), "float16"),
         "g_idx": ((inputs,), "int32"),
     }
     return packed | ({} if module.bias is None else {"bias": ((outputs,), "float16")})
 
 
-def _awq_tensors(module: Any, bits: int, group: int) -> _Tensors:
+def _awq_tensors(module: Any, bits: int, group: int) -> Tensors:
     inputs, outputs = _features(module)
     groups = inputs // (group if group > 0 else inputs)
-    columns = math.ceil(outputs * bits / _INT32_BITS)
-    packed: _Tensors = {
+    columns = math.ceil(outputs * bits / INT32_BITS)
+    packed: Tensors = {
         "qweight": ((inputs, columns), "int32"),
         "qzeros": ((groups, columns), "int32"),
         "scales": ((groups, outputs), "float16"),
     }
     return packed | ({} if module.bias is None else {"bias": ((outputs,), "float16")})
-
-
-def _compressed_tensors(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype) -> Counting:
-    """The tensors of each config group's scheme, in place of the weights of the Linear modules that it targets.
-
-    From compressed-tensors 0.20: ``initialize_module_for_quantization`` and the compressors of its formats. At the
-    first forward the library unpacks all of them again (``ModelCompressor.add_decompress_hook``).
-    """
-    import torch
-
-    settings = settings.get("quantization_config") or settings
-    if settings.get("dequantize") or settings.get("run_compressed") is False:
-        return Counting()
-    compressed = settings.get("quantization_status") == "compressed"
-    ignored = settings.get("ignore") or []
-    unpacked = packed = 0
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, torch.nn.Linear) or _matches(name, module, ignored):
-            continue
-        groups = (settings.get("config_groups") or {}).values()
-        scheme = next((g for g in groups if _matches(name, module, g.get("targets") or [])), None)
-        if scheme is None or not scheme.get("weights"):
-            continue
-        form = scheme.get("format") or settings.get("format") or "dense"
-        tensors = _scheme_tensors(module, scheme, str(form), _dtype_name(dtype), compressed=compressed)
-        unpacked += module.weight.numel() * module.weight.element_size()
-        packed += sum(math.prod(shape) * getattr(torch, kind).itemsize for shape, kind in tensors.values())
-        if module.bias is not None:
-            tensors["bias"] = (tuple(module.bias.shape), _dtype_name(module.bias.dtype))
-        _replace(model, name, tensors)
-    counting = Counting()
-    if packed and compressed:
-        counting.notes.append(
-            "compressed-tensors unpacks the weights at the first forward: "
-            f"{format_bytes(max(0, unpacked - packed))} more than is planned here are held from then on"
-        )
-    return counting
-
-
-def _scheme_tensors(module: Any, scheme: dict[str, Any], form: str, dtype: str, *, compressed: bool) -> _Tensors:
-    """What a quantisation scheme keeps of a Linear's weight."""
-    weights: dict[str, Any] = scheme["weights"]
-    inputs, outputs = _features(module)
-    bits = int(weights.get("num_bits") or 8)
-    grouped: _Tensors = {}
-    if form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
-        size = int(weights.get("group_size") or (16 if form.startswith("nvfp4") else 32))
-        kind = "float8_e4m3fn" if form.startswith("nvfp4") else "uint8"
-        grouped["weight_packed"] = ((outputs, math.ceil(inputs / 2)), "uint8")
-        grouped["weight_scale"] = ((outputs, math.ceil(inputs / size)), kind)
-        if form.startswith("nvfp4"):
-            grouped["weight_global_scale"] = ((1,), "float32")
-    else:
-        scale = _scale_shape(weights, inputs, outputs)
-        if not compressed or form == "dense":
-            grouped["weight"] = ((outputs, inputs), dtype)
-        elif form == "pack-quantized":
-            grouped["weight_packed"] = ((outputs, math.ceil(inputs * bits / _INT32_BITS)), "int32")
-            grouped["weight_shape"] = ((2,), "int64")
-        elif form in ("int-quantized", "float-quantized", "naive-quantized") and bits == 8:
-            grouped["weight"] = ((outputs, inputs), "int8" if weights.get("type") == "int" else "float8_e4m3fn")
-        else:
-            raise CannotCountError(f"devctl can't count compressed-tensors' format {form!r} of {bits} bits")
-        grouped["weight_scale"] = (scale, dtype)
-        if not compressed or not weights.get("symmetric", True):
-            grouped["weight_zero_point"] = (scale, "int8" if weights.get("type") == "int" else "float8_e4m3fn")
-    activations = scheme.get("input_activations") or {}
-    if activations.get("dynamic") == "local":
-        grouped["input_global_scale"] = ((1,), "float32")
-    elif activations and not activations.get("dynamic"):
-        grouped["input_scale"] = ((1,), dtype)
-    return grouped
-
-
-def _scale_shape(weights: dict[str, Any], inputs: int, outputs: int) -> tuple[int, ...]:
-    strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
-    if strategy == "channel":
-        return (outputs, 1)
-    if strategy in ("group", "tensor_group"):
-        return (outputs, math.ceil(inputs / int(weights["group_size"])))
-    if strategy == "block":
-        rows, columns = weights["block_structure"]
-        return (math.ceil(outputs / rows), math.ceil(inputs / columns))
-    if strategy == "tensor":
-        return (1,)
-    raise CannotCountError(f"devctl can't count compressed-tensors' strategy {strategy!r}")
-
-
-def _matches(name: str, module: torch.nn.Module, targets: list[str]) -> bool:
-    """Whether a target is the module's name, a class of it, or (``re:``) a pattern that its name begins with."""
-    classes = {c.__name__ for c in type(module).__mro__}
-    return any(
-        re.match(target[3:], name) is not None if target.startswith("re:") else target == name or target in classes
-        for target in targets
-    )
 
 
 _BLOCKS = (
@@ -354,20 +254,6 @@ def _plan(counting: Counting, name: str, module: Any, planned: int, dtype: str) 
     counting.dtypes[f"{name}.weight"] = dtype
 
 
-def _replace(model: PreTrainedModel, name: str, tensors: _Tensors) -> None:
-    """Put a module with these tensors, and nothing else, in the place of the one called ``name``."""
-    import torch
-
-    module = torch.nn.Module()
-    for tensor, (shape, dtype) in tensors.items():
-        module.register_buffer(tensor, torch.empty(shape, dtype=getattr(torch, dtype), device="meta"))
-    model.set_submodule(name, module)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 METHODS: dict[str, Callable[[PreTrainedModel, dict[str, Any], torch.dtype], Counting]] = {
     "bitsandbytes_4bit": _bitsandbytes_4bit,
     "bitsandbytes_8bit": _bitsandbytes_8bit,
@@ -376,6 +262,6 @@ METHODS: dict[str, Callable[[PreTrainedModel, dict[str, Any], torch.dtype], Coun
     "gptq": _gptq,
     "awq": _awq,
     "auto-round": _auto_round,
-    "compressed-tensors": _compressed_tensors,
+    "compressed-tensors": compressed.pack,
 }
 """What each method makes of a model, by transformers' name for it."""

@@ -15,12 +15,15 @@ from enum import StrEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import first_line
+from devctl.errors import UsageError, first_line
+from devctl.models.tree import ModuleTree, sizes
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from devctl.models.resolve import ModelSource
 
 
 class Quantize(StrEnum):
@@ -141,6 +144,23 @@ def settings_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     return dict(found) if isinstance(found, dict) else {"quant_method": str(found)}
 
 
+def wanted_settings(config: PreTrainedConfig, source: ModelSource, quantize: Quantize | None) -> dict[str, Any] | None:
+    """The settings of the checkpoint's quantisation, or of the one that is asked for.
+
+    Raises:
+        UsageError: both.
+    """
+    settings = settings_of(config)
+    if quantize is None:
+        return settings
+    if settings is not None:
+        raise UsageError(
+            f"{source.location} is quantised already ({method_of(settings) or 'by an unknown method'}): "
+            "leave out --quantize"
+        )
+    return ON_THE_FLY[quantize].settings
+
+
 def method_of(settings: dict[str, Any]) -> str:
     """transformers' name of the method (``AutoQuantizationConfig.from_dict``); "" where the settings name none."""
     for load_in, bits in (("load_in_4bit", "4bit"), ("load_in_8bit", "8bit")):
@@ -204,9 +224,44 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
     elif not on_the_fly and method in _FALLS_BACK and not settings.get("dequantize"):
         counting.notes.append(
             f"{method} weights need {_FALLS_BACK[method]}; elsewhere transformers unpacks them to "
-            f"{str(dtype).removeprefix('torch.')}: {format_bytes(plain)} in all"
+            f"{_dtype_name(dtype)}: {format_bytes(plain)} in all"
         )
     return counting
+
+
+def forced_dtype(settings: dict[str, Any], dtype: torch.dtype, notes: list[str]) -> torch.dtype:
+    """The dtype in which transformers builds such a model, with a note where that is not ``dtype``."""
+    forced = built_dtype(settings, dtype)
+    if forced != dtype:
+        notes.append(f"{method_of(settings)} models are built in {_dtype_name(forced)} only")
+    return forced
+
+
+def notes_on(tree: ModuleTree, counting: Counting, quantize: Quantize | None) -> list[str]:
+    """What a reader of a plan should know of how ``tree`` was counted."""
+    notes = list(counting.notes)
+    if quantize is not None:
+        notes.insert(0, f"--quantize {quantize} stands for {ON_THE_FLY[quantize].written}")
+    total = sizes(tree)[""]
+    if abs(counting.hidden) * 1000 > total:
+        notes.append(
+            f"{tree.quantisation} weights hold {format_bytes(abs(counting.hidden))} "
+            f"{'more' if counting.hidden > 0 else 'less'} once loaded than transformers plans with: "
+            f"{format_bytes(total + counting.hidden)} in all"
+        )
+    if counting.budget_share != 1:
+        notes.append(
+            f"transformers plans with {counting.budget_share:.0%} of every budget for {tree.quantisation} weights"
+        )
+    return notes
+
+
+def uncounted(settings: dict[str, Any], quantize: Quantize | None, dtype: torch.dtype, reason: str) -> str:
+    """A note that a quantisation is left out, and why."""
+    what = (
+        f"--quantize {quantize}" if quantize else f"the checkpoint's quantisation ({method_of(settings) or 'unnamed'})"
+    )
+    return f"{what} is not counted, {reason}: sizes are those of {_dtype_name(dtype)}"
 
 
 def _by_transformers(
@@ -235,6 +290,8 @@ def _by_transformers(
                 counting.hidden += own - planned
     if method_of(settings) == "mxfp4":
         counting.hidden += _mxfp4_scales(model)
+    if method_of(settings) == "eetq" and on_the_fly:
+        counting.hidden -= _wider_than_eetq(model)
     return counting
 
 
@@ -252,6 +309,14 @@ def _mxfp4_scales(model: PreTrainedModel) -> int:
 
     experts = [module for module in model.modules() if isinstance(module, Mxfp4GptOssExperts)]
     return sum((module.gate_up_proj.numel() + module.down_proj.numel()) * 2 // 32 for module in experts)
+
+
+def _wider_than_eetq(model: PreTrainedModel) -> int:
+    """Bytes that are planned for weights beyond the one of int8 that EETQ keeps; its quantizer names no size."""
+    from transformers.integrations.eetq import EetqLinear
+
+    linears = [module for module in model.modules() if isinstance(module, EetqLinear)]
+    return sum(module.weight.numel() * (module.weight.element_size() - 1) for module in linears)
 
 
 @contextlib.contextmanager
@@ -288,3 +353,7 @@ def _bytes(model: PreTrainedModel) -> int:
     """Bytes of all tensors as they are built, each tied one once."""
     named = (*model.named_parameters(), *model.named_buffers())
     return sum(t.numel() * t.element_size() for name, t in named if name not in model.all_tied_weights_keys)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -16,18 +16,19 @@ from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.checkpoint import checkpoint_dtype
 from devctl.models.headers import disagreement
 from devctl.models.quantisation import (
-    ON_THE_FLY,
     CannotCountError,
     Counting,
     Quantize,
-    built_dtype,
+    forced_dtype,
     loads_here,
     method_of,
+    notes_on,
     quantise,
-    settings_of,
+    uncounted,
+    wanted_settings,
 )
 from devctl.models.resolve import ModelSource, SourceKind, read_config
-from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind, sizes
+from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -90,46 +91,26 @@ def read_skeleton(
     config = _load_config(source, trust_remote_code=trust_remote_code)
     found = _find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
     built_in = _set_dtype(config, source, dtype, notes)
-    settings = _quantisation(config, source, quantize)
+    settings = wanted_settings(config, source, quantize)
     if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
-        notes.append(_uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
+        notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
         settings = None
     counting = None
     if settings is None:
         model = _build(found, config, built_in)
     else:
-        built_in = _forced_dtype(settings, built_in, notes)
+        built_in = forced_dtype(settings, built_in, notes)
         model, counting = _build_quantised(found, config, built_in, settings, quantize, notes)
     tree = tree_of(model, built_in, counting)
     if settings is not None and counting is not None:
         label = str(quantize or method_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
-        notes += _on_quantisation(tree, counting, quantize)
+        notes += notes_on(tree, counting, quantize)
     notes += _kept_in_fp32(model, built_in)
     if purpose is Purpose.PLAN and quantize is None and (settings is None or counting is not None):
         note = disagreement(model, tree, source, hidden=counting.hidden if counting else 0)
         notes += [note] if note else []
     return Skeleton(config=config, model_class=found, tree=replace(tree, notes=tuple(notes)))
-
-
-def _quantisation(config: PreTrainedConfig, source: ModelSource, quantize: Quantize | None) -> dict[str, Any] | None:
-    """The settings of the checkpoint's quantisation, or of the one that is asked for."""
-    settings = settings_of(config)
-    if quantize is None:
-        return settings
-    if settings is not None:
-        raise UsageError(
-            f"{source.location} is quantised already ({method_of(settings) or 'by an unknown method'}): "
-            "leave out --quantize"
-        )
-    return ON_THE_FLY[quantize].settings
-
-
-def _forced_dtype(settings: dict[str, Any], dtype: torch.dtype, notes: list[str]) -> torch.dtype:
-    forced = built_dtype(settings, dtype)
-    if forced != dtype:
-        notes.append(f"{method_of(settings)} models are built in {_dtype_name(forced)} only")
-    return forced
 
 
 def _build_quantised(
@@ -149,33 +130,8 @@ def _build_quantised(
     try:
         return _build(model_class, config, dtype, finish), found[0]
     except CannotCountError as error:
-        notes.append(_uncounted(settings, quantize, dtype, str(error)))
+        notes.append(uncounted(settings, quantize, dtype, str(error)))
         return _build(model_class, config, dtype), None
-
-
-def _on_quantisation(tree: ModuleTree, counting: Counting, quantize: Quantize | None) -> list[str]:
-    notes = list(counting.notes)
-    if quantize is not None:
-        notes.insert(0, f"--quantize {quantize} stands for {ON_THE_FLY[quantize].written}")
-    total = sizes(tree)[""]
-    if abs(counting.hidden) * 1000 > total:
-        notes.append(
-            f"{tree.quantisation} weights hold {format_bytes(abs(counting.hidden))} "
-            f"{'more' if counting.hidden > 0 else 'less'} once loaded than transformers plans with: "
-            f"{format_bytes(total + counting.hidden)} in all"
-        )
-    if counting.budget_share != 1:
-        notes.append(
-            f"transformers plans with {counting.budget_share:.0%} of every budget for {tree.quantisation} weights"
-        )
-    return notes
-
-
-def _uncounted(settings: dict[str, Any], quantize: Quantize | None, dtype: torch.dtype, reason: str) -> str:
-    what = (
-        f"--quantize {quantize}" if quantize else f"the checkpoint's quantisation ({method_of(settings) or 'unnamed'})"
-    )
-    return f"{what} is not counted, {reason}: sizes are those of {_dtype_name(dtype)}"
 
 
 def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | None = None) -> ModuleTree:
