@@ -52,8 +52,9 @@ QuantizeOption = Annotated[
     Quantize | None,
     typer.Option(
         "--quantize",
-        help="Plan as if from_pretrained quantised the weights so while loading: "
-        "int8, nf4 and fp4 are bitsandbytes', fp8 and mxfp4 transformers' own.",
+        metavar="METHOD",
+        help="Plan as if from_pretrained quantised the weights while loading: int8, nf4, fp4 (bitsandbytes), fp8, "
+        "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, -float8.",
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")]

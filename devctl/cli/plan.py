@@ -22,7 +22,8 @@ def plan(
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
 
     The map is the one that transformers makes for device_map=STRATEGY. No weight is read or downloaded, only the
-    config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
+    config and the headers of the weights' files. Load it with from_pretrained(device_map=json.load(open("map.json"))),
+    or with `devctl load`.
     """
     budgets = gather.budgets(max_memory, gather.machine(machine))
     source, tree = gather.tree(

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _QUANTISED_SLACK = 0.01
 """Share by which a quantised checkpoint may differ in bytes: what is not quantised may be in another dtype."""
+
+_MOST_HEADER = 100_000_000
+"""Bytes that safetensors allows a header."""
 
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "F64": 64, "I64": 64, "U64": 64, "C64": 64}
 """Bits of safetensors' dtypes whose names do not say them, like BF16, F8_E4M3 and I32."""
@@ -92,14 +96,17 @@ def _files(folder: Path) -> Iterable[Path]:
 
 
 def _in_file(path: Path) -> dict[str, Stored]:
-    from safetensors import safe_open
+    """The header of a safetensors file: its length in eight bytes, then JSON.
 
-    found = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no mapping
-            tensor = file.get_slice(name)
-            found[name] = _stored(tensor.get_shape(), tensor.get_dtype())
-    return found
+    Read as it is, since the library hands tensors out one by one: three times as long for a checkpoint of 90,000.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            raise ValueError(f"{path} is no safetensors file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: _stored(tensor["shape"], tensor["dtype"]) for name, tensor in header.items()}
 
 
 def _on_hub(source: ModelSource) -> dict[str, Stored]:
@@ -113,9 +120,13 @@ def _on_hub(source: ModelSource) -> dict[str, Stored]:
 
 def _stored(shape: Iterable[int], dtype: str) -> Stored:
     count = math.prod(shape)
+    return Stored(count=count, nbytes=math.ceil(count * _bits(dtype) / 8))
+
+
+@cache
+def _bits(dtype: str) -> int:
     named = re.match(r"[A-Z]+(\d+)", dtype)
-    bits = _BITS.get(dtype) or (int(named[1]) if named else 8)
-    return Stored(count=count, nbytes=math.ceil(count * bits / 8))
+    return _BITS.get(dtype) or (int(named[1]) if named else 8)
 
 
 def _bytes_differ(stored: dict[str, Stored], built: dict[str, Stored], hidden: int) -> str | None:

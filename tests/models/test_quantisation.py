@@ -16,16 +16,6 @@ from tests.conftest import CONFIGS
 from tests.upstream import any_environment
 
 GIB = 2**30
-MXFP4 = {
-    "quant_method": "mxfp4",
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-}
-FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
 
 
 def read(folder, model="llama", settings=None, **options):
@@ -51,7 +41,7 @@ def by_name(tree, part="q_proj"):
 
 def test_gpt_oss_120b(tmp_path):
     """60.8 GiB on the hub, 3.34 of them scales that transformers plans without."""
-    tree = real(tmp_path, "gpt-oss-120b", MXFP4)
+    tree = real(tmp_path, "gpt-oss-120b", quantised.MXFP4)
     scales = 36 * 128 * 3 * 2880 * 2880 // 32
     biases_are_wider = 36 * 128 * 3 * 2880 * 2
     rotary = sum(t.nbytes for t in tensors(tree.root) if not t.persistent)
@@ -65,7 +55,7 @@ def test_gpt_oss_120b(tmp_path):
 
 def test_deepseek_v3(tmp_path):
     """688.6 GB on the hub: another layer, embeddings and head are those of its multi-token prediction."""
-    tree = real(tmp_path, "deepseek-v3", FP8)
+    tree = real(tmp_path, "deepseek-v3", quantised.FP8)
     size = sizes(tree)
     prediction = size["model.layers.60"] + 2 * size["model.embed_tokens"] + 2 * 7168 * 7168
     assert size[""] + prediction == pytest.approx(688.6e9, rel=0.001)
@@ -334,7 +324,7 @@ def test_a_checkpoint_that_is_quantised_already(tmp_path):
 
 
 @pytest.mark.parametrize("purpose", [Purpose.LOAD, Purpose.RANDOM])
-@pytest.mark.parametrize("settings", [quantised.GPTQ, FP8, MXFP4])
+@pytest.mark.parametrize("settings", [quantised.GPTQ, quantised.FP8, quantised.MXFP4])
 def test_what_is_not_loaded_quantised_here(tmp_path, settings, purpose):
     tree = read(tmp_path, settings=settings, purpose=purpose).tree
     assert sizes(tree) == sizes(read(tmp_path / "plain").tree)
@@ -347,7 +337,7 @@ def test_what_is_not_loaded_quantised_here(tmp_path, settings, purpose):
 
 def test_what_is_loaded_quantised_here(tmp_path):
     with any_environment():
-        tree = read(tmp_path, settings=FP8, purpose=Purpose.LOAD).tree
+        tree = read(tmp_path, settings=quantised.FP8, purpose=Purpose.LOAD).tree
     assert tree.quantisation == "fp8"
 
 

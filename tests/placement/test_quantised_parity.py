@@ -1,5 +1,6 @@
 """Plans of quantised models beside transformers' own answers, with its own quantizers."""
 
+import json
 import random
 from collections import Counter
 
@@ -11,6 +12,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from devctl.placement import Strategy
 from tests import quantised
+from tests.conftest import CONFIGS
 from tests.placement.test_parity import random_machine
 from tests.upstream import any_environment, ask, assert_parity
 
@@ -77,6 +79,14 @@ def test_compressed_tensors(name, tmp_path):
     pytest.importorskip("compressed_tensors")
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama", quantised.COMPRESSED[name]))))
     assert_same_plans(skeleton, ask(skeleton), name)
+
+
+@pytest.mark.parametrize(("model", "settings"), [("gpt-oss-120b", quantised.MXFP4), ("deepseek-v3", quantised.FP8)])
+def test_real_models(model, settings, tmp_path):
+    config = json.loads((CONFIGS / model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    skeleton = read_skeleton(resolve(str(tmp_path)))
+    assert_same_plans(skeleton, ask(skeleton, use_kernels=model == "gpt-oss-120b"), model)
 
 
 @pytest.mark.parametrize("model", ["llama", "opt", "t5"])
