@@ -54,7 +54,8 @@ QuantizeOption = Annotated[
         "--quantize",
         metavar="METHOD",
         help="Plan as if from_pretrained quantised the weights while loading: int8, nf4, fp4 (bitsandbytes), fp8, "
-        "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, -float8.",
+        "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, "
+        "-float8.",
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")]
