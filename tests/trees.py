@@ -30,7 +30,7 @@ def module(name, spec, class_name=None):
     )
 
 
-def tree(spec, *, no_split=(), ties=(), unplaced=None):
+def tree(spec, *, no_split=(), ties=(), unplaced=None, **more):
     return ModuleTree(
         root=module("", spec),
         class_name="Model",
@@ -38,6 +38,7 @@ def tree(spec, *, no_split=(), ties=(), unplaced=None):
         ties=tuple(ties),
         no_split=frozenset(no_split),
         unplaced=None if unplaced is None else frozenset(unplaced),
+        **more,
     )
 
 

@@ -1,7 +1,9 @@
 """What transformers itself answers: its own planner, on the model that its own ``from_pretrained`` built."""
 
 import contextlib
+import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -9,6 +11,8 @@ from unittest import mock
 import accelerate.utils.modeling
 import transformers.integrations.accelerate
 import transformers.modeling_utils
+from transformers.integrations import fbgemm_fp8, hub_kernels
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from devctl.devices import Device
 from devctl.models.skeleton import Skeleton
@@ -46,9 +50,10 @@ class _OrderedSet(dict, metaclass=_OrderedMeta):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Upstream:
-    """The model that ``from_pretrained`` built, just before it planned."""
+    """The model that ``from_pretrained`` built, and its quantizer, just before it planned."""
 
     model: Any
+    quantizer: Any = None
 
     def plan(self, strategy: str, max_memory: dict[int | str, int | str] | None) -> dict[str, int | str]:
         """The map for ``from_pretrained(device_map=strategy, max_memory=max_memory)``.
@@ -58,25 +63,46 @@ class Upstream:
         """
         given = None if max_memory is None else dict(max_memory)
         try:
-            with mock.patch.object(transformers.integrations.accelerate, "set", _OrderedSet, create=True):
-                return dict(transformers.modeling_utils._get_device_map(self.model, str(strategy), given, None))
+            with (
+                mock.patch.object(transformers.integrations.accelerate, "set", _OrderedSet, create=True),
+                any_environment(),
+            ):
+                planner = transformers.modeling_utils._get_device_map
+                return dict(planner(self.model, str(strategy), given, self.quantizer))
         except (IndexError, KeyError, ValueError) as error:
             raise UpstreamError(repr(error)) from error
 
 
-def ask(skeleton: Skeleton) -> Upstream:
-    """Let ``from_pretrained`` build the model, without weights."""
+@contextlib.contextmanager
+def any_environment() -> Iterator[None]:
+    """Quantizers do not ask for their libraries, GPUs and kernels, which a plan needs none of."""
+    with contextlib.ExitStack() as stack:
+        # compressed-tensors' needs neither a GPU nor kernels, and notes there what it will do
+        for quantizer in {*AUTO_QUANTIZER_MAPPING.values()} - {AUTO_QUANTIZER_MAPPING["compressed-tensors"]}:
+            stack.enter_context(mock.patch.object(quantizer, "validate_environment", lambda *_, **__: None))
+        stack.enter_context(mock.patch.object(hub_kernels, "get_kernel"))
+        stack.enter_context(mock.patch.object(fbgemm_fp8, "get_quantize_fp8_per_row"))
+        yield
+
+
+def ask(skeleton: Skeleton, **arguments: Any) -> Upstream:
+    """Let ``from_pretrained`` build the model, without weights; ``arguments`` are more of its own."""
     built = []
 
-    def capture(model: Any, *args: Any) -> None:
-        built.append(model)
+    def capture(model: Any, device_map: Any, max_memory: Any, quantizer: Any) -> None:
+        built.append(Upstream(model=model, quantizer=quantizer))
         raise _BuiltError
 
-    with mock.patch.object(transformers.modeling_utils, "_get_device_map", capture), contextlib.suppress(_BuiltError):
+    with (
+        mock.patch.object(transformers.modeling_utils, "_get_device_map", capture),
+        any_environment(),
+        contextlib.suppress(_BuiltError),
+    ):
+        config = copy.deepcopy(skeleton.config)
         skeleton.model_class.from_pretrained(
-            None, config=skeleton.config, state_dict={}, dtype=skeleton.config.dtype, device_map="auto"
+            None, config=config, state_dict={}, dtype=config.dtype, device_map="auto", **arguments
         )
-    return Upstream(model=built[0])
+    return built[0]
 
 
 def ours(skeleton: Skeleton, strategy: Strategy, max_memory: dict[int | str, int]) -> Placement:

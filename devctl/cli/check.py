@@ -136,9 +136,10 @@ def bytes_per_device(model: str, device_map: Mapping[str, Device]) -> tuple[dict
     from devctl.cli import gather
     from devctl.placement import placement
 
-    _, tree = gather.tree(model, dtype="auto", model_class=None, trust_remote_code=False, revision=None, cache=True)
+    _, tree = gather.tree(gather.Request(model=model))
     # which devices are here is a question of its own, with an answer for each
     findings = placement.validate(tree, device_map, tuple(device_map.values()))
+    findings += placement.find_faults(tree, device_map)
     return placement.bytes_per_device(tree, device_map), findings
 
 

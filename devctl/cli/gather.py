@@ -2,194 +2,111 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import render
-from devctl.cli.map_file import read_map_file, read_text
+from devctl.cli.map_file import read_map_file
 from devctl.devices import Device
-from devctl.errors import RefusedError, UsageError, first_line
-from devctl.inventory import Inventory, take_inventory
-from devctl.inventory.document import from_document
-from devctl.inventory.subset import parse_ids, show_only, variable
+from devctl.errors import DevctlError, RefusedError, UsageError
+from devctl.inventory import Inventory
 from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import (
-    as_here,
-    from_inventory,
-    from_max_memory,
-    is_accelerator,
-    keep_free,
-    override,
-    parse_max_memory,
-    parse_reserve,
-    parse_speeds,
-)
+from devctl.placement.budget import as_here
 from devctl.placement.document import PlannedModel, normal
-from devctl.placement.latency import DISK, LINK, Speeds
+from devctl.placement.latency import Speeds
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
 from devctl.placement.ways_out import fits, ways_out
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
-    from devctl.models.skeleton import Skeleton
+    from devctl.models.quantisation import Quantize
+    from devctl.models.skeleton import Purpose, Skeleton
 
 
 _OFF = (Device.cpu(), Device.disk())
 
 
-def budgets(max_memory: list[str] | None, inventory: Inventory, *, given: bool = False) -> Budgets:
-    """What ``--max-memory`` says, else what the machine has free; of a machine that is ``given``, one beside the other.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Which model, built how: what the options say."""
 
-    Raises:
-        UsageError: it is malformed.
-    """
-    if max_memory is None:
-        return from_inventory(inventory, given=given)
-    try:
-        sizes = parse_max_memory(max_memory)
-        if given:
-            return override(from_inventory(inventory, given=True), sizes, inventory)
-        return from_max_memory(sizes, inventory)
-    except ValueError as error:
-        raise UsageError(f"--max-memory: {error}") from None
+    model: str
+    dtype: str = "auto"
+    model_class: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    quantize: Quantize | None = None
+    cache: bool = True
 
 
-def hardware(devices: str | None, file: str | None) -> Inventory:
-    """What to plan for: the ``--devices`` that are named, the ``--machine`` of a file, or else this machine, now.
-
-    Raises:
-        UsageError: both are given, or one can't be read.
-    """
-    if devices is None:
-        return machine(file)
-    if file is not None:
-        raise UsageError("--devices and --machine both say what to plan for: leave out one")
-    from devctl.inventory.hypothetical import parse_devices  # the catalogue, which no other plan needs
-
-    try:
-        return parse_devices(devices)
-    except ValueError as error:
-        raise UsageError(f"--devices: {error}", hint="`devctl plan --devices help` lists the boards") from None
+def skeleton(request: Request, *, random_weights: bool) -> tuple[ModelSource, Skeleton]:
+    """The model without its weights, as it is loaded here, and where it is read from."""
+    source = _resolve(request)
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import Purpose
+    return source, _read(source, request, Purpose.RANDOM if random_weights else Purpose.LOAD)
 
 
-def visible(ids: str | None, inventory: Inventory) -> tuple[Inventory, tuple[str, ...]]:
-    """The accelerators that ``--visible`` leaves of the machine, and a note on how to start a process that has them.
-
-    Raises:
-        UsageError: they are malformed, or not there.
-    """
-    if ids is None:
-        return inventory, ()
-    try:
-        chosen = parse_ids(ids)
-        return show_only(inventory, chosen), (f"run with {variable(inventory, chosen)}",)
-    except ValueError as error:
-        raise UsageError(f"--visible: {error}") from None
-
-
-def machine(argument: str | None) -> Inventory:
-    """The machine that ``--machine`` describes, as ``list --json`` wrote it; None is this one, now.
-
-    Raises:
-        UsageError: it can't be read, or is no inventory.
-    """
-    if argument is None:
-        return take_inventory()
-    hint = "write one with `devctl list --json > box.json`, on that machine"
-    text, origin = read_text(Path(argument), "the machine", hint)
-    try:
-        return from_document(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{origin} describes no machine: {first_line(error)}", hint=hint) from None
-
-
-def skeleton(
-    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None
-) -> tuple[ModelSource, Skeleton]:
-    """The model without its weights, and where it is read from."""
-    source = _resolve(model, revision)
-    return source, _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
-
-
-def tree(
-    model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool, revision: str | None, cache: bool
-) -> tuple[ModelSource, ModuleTree]:
+def tree(request: Request) -> tuple[ModelSource, ModuleTree]:
     """The model's modules, and where it is read from; a tree that was kept needs no torch."""
-    source = _resolve(model, revision)
-    key = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code) if cache else None
+    source = _resolve(request)
+    key = None
+    if request.cache:
+        key = tree_key(
+            source,
+            dtype=request.dtype,
+            model_class=request.model_class,
+            trust_remote_code=request.trust_remote_code,
+            quantize=request.quantize,
+        )
     if key is not None and (kept := load_tree(key)) is not None:
         return source, kept
-    built = _read(source, model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code).tree
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import Purpose
+    built = _read(source, request, Purpose.PLAN).tree
     if key is not None:
         store_tree(key, built)
     return source, built
 
 
-def _resolve(model: str, revision: str | None) -> ModelSource:
-    with render.status(f"looking for {model}"):
-        return resolve(model, revision=revision)
+def smaller(request: Request, built: ModuleTree) -> Iterator[tuple[str, ModuleTree]]:
+    """The model in fewer bytes and the option that makes it so, the least change first; built as they are asked for."""
+    from devctl.models.quantisation import Quantize
+
+    ways = []
+    if built.dtype in {"float32", "float64"}:
+        ways.append(("--dtype bfloat16", replace(request, dtype="bfloat16")))
+    if built.quantisation is None:
+        ways += [(f"--quantize {m}", replace(request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
+    for option, less in ways:
+        with contextlib.suppress(DevctlError):  # a way that there is not for this model
+            yield option, tree(less)[1]
 
 
-def _read(source: ModelSource, model: str, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> Skeleton:
-    with render.status("importing torch and transformers"):
-        from devctl.models.skeleton import read_skeleton
-    with render.status(f"reading the config of {model}"):
-        return read_skeleton(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+def _resolve(request: Request) -> ModelSource:
+    with render.status(f"looking for {request.model}"):
+        return resolve(request.model, revision=request.revision)
 
 
-def reserved(budgets: Budgets, reserve: list[str] | None, inventory: Inventory) -> Budgets:
-    """``budgets``, less what ``--reserve`` keeps free.
+def _read(source: ModelSource, request: Request, purpose: Purpose) -> Skeleton:
+    from devctl.models.skeleton import read_skeleton
 
-    Raises:
-        UsageError: it is malformed, or names a device that is not there.
-    """
-    if reserve is None:
-        return budgets
-    try:
-        return keep_free(budgets, parse_reserve(reserve), inventory)
-    except ValueError as error:
-        raise UsageError(f"--reserve: {error}") from None
-
-
-def speeds(given: list[str] | None, budgets: Budgets, inventory: Inventory) -> Speeds:
-    """What ``--speed`` says, else what was measured, else what the catalogue has of the board.
-
-    Raises:
-        UsageError: it is malformed, or something is not known.
-    """
-    from devctl.inventory.catalogue import find
-
-    try:
-        said = parse_speeds(given or [])
-    except ValueError as error:
-        raise UsageError(f"--speed: {error}") from None
-    named = {as_here(key, inventory) if isinstance(key, Device) else key: rate for key, rate in said.items()}
-    gpus = [device for device, _ in budgets.devices if is_accelerator(device)]
-    if not gpus:
-        raise UsageError("--objective latency compares GPUs, and there is none", hint="leave it out")
-    here = {gpu.device: gpu for gpu in inventory.accelerators if gpu.device is not None}
-    boards = {device: find(gpu.name, gpu.memory_total) for device, gpu in here.items() if gpu.name}
-    memory = {}
-    for device in gpus:
-        board = boards.get(device)
-        rate = named.get(device) or (board.bandwidth if board else None)
-        if rate is None:
-            raise UsageError(
-                f"the speed of {device}'s memory is not known",
-                hint=f"give it with --speed {device.id if device.id is not None else device}=900GB, in bytes a second",
-            )
-        memory[device] = rate
-    first = boards.get(gpus[0])
-    measured = here[gpus[0]].host_to_device if gpus[0] in here else None
-    link = named.get("link") or measured or (first.link.bandwidth if first and first.link else None)
-    disks = [disk.read_speed for disk in inventory.disks if disk.read_speed]
-    disk_rate = named.get("disk") or min(disks, default=None)
-    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK)
+    with render.status(f"reading the config of {request.model}"):
+        return read_skeleton(
+            source,
+            dtype=request.dtype,
+            model_class=request.model_class,
+            trust_remote_code=request.trust_remote_code,
+            quantize=request.quantize,
+            purpose=purpose,
+        )
 
 
 def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy, speeds: Speeds | None = None) -> Placement:
@@ -217,8 +134,19 @@ def judged(tree: ModuleTree, device_map: dict[str, Device], budgets: Budgets) ->
     return placement
 
 
-def require_room(tree: ModuleTree, placement: Placement, budgets: Budgets, *, offload: bool, hint: str) -> None:
+def require_room(
+    tree: ModuleTree,
+    placement: Placement,
+    budgets: Budgets,
+    smaller: Iterable[tuple[str, ModuleTree]],
+    *,
+    offload: bool,
+    hint: str,
+) -> None:
     """Refuse a placement that leaves bytes off the accelerators, or with ``offload`` bytes on disk.
+
+    Args:
+        smaller: the same model in fewer bytes, and the option that makes it so; the first that fits is told.
 
     Raises:
         RefusedError: with what would make it fit.
@@ -230,6 +158,10 @@ def require_room(tree: ModuleTree, placement: Placement, budgets: Budgets, *, of
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
         ways = ways_out(tree, budgets, cpu_may_hold=offload)
+        fitting = ((option, less) for option, less in smaller if fits(less, budgets, cpu_may_hold=offload))
+        for option, less in fitting:
+            ways += (f"{option} fits: {format_bytes(sizes(less)[''])} instead of {format_bytes(sizes(tree)[''])}",)
+            break
     where = "disk" if offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     raise RefusedError(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 
@@ -312,6 +244,7 @@ def planned_model(name: str, source: ModelSource, tree: ModuleTree) -> PlannedMo
         class_name=tree.class_name,
         dtype=tree.dtype,
         nbytes=sizes(tree)[""],
+        quantisation=tree.quantisation,
     )
 
 

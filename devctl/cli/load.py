@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from devctl.cli import gather, model_options, options, render, render_load
+from devctl.cli import gather, hardware, model_options, options, render, render_load
 from devctl.errors import LoadError, UsageError
 from devctl.inventory import take_inventory
 from devctl.loading.loader import LoadFormat
@@ -49,10 +49,15 @@ def load(
         raise UsageError("--map says where everything goes: leave out --strategy and --max-memory")
     inventory = take_inventory()
     given = None if map is None else gather.read_map(map, inventory)
-    budgets = gather.budgets(max_memory, inventory)
-    source, skeleton = gather.skeleton(
-        model, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code, revision=revision
+    budgets = hardware.budgets(max_memory, inventory)
+    request = gather.Request(
+        model=model,
+        dtype=dtype,
+        model_class=model_class,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
     )
+    source, skeleton = gather.skeleton(request, random_weights=load_format is LoadFormat.DUMMY)
     if given is None:
         placement = gather.placement(skeleton.tree, budgets, strategy or Strategy.AUTO)
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from devctl.cli import render
+from devctl.models.quantisation import Quantize
 from devctl.placement.strategy import Strategy
 
 
@@ -113,6 +114,16 @@ ModelClass = Annotated[
         "--model-class",
         metavar="CLASS",
         help="Class of transformers, like AutoModelForCausalLM.  [default: the config's first architecture]",
+    ),
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        metavar="METHOD",
+        help="Plan as if from_pretrained quantised the weights while loading: int8, nf4, fp4 (bitsandbytes), fp8, "
+        "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, "
+        "-float8.",
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from devctl.cli import gather, model_options, options, render, render_plan
+from devctl.cli import gather, hardware, model_options, options, render, render_plan
 from devctl.errors import UsageError
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
@@ -24,6 +24,7 @@ def plan(
     no_disk: model_options.NoDisk = False,
     dtype: model_options.DtypeOption = model_options.Dtype.AUTO,
     model_class: model_options.ModelClass = None,
+    quantize: model_options.QuantizeOption = None,
     trust_remote_code: model_options.TrustRemoteCode = False,
     revision: model_options.Revision = None,
     compare: model_options.Compare = False,
@@ -34,22 +35,24 @@ def plan(
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
 
     The map is the one that transformers makes for device_map=STRATEGY, or the best there is (optimal). No weight is
-    read or downloaded, only the config. Load it with from_pretrained(device_map=json.load(open("map.json"))), or with
-    `devctl load`.
+    read or downloaded, only the config and the headers of the weights' files. Load it with
+    from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
     """
     _require_sense(strategy, objective, map, speed, compare, report is not None)
-    inventory, how = gather.visible(visible, gather.hardware(devices, machine))
-    budgets = gather.budgets(max_memory, inventory, given=devices is not None)
-    budgets = gather.reserved(replace(budgets, notes=(*budgets.notes, *how)), reserve, inventory)
-    speeds = gather.speeds(speed, budgets, inventory) if objective is model_options.Objective.LATENCY else None
-    source, tree = gather.tree(
-        model,
+    inventory, how = hardware.visible(visible, hardware.hardware(devices, machine))
+    budgets = hardware.budgets(max_memory, inventory, given=devices is not None)
+    budgets = hardware.reserved(replace(budgets, notes=(*budgets.notes, *how)), reserve, inventory)
+    speeds = hardware.speeds(speed, budgets, inventory) if objective is model_options.Objective.LATENCY else None
+    request = gather.Request(
+        model=model,
         dtype=dtype,
         model_class=model_class,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        quantize=quantize,
         cache=not no_cache,
     )
+    source, tree = gather.tree(request)
     planned = gather.planned_model(model, source, tree)
     if compare:
         placements = [gather.placement(tree, budgets, each, speeds) for each in Strategy]
@@ -63,7 +66,7 @@ def plan(
     disk_unnamed = devices is not None and not inventory.disks
     if no_offload or no_disk or disk_unnamed:
         hint = "" if no_offload or no_disk else "or add disk to --devices"
-        gather.require_room(tree, placement, budgets, offload=not no_offload, hint=hint)
+        gather.require_room(tree, placement, budgets, gather.smaller(request, tree), offload=not no_offload, hint=hint)
     document = render.dumps(plan_document(planned, placement, gather.versions()))
     if report is not None:
         render.write_file(report, document)

@@ -26,7 +26,8 @@ def plan_summary(model: PlannedModel, placement: Placement) -> str:
     lines: list[RenderableType] = [
         Text.assemble(
             (model.class_name, "bold"),
-            f" {format_bytes(model.nbytes)} in {model.dtype}, ",
+            f" {format_bytes(model.nbytes)} in {model.dtype}",
+            f" and {model.quantisation}, " if model.quantisation else ", ",
             f"placed by {placement.strategy}" if placement.strategy else "placed by the given map",
         ),
         device_table(placement.devices),

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from devctl.models.resolve import ModelSource, read_config
+from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 
-FORMAT = 1
+FORMAT = 2
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -23,8 +23,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "devctl"
 
 
-def tree_key(source: ModelSource, *, dtype: str, model_class: str | None, trust_remote_code: bool) -> str | None:
+def tree_key(
+    source: ModelSource, *, dtype: str, model_class: str | None, trust_remote_code: bool, quantize: str | None = None
+) -> str | None:
     """What the tree depends on, hashed: the config, what was asked for, and the versions that build it.
+
+    A checkpoint is held against the model once: its files are told apart by names, sizes and times, a hub's by commit.
 
     Returns:
         None where more decides: code that comes with the model, or a checkpoint that knows the dtype.
@@ -39,8 +43,21 @@ def tree_key(source: ModelSource, *, dtype: str, model_class: str | None, trust_
     if trust_remote_code or (dtype == "auto" and not named):
         return None
     versions = [version(name) for name in ("devctl", "transformers", "torch")]
-    parts = [FORMAT, versions, dtype, model_class, config]
+    parts = [FORMAT, versions, dtype, model_class, quantize, config, _files(source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _files(source: ModelSource) -> list[object]:
+    """What tells the checkpoint of ``source`` from another one with the same config."""
+    if source.kind is SourceKind.HUB:
+        return [source.location, source.revision]
+    found = []
+    if source.kind is SourceKind.DIRECTORY:
+        with contextlib.suppress(OSError):
+            for path in sorted(source.config_path.parent.glob("*.safetensors*")):
+                stat = path.stat()
+                found.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return list(found)
 
 
 def load_tree(key: str) -> ModuleTree | None:
@@ -75,6 +92,9 @@ def dump_tree(tree: ModuleTree) -> str:
             "ties": tree.ties,
             "no_split": sorted(tree.no_split),
             "unplaced": None if tree.unplaced is None else sorted(tree.unplaced),
+            "quantisation": tree.quantisation,
+            "budget_share": tree.budget_share,
+            "no_offload": sorted(tree.no_offload),
             "notes": tree.notes,
         },
         separators=(",", ":"),
@@ -98,6 +118,9 @@ def parse_tree(text: str) -> ModuleTree:
             ties=tuple((target, source) for target, source in data["ties"]),
             no_split=frozenset(data["no_split"]),
             unplaced=None if data["unplaced"] is None else frozenset(data["unplaced"]),
+            quantisation=data["quantisation"],
+            budget_share=data["budget_share"],
+            no_offload=frozenset(data["no_offload"]),
             notes=tuple(data["notes"]),
         )
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:

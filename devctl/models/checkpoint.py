@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devctl.errors import ModelError, first_line
 from devctl.models.resolve import ModelSource, SourceKind
+
+if TYPE_CHECKING:
+    from huggingface_hub import SafetensorsRepoMetadata
 
 DOWNLOAD_AGAIN = "download it again"
 
@@ -78,13 +83,24 @@ def _first_shard(index: Path) -> str:
         ) from None
 
 
+@cache
+def hub_headers(model: str, revision: str | None) -> SafetensorsRepoMetadata:
+    """The headers of the safetensors files of ``model``, each downloaded once.
+
+    Raises:
+        Exception: those of ``get_safetensors_metadata``.
+    """
+    from huggingface_hub import get_safetensors_metadata
+
+    return get_safetensors_metadata(model, revision=revision)
+
+
 def _hub_dtypes(source: ModelSource) -> Iterator[str]:
     """Asks the hub for the headers alone; none where it has no safetensors, or can't be reached."""
-    from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
 
     try:
-        metadata = get_safetensors_metadata(source.location, revision=source.revision)
+        metadata = hub_headers(source.location, source.revision)
     except (NotASafetensorsRepoError, HfHubHTTPError, OfflineModeIsEnabled, OSError):
         return
     for _, file in sorted(metadata.files_metadata.items()):

@@ -6,12 +6,27 @@ Imports torch and transformers, inside functions.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.checkpoint import checkpoint_dtype
+from devctl.models.headers import disagreement
+from devctl.models.quantisation import (
+    CannotCountError,
+    Counting,
+    Quantize,
+    forced_dtype,
+    loads_here,
+    method_of,
+    notes_on,
+    quantise,
+    uncounted,
+    wanted_settings,
+)
 from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
@@ -19,6 +34,17 @@ from devctl.units import format_bytes
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class Purpose(StrEnum):
+    """What a skeleton is read for, which decides how a quantised checkpoint is counted."""
+
+    PLAN = "plan"
+    """As on a machine that has what its quantisation needs."""
+    LOAD = "load"
+    """As transformers loads it here: in its dtype, where a library or the hardware is missing."""
+    RANDOM = "random"
+    """With random weights, which are not quantised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +63,13 @@ class Skeleton:
 
 
 def read_skeleton(
-    source: ModelSource, *, dtype: str = "auto", model_class: str | None = None, trust_remote_code: bool = False
+    source: ModelSource,
+    *,
+    dtype: str = "auto",
+    model_class: str | None = None,
+    trust_remote_code: bool = False,
+    quantize: Quantize | None = None,
+    purpose: Purpose = Purpose.PLAN,
 ) -> Skeleton:
     """Build the model of ``source`` on the meta device, in the way ``from_pretrained`` does.
 
@@ -46,10 +78,11 @@ def read_skeleton(
         dtype: torch's name of a floating dtype; "auto" is the config's, else the checkpoint's, else float32.
         model_class: a class of transformers, or an Auto class; None is the config's ``architectures[0]``.
         trust_remote_code: run Python code that comes with the model.
+        quantize: as ``from_pretrained`` would quantise the weights while loading; not for a quantised checkpoint.
 
     Raises:
         ModelError: the config is broken, or its architecture unknown.
-        UsageError: there is no such ``model_class``.
+        UsageError: there is no such ``model_class``, or the checkpoint is quantised already.
     """
     import transformers
 
@@ -58,27 +91,67 @@ def read_skeleton(
     config = _load_config(source, trust_remote_code=trust_remote_code)
     found = _find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
     built_in = _set_dtype(config, source, dtype, notes)
-    if getattr(config, "quantization_config", None):
-        notes.append(
-            f"the checkpoint is quantised, which is not counted yet: sizes are those of {_dtype_name(built_in)}"
-        )
-    model = _build(found, config, built_in)
-    tree = replace(tree_of(model, built_in), notes=(*notes, *_kept_in_fp32(model, built_in)))
-    return Skeleton(config=config, model_class=found, tree=tree)
+    settings = wanted_settings(config, source, quantize)
+    if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
+        notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
+        settings = None
+    counting = None
+    if settings is None:
+        model = _build(found, config, built_in)
+    else:
+        built_in = forced_dtype(settings, built_in, notes)
+        model, counting = _build_quantised(found, config, built_in, settings, quantize, notes)
+    tree = tree_of(model, built_in, counting)
+    if settings is not None and counting is not None:
+        label = str(quantize or method_of(settings))
+        tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
+        notes += notes_on(tree, counting, quantize)
+    notes += _kept_in_fp32(model, built_in)
+    if purpose is Purpose.PLAN and quantize is None and (settings is None or counting is not None):
+        note = disagreement(model, tree, source, hidden=counting.hidden if counting else 0)
+        notes += [note] if note else []
+    return Skeleton(config=config, model_class=found, tree=replace(tree, notes=tuple(notes)))
 
 
-def tree_of(model: PreTrainedModel, dtype: torch.dtype) -> ModuleTree:
-    """The tree of a model that is built in ``dtype`` and whose weights are not tied yet."""
+def _build_quantised(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    settings: dict[str, Any],
+    quantize: Quantize | None,
+    notes: list[str],
+) -> tuple[PreTrainedModel, Counting | None]:
+    """The quantised model and how it is counted; where that is not known, the model as it is built, and a note."""
+    found: list[Counting] = []
+
+    def finish(model: PreTrainedModel) -> None:
+        found.append(quantise(model, dtype, settings, on_the_fly=quantize is not None))
+
+    try:
+        return _build(model_class, config, dtype, finish), found[0]
+    except CannotCountError as error:
+        notes.append(uncounted(settings, quantize, dtype, str(error)))
+        return _build(model_class, config, dtype), None
+
+
+def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | None = None) -> ModuleTree:
+    """The tree of a model that is built in ``dtype`` and whose weights are not tied yet.
+
+    Args:
+        counting: bytes of the tensors that are not counted as they are built.
+    """
     seen: dict[int, str] = {}
+    planned = {} if counting is None else counting.planned
+    dtypes = {} if counting is None else counting.dtypes
 
     def tensor(name: str, value: torch.Tensor, kind: TensorKind, *, persistent: bool = True) -> Tensor:
         first = seen.setdefault(id(value), name)
         return Tensor(
             name=name,
             kind=kind,
-            nbytes=value.numel() * value.element_size(),
+            nbytes=planned.get(name, value.numel() * value.element_size()),
             shape=tuple(value.shape),
-            dtype=_dtype_name(value.dtype),
+            dtype=dtypes.get(name, _dtype_name(value.dtype)),
             persistent=persistent,
             same_as=None if first == name else first,
         )
@@ -231,12 +304,23 @@ def _set_dtype(config: PreTrainedConfig, source: ModelSource, wanted: str, notes
     return dtype
 
 
-def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _build(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    finish: Callable[[PreTrainedModel], None] | None = None,
+) -> PreTrainedModel:
+    """Build on the meta device; ``finish`` is done to the model where its dtype and device are the default ones."""
     try:
         with ExitStack() as stack:
             for context in model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
-            return model_class(config)
+            model = model_class(config)
+            if finish is not None:
+                finish(model)
+            return model
+    except CannotCountError:
+        raise
     except ImportError as error:
         raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
     except Exception as error:  # a constructor, also one from remote code, may raise anything

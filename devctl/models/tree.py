@@ -18,7 +18,8 @@ class Tensor:
 
     Attributes:
         name: full dotted name, as ``named_parameters`` gives it.
-        nbytes: bytes of its elements.
+        nbytes: bytes that transformers' planner counts for it: those of its elements; of a quantised tensor fewer than
+            its shape says.
         shape: sizes of its dimensions.
         dtype: torch's name without ``torch.``, like "bfloat16".
         persistent: whether it is in the state dict; False only for some buffers.
@@ -57,6 +58,11 @@ class ModuleTree:
         no_split: classes of modules whose forward needs all of them on one device.
         unplaced: names, within a no-split module, of parameters that may stay out of the map
             (``_no_placement_params``); None where the model knows no such thing.
+        quantisation: how the weights are quantised, like "gptq" or "nf4"; None where they are not.
+        budget_share: the share of every budget that transformers plans with, once it has balanced them
+            (``HfQuantizer.adjust_max_memory``); 1 where the model is not quantised.
+        no_offload: "cpu" and "disk", where transformers refuses to load a part of the model
+            (``HfQuantizer.validate_environment``).
         notes: what a reader of a plan should know about how the tree was made.
     """
 
@@ -66,6 +72,9 @@ class ModuleTree:
     ties: tuple[tuple[str, str], ...] = ()
     no_split: frozenset[str] = frozenset()
     unplaced: frozenset[str] | None = None
+    quantisation: str | None = None
+    budget_share: float = 1.0
+    no_offload: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 

@@ -21,6 +21,7 @@ class PlannedModel:
         name: the MODEL argument.
         revision: the hub's commit; None for files.
         nbytes: bytes of all weights and buffers.
+        quantisation: how the weights are quantised; None where they are not.
     """
 
     name: str
@@ -28,6 +29,7 @@ class PlannedModel:
     class_name: str
     dtype: str
     nbytes: int
+    quantisation: str | None = None
 
 
 def plan_document(model: PlannedModel, placement: Placement, versions: dict[str, str]) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def plan_document(model: PlannedModel, placement: Placement, versions: dict[str,
             "revision": model.revision,
             "class": model.class_name,
             "dtype": model.dtype,
+            "quantisation": model.quantisation,
             "bytes": model.nbytes,
         },
         "strategy": placement.strategy,

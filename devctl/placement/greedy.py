@@ -26,6 +26,8 @@ def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> FoundM
     if strategy is not Strategy.SEQUENTIAL:
         low_zero = strategy is Strategy.BALANCED_LOW_0
         limits = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
+    if tree.budget_share != 1:
+        limits = {device: int(limit * tree.budget_share) for device, limit in limits.items()}
     walkthrough = _Walkthrough(tree, size, limits, notes)
     assigned = walkthrough.run()
     if tree.unplaced is None:

@@ -16,11 +16,11 @@ from devctl.placement.row import Best, Row, solve
 from devctl.placement.search import TooMuchWorkError, Work
 
 MOVE = 20e-6
-"""Seconds to hand the hidden states of one token to another accelerator: the bytes are few, so it is what starting a copy
-and waiting for it takes. A round figure, there to keep moves from being free; it is not measured."""
+"""Seconds to hand the hidden states of one token to another accelerator: the bytes are few, so it is what a copy takes
+to start and be waited for. A round figure that keeps moves from being free; it is not measured."""
 
 LINK = 25 * 10**9
-"""What is taken for a link whose speed is neither given, measured nor in the catalogue: that of PCIe 4 x16."""
+"""What is taken for a link whose speed is neither given, measured nor in the catalogue, about PCIe 4 x16."""
 
 DISK = 2 * 10**9
 """What is taken for a disk whose speed is neither given nor measured: that of an NVMe drive."""

@@ -18,7 +18,7 @@ from devctl.units import format_bytes
 
 def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
     """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
-    limits = limits_of(budgets)
+    limits = limits_of(tree, budgets)
     accelerators = [device for device in limits if is_accelerator(device)]
     blocks = blocks_of(tree)
     row = row_of(blocks)
@@ -37,11 +37,16 @@ def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None
     return FoundMap(device_map=in_order(tree, collapse(found)), notes=notes)
 
 
-def limits_of(budgets: Budgets) -> dict[Device, int]:
-    """What may be used of each device: as in transformers, a measured GPU that is the only one keeps a tenth free."""
+def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:
+    """What may be used of each device.
+
+    As in transformers, a measured GPU that is the only one keeps a tenth free, and every device a share for what
+    quantised weights hold beside themselves.
+    """
     limits = dict(budgets.devices)
     alone = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0) == 1
-    return less_for_one(limits) if alone and not budgets.given else limits
+    limits = less_for_one(limits) if alone and not budgets.given else limits
+    return {device: int(limit * tree.budget_share) for device, limit in limits.items()}
 
 
 def row_of(blocks: Sequence[Block]) -> Row:
@@ -52,8 +57,8 @@ def row_of(blocks: Sequence[Block]) -> Row:
 
 def _predicted(quick: Fastest) -> str:
     return (
-        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, by the speeds "
-        f"of memories and links alone; no placement is below {quick.bound * 1e3:.3g} ms"
+        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, by the "
+        f"speeds of memories and links alone; no placement is below {quick.bound * 1e3:.3g} ms"
     )
 
 

@@ -104,6 +104,7 @@ def make_placement(
             *budgets.notes,
             *notes,
             *_skipped_cpu(uses),
+            *_not_offloaded(tree, device_map),
             # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
             *over_budget(uses),
             *_copied_ties(tree, device_map),
@@ -254,6 +255,14 @@ def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
     if Device.cpu() in used or not used[Device.disk()]:
         return []
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
+
+
+def _not_offloaded(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
+    devices = set(device_map.values())
+    refused = sorted({str(device.type) for device in devices} & tree.no_offload)
+    if not refused or devices == {Device.cpu()}:
+        return []
+    return [f"transformers refuses to load {tree.quantisation} weights with a part on {' or '.join(refused)}"]
 
 
 def _copied_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:

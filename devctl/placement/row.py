@@ -238,6 +238,26 @@ def _fewest_off(
     return found, None
 
 
+def least_factor(row: Row, budgets: Sequence[int]) -> Fraction:
+    """How many times as large all ``budgets`` would have to be to hold the row, as far as could be searched."""
+    scale = sum(row.held) // min(budgets) + 1
+    large = [budget * scale for budget in budgets]
+    first = _used(row.held, solve(row, large, None).devices, len(budgets))
+    kinds, _ = _kinds(row)
+
+    def pack(limits: list[int]) -> list[int] | None:
+        packing = packer.best(limits, None)
+        return None if packing is None or packing.off else [packer.held_by(counts) for counts in packing.counts]
+
+    try:
+        packer = Packer(kinds, Work(_STEPS))
+    except TooMuchWorkError:
+        return largest_fraction(large, first) * scale
+    least = max(Fraction(sum(row.held), sum(large)), Fraction(max(row.held), max(large)))
+    used, _ = smallest_fraction(large, first, least, lambda used: largest_fraction(large, used), pack)
+    return largest_fraction(large, used) * scale
+
+
 def _spread(
     row: Row,
     budgets: Sequence[int],

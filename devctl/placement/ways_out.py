@@ -1,13 +1,11 @@
 """What would make a model fit that does not: computed with ``optimal``, not guessed."""
 
-from fractions import Fraction
-
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.optimal import limits_of, row_of
-from devctl.placement.row import Row, solve
+from devctl.placement.row import Row, least_factor, solve
 from devctl.units import format_bytes
 
 _MOST_MORE = 1024
@@ -15,7 +13,7 @@ _MOST_MORE = 1024
 
 def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
     """Whether ``optimal`` needs no disk; and where the CPU may hold nothing that an accelerator should, not that."""
-    limits = limits_of(budgets)
+    limits = limits_of(tree, budgets)
     gpus = [limit for device, limit in limits.items() if is_accelerator(device)]
     return _fits(row_of(blocks_of(tree)), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
 
@@ -27,7 +25,7 @@ def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> tuple
         cpu_may_hold: whether only the disk is to be avoided, not the CPU beside accelerators.
     """
     row = row_of(blocks_of(tree))
-    limits = limits_of(budgets)
+    limits = limits_of(tree, budgets)
     gpus = {device: limit for device, limit in limits.items() if is_accelerator(device) and limit}
     cpu = limits.get(Device.cpu())
     found = []
@@ -54,18 +52,12 @@ def _cpu_needed(row: Row, gpus: list[int]) -> int:
 
 def _larger(row: Row, gpus: dict[Device, int]) -> str:
     """The same accelerators, all larger by one factor."""
-    smallest = min(gpus.values())
-    scale = sum(row.held) // smallest + 1
-    best = solve(row, [limit * scale for limit in gpus.values()], None)
-    used = [0] * len(gpus)
-    for held, at in zip(row.held, best.devices, strict=True):
-        used[at] += held
-    factor = max(Fraction(u, limit) for u, limit in zip(used, gpus.values(), strict=True))
+    factor = least_factor(row, list(gpus.values()))
     sizes = {device: -(-limit * factor.numerator // factor.denominator) for device, limit in gpus.items()}
     if len(set(gpus.values())) == 1:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
-        return f"{who} would have to hold {format_bytes(each)}" + _more(each, smallest)
+        return f"{who} would have to hold {format_bytes(each)}" + _more(each, min(gpus.values()))
     told = [f"{device} {format_bytes(size)}" for device, size in sizes.items()]
     return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}" + (
         f" and {len(told) - 4} more" if len(told) > 4 else ""

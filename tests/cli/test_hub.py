@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.conftest import CONFIGS, DEVCTL
@@ -47,14 +48,33 @@ def run(hub, tmp_path):
 
 def test_a_plan_downloads_the_config_and_no_weight(hub, run, tmp_path):
     hub.requests.clear()
+    hub.ranges.clear()
     report = tmp_path / "plan.json"
     done = run("plan", "org/llama", "--max-memory", "0=100KB,1=1MB", "--report", str(report))
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout).values()) == {0, 1}
     assert json.loads(report.read_text())["model"]["revision"] == COMMIT
-    assert {r.rpartition("/")[2] for r in hub.requests if "org/llama" in r} == {"config.json"}
+    assert {r.rpartition("/")[2] for r in hub.requests if "org/llama" in r} == {"config.json", "model.safetensors"}
+    assert hub.ranges == ["bytes=0-100000"], "of the weights, their header"
     downloaded = [path.name for path in (tmp_path / "hf").rglob("*") if path.is_symlink()]
     assert downloaded == ["config.json"]
+
+
+def test_headers_are_asked_for_once(hub, run, tmp_path):
+    kept = {"DEVCTL_CACHE_DIR": str(tmp_path / "trees")}
+    folder = tiny.save("llama", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors")
+    hub.repos["org/headless"] = folder
+    hub.ranges.clear()
+    first, second = (run("plan", "org/headless", "--max-memory", "cpu=1MB", **kept) for _ in range(2))
+    assert "note: the checkpoint holds " in first.stderr
+    assert first.stderr.splitlines()[-1] == second.stderr.splitlines()[-1]
+    assert len(hub.ranges) == 1
+    offline = run("plan", "org/headless", "--no-cache", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0
+    assert "the checkpoint holds" not in offline.stderr
 
 
 def test_a_config_in_the_cache_is_enough_offline(run):

@@ -39,6 +39,31 @@ def test_strategies(devctl, strategy):
     assert f"placed by {strategy}" in done.err
 
 
+def test_quantised_while_loading(devctl, tmp_path):
+    report = tmp_path / "plan.json"
+    done = devctl("plan", LLAMA, "--quantize", "nf4", "--max-memory", "0=4GiB,cpu=9GiB", "--report", report)
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert lines[0] == "LlamaForCausalLM 5.21 GiB in bfloat16 and nf4, placed by auto"
+    assert "note: transformers plans with 90% of every budget for nf4 weights" in lines
+    assert "note: transformers refuses to load nf4 weights with a part on cpu" in lines
+    assert json.loads(report.read_text())["model"]["quantisation"] == "nf4"
+    fits = devctl("plan", LLAMA, "--quantize", "nf4", "--max-memory", "0=8GiB")
+    assert json.loads(fits.out) == {"": 0}
+    assert "refuses" not in fits.err
+
+
+def test_a_quantised_checkpoint(devctl, tmp_path):
+    config = json.loads((LLAMA / "config.json").read_text())
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    done = devctl("plan", tmp_path, "--max-memory", "0=8GiB")
+    assert done.err.startswith("LlamaForCausalLM 5.33 GiB in bfloat16 and awq, placed by auto")
+    refused = devctl("plan", tmp_path, "--quantize", "nf4", "--max-memory", "0=8GiB")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"devctl: {tmp_path} is quantised already (awq): leave out --quantize\n"
+
+
 def test_a_config_file_is_enough(devctl):
     by_file = devctl("plan", LLAMA / "config.json", "--max-memory", "0=9GiB,cpu=30GiB")
     by_folder = devctl("plan", LLAMA, "--max-memory", "0=9GiB,cpu=30GiB")
@@ -178,6 +203,7 @@ def test_transformers_takes_the_map(devctl, checkpoint, tmp_path):
         (["--report", "/absent/plan.json"], 2, "cannot write /absent/plan.json: No such file or directory"),
         (["--report", "/"], 2, "cannot write /: Is a directory"),
         (["--report", ""], 2, "cannot write .: Is a directory"),
+        (["--quantize", "int3"], 2, "'int3' is not one of"),
         (["--nonsense"], 2, "No such option: --nonsense"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from devctl.cli import gather
+from devctl.cli import hardware
 from devctl.inventory.catalogue import BOARDS
 from devctl.inventory.document import to_document
 from devctl.inventory.hypothetical import parse_devices
@@ -18,7 +18,7 @@ def _nobody_looks_at_this_machine(monkeypatch):
     def take():
         raise AssertionError("the machine is not asked")
 
-    monkeypatch.setattr(gather, "take_inventory", take)
+    monkeypatch.setattr(hardware, "take_inventory", take)
 
 
 def budgets(done):
@@ -54,7 +54,7 @@ def test_boards_by_name(devctl):
 
 
 def test_without_ram_nothing_goes_there(devctl):
-    done = devctl("plan", LLAMA, "--devices", "8GiB")
+    done = devctl("plan", LLAMA, "--devices", "8GiB,disk")
     assert set(json.loads(done.out).values()) == {0, "disk"}
     assert "no memory is given for cpu" in done.err
     assert "unknown" not in done.err

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devctl.models import cache
-from devctl.models.resolve import resolve
+from devctl.models.quantisation import Quantize
+from devctl.models.resolve import ModelSource, SourceKind, resolve
 from devctl.models.skeleton import read_skeleton
 from tests.conftest import CONFIGS
 from tests.test_architecture import HEAVY, modules_after
@@ -25,9 +26,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def key(source=TINY, *, dtype="auto", model_class=None, trust_remote_code=False):
+def key(source=TINY, *, dtype="auto", model_class=None, trust_remote_code=False, quantize=None):
     return cache.tree_key(
-        resolve(str(source)), dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code
+        resolve(str(source)),
+        dtype=dtype,
+        model_class=model_class,
+        trust_remote_code=trust_remote_code,
+        quantize=quantize,
     )
 
 
@@ -45,11 +50,25 @@ def test_real_trees_survive(name):
 def test_the_key_depends_on_all_that_the_tree_does(tmp_path, monkeypatch):
     config = json.loads((TINY / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
-    keys = [key(), key(tmp_path), key(dtype="float32"), key(model_class="AutoModel")]
+    keys = [key(), key(tmp_path), key(dtype="float32"), key(model_class="AutoModel"), key(quantize="nf4")]
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    keys.append(key(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"ab")
+    keys.append(key(tmp_path))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
     keys.append(key())
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 8
     assert None not in keys
+
+
+def test_the_key_of_a_model_on_the_hub_is_of_its_commit():
+    def of(location, revision):
+        source = ModelSource(
+            kind=SourceKind.HUB, location=location, config_path=TINY / "config.json", revision=revision
+        )
+        return cache.tree_key(source, dtype="auto", model_class=None, trust_remote_code=False)
+
+    assert len({of("org/a", "1"), of("org/a", "2"), of("org/b", "1"), key()}) == 4
 
 
 def test_what_is_not_kept(tmp_path):
@@ -78,8 +97,14 @@ def test_a_tree_is_kept_and_found(folder):
     assert [path.name for path in folder.iterdir()] == ["k.json"]
 
 
+def test_quantised_trees_survive():
+    tree = read_skeleton(resolve(str(TINY)), quantize=Quantize.NF4).tree
+    assert (tree.quantisation, tree.budget_share, tree.no_offload) == ("nf4", 0.9, {"cpu", "disk"})
+    assert cache.parse_tree(cache.dump_tree(tree)) == tree
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"format": 0}', '{"format": 1}', '{"format": 1, "root": 3}', "\x00"]
+    "text", ["", "{", "[]", "null", '{"format": 1}', '{"format": 2}', '{"format": 2, "root": 3}', "\x00"]
 )
 def test_a_corrupt_or_foreign_entry_is_no_entry(folder, text):
     folder.mkdir()
@@ -95,7 +120,7 @@ def test_a_corrupt_or_foreign_entry_is_no_entry(folder, text):
 def test_parse_reads_or_raises_value_error(data):
     for text in (
         json.dumps(data),
-        json.dumps({"format": 1, "root": data, "ties": [], "no_split": [], "unplaced": None}),
+        json.dumps({"format": 2, "root": data, "ties": [], "no_split": [], "unplaced": None}),
     ):
         with pytest.raises(ValueError):
             cache.parse_tree(text)

@@ -155,11 +155,6 @@ def test_modules_kept_in_float32_are_noted():
     )
 
 
-def test_quantised_checkpoints_are_noted(tmp_path):
-    folder = llama(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "quantised" in read_skeleton(resolve(str(folder))).tree.notes[0]
-
-
 # classes
 
 

@@ -1,5 +1,7 @@
 """The walk through the model, on trees of some bytes; test_parity asks transformers about real ones."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +72,24 @@ def test_a_lone_gpu_with_measured_memory_keeps_a_tenth():
     assert hf(model, budgets(42, given=True, cpu=100), Strategy.AUTO) == fits
     assert hf(model, budgets(42, given=False, cpu=100), Strategy.AUTO) != fits
     assert hf(model, budgets(42, given=False, cpu=100), Strategy.SEQUENTIAL) == fits
+
+
+def test_a_quantizers_share_of_every_budget():
+    # 20 of 22 fit; nine tenths of 22 are 19
+    model = tree({"a": {"w": 10}, "b": {"w": 10}})
+    assert hf(model, budgets(10, 22)) == {"": 1}
+    assert hf(replace(model, budget_share=0.9), budgets(10, 22, cpu=30)) == {"a": 1, "b": "cpu"}
+
+
+def test_the_share_is_taken_once_budgets_are_balanced():
+    # an even share is 20 + 1.25 * 10 = 32, of which nine tenths are 28: two blocks and the room for a third
+    model = replace(layers(10, 10, 10, 10), budget_share=0.9)
+    assert hf(model, budgets(40, 40), Strategy.BALANCED) == {
+        "layers.0": 0,
+        **dict.fromkeys(["layers.1", "layers.2", "layers.3"], 1),
+        "embed": 0,
+        "head": 1,
+    }
 
 
 def test_blocks_are_not_split():

@@ -124,15 +124,24 @@ def test_the_plan_document():
         "schema": 1,
         "kind": "devctl.plan",
         "versions": {"devctl": "0"},
-        "model": {"name": "org/m", "revision": "abc", "class": "Model", "dtype": "int8", "bytes": 28},
+        "model": {
+            "name": "org/m",
+            "revision": "abc",
+            "class": "Model",
+            "dtype": "int8",
+            "quantisation": None,
+            "bytes": 28,
+        },
         "strategy": "sequential",
         "devices": [
             {"device": "cuda:0", "used": 14, "budget": 26, "modules": ["embed", "layers.0"]},
             {"device": "cpu", "used": 14, "budget": 100, "modules": ["layers.1", "head"]},
             {"device": "disk", "used": 0, "budget": None, "modules": []},
         ],
+        "offloaded": 14,
+        "crossings": 1,
         "device_map": {"embed": 0, "layers.0": 0, "layers.1": "cpu", "head": "cpu"},
-        "notes": [],
+        "notes": ["6 B are offloaded that need not be: --strategy optimal keeps them"],
     }
 
 
@@ -189,3 +198,23 @@ def test_maps_are_read_or_refused(text):
         assert parse_map(text, "x")
     except UsageError as error:
         assert error.message.startswith("x ")
+
+
+@pytest.mark.parametrize(
+    ("device_map", "refused"),
+    [
+        ({"": 0}, None),
+        ({"": "cpu"}, None),
+        ({"a": 0, "b": 1}, None),
+        ({"a": 0, "b": "cpu"}, "cpu"),
+        ({"a": 0, "b": "disk"}, "disk"),
+        ({"": "disk"}, "disk"),
+        ({"a": "cpu", "b": "disk"}, "cpu or disk"),
+    ],
+)
+def test_what_a_quantizer_refuses_to_offload(device_map, refused):
+    model = tree({"a": {"w": 1}, "b": {"w": 1}}, quantisation="nf4", no_offload=frozenset({"cpu", "disk"}))
+    devices = {name: Device.gpu(to) if isinstance(to, int) else Device.from_str(to) for name, to in device_map.items()}
+    placement = make_placement(model, devices, Budgets(devices=((Device.cpu(), 9),), given=True), strategy=None)
+    note = f"transformers refuses to load nf4 weights with a part on {refused}"
+    assert [n for n in placement.notes if "refuses" in n] == ([note] if refused else [])

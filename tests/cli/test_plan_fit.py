@@ -1,0 +1,183 @@
+"""`devctl plan` where it matters what fits: refusals with ways out, comparisons, maps that people wrote."""
+
+import json
+
+import pytest
+
+from tests.conftest import CONFIGS
+
+LLAMA = CONFIGS / "llama-3.1-8b"  # 15.0 GiB in bfloat16
+L70 = CONFIGS / "llama-3.1-70b"  # 131 GiB
+
+
+def test_optimal_keeps_what_auto_spills(devctl):
+    limits = ["--devices", "141GiB,24GiB,cpu=64GiB,disk"]
+    auto = devctl("plan", L70, *limits)
+    assert "note: 41.8 GiB are offloaded that need not be: --strategy optimal keeps them" in auto.err
+    best = devctl("plan", L70, *limits, "--strategy", "optimal")
+    assert set(json.loads(best.out).values()) == {0, 1}
+    assert "note: transformers' own plan, auto, would offload 41.8 GiB more" in best.err
+
+
+def test_no_offload_is_refused_with_ways_out(devctl):
+    done = devctl("plan", L70, "--devices", "2x24GiB,cpu=200GiB,disk", "--no-offload")
+    assert (done.code, done.out) == (3, "")
+    lines = done.err.splitlines()
+    assert lines[0] == "devctl: it does not fit: 86.4 GiB would be left on cpu"
+    assert lines[1] == "  - each of the 2 GPUs would have to hold 65.7 GiB, 41.7 GiB more than it may"
+    assert lines[2] == "  - 4 more GPUs of 24.0 GiB would hold the rest"
+    assert lines[3].startswith("  - --quantize nf4 fits: ")
+
+
+def test_the_ways_out_are_true(devctl):
+    assert devctl("plan", L70, "--devices", "6x24GiB,cpu=200GiB", "--strategy", "optimal", "--no-offload").code == 0
+    assert devctl("plan", L70, "--devices", "5x24GiB,cpu=200GiB", "--strategy", "optimal", "--no-offload").code == 3
+    assert devctl("plan", L70, "--devices", "2x65.75GiB", "--strategy", "optimal", "--no-offload").code == 0
+    assert devctl("plan", L70, "--devices", "2x65.6GiB", "--strategy", "optimal", "--no-offload").code == 3
+
+
+def test_no_offload_with_another_strategy(devctl):
+    done = devctl("plan", L70, "--devices", "141GiB,24GiB,cpu=64GiB", "--no-offload")
+    assert done.code == 3
+    assert done.err.splitlines()[1:] == ["  - --strategy optimal fits"]
+
+
+def test_what_fits_is_not_refused(devctl):
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB,cpu=64GiB", "--no-offload", "--no-disk")
+    assert done.code == 0
+
+
+def test_no_disk_asks_the_cpu_too(devctl):
+    done = devctl("plan", L70, "--max-memory", "0=24GiB,cpu=20GiB", "--no-disk")
+    assert done.code == 3
+    assert "would be left on disk" in done.err
+    assert "  - cpu would have to hold 110 GiB, 90.0 GiB more than it may" in done.err.splitlines()
+
+
+def test_a_disk_that_is_not_among_the_devices_holds_nothing(devctl):
+    done = devctl("plan", LLAMA, "--devices", "8GiB")
+    assert done.code == 3
+    assert done.err.splitlines()[-1] == "  or add disk to --devices"
+    assert devctl("plan", LLAMA, "--devices", "8GiB,disk").code == 0
+
+
+def test_a_model_in_float32_can_be_halved(devctl):
+    done = devctl("plan", CONFIGS / "tiny-llama", "--dtype", "float32", "--devices", "16MiB", "--no-offload")
+    assert done.code == 3
+    assert any(line.startswith("  - --dtype bfloat16 fits: 15.1 MiB instead of ") for line in done.err.splitlines())
+
+
+def test_reserve(devctl):
+    done = devctl("plan", LLAMA, "--devices", "2x10GiB", "--reserve", "2GiB", "--strategy", "optimal")
+    assert "of 8.00 GiB" in done.err
+    assert "note: kept free: 2.00 GiB of cuda:0, 2.00 GiB of cuda:1" in done.err
+    done = devctl("plan", LLAMA, "--devices", "2x10GiB,cpu=10GiB", "--reserve", "10%,cpu=5GiB")
+    assert "of 9.00 GiB" in done.err
+    assert "of 5.00 GiB" in done.err
+
+
+@pytest.mark.parametrize("reserve", ["", "x", "10%%", "-5%", "120%", "7=1GiB", "0=1GiB,0=2GiB", "1GiB,2GiB", "nan%"])
+def test_reserves_that_make_no_sense(devctl, reserve):
+    done = devctl("plan", LLAMA, "--devices", "2x10GiB", "--reserve", reserve)
+    assert done.code == 2
+    assert done.err.startswith("devctl: --reserve: ")
+
+
+def test_compare(devctl):
+    done = devctl("plan", L70, "--devices", "141GiB,24GiB,cpu=200GiB", "--compare")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[1].split() == ["auto", "balanced", "balanced_low_0", "sequential", "optimal"]
+    rows = {line.split()[0]: line.split("  ")[1:] for line in lines[2:-1]}
+    assert list(rows) == ["cuda:0", "cuda:1", "cpu", "offloaded", "fullest", "crossings"]
+    assert lines[-1] == "take optimal: 41.8 GiB less offloaded than with auto"
+    assert max(len(line) for line in lines) <= 80
+
+
+def test_compare_leaves_the_default_only_for_something_better(devctl):
+    done = devctl("plan", L70, "--devices", "2x80GiB,cpu=200GiB", "--compare")
+    assert done.out.splitlines()[-1] == "take auto: no other is better, and it is transformers' default"
+    done = devctl("plan", CONFIGS / "mixtral-8x7b", "--devices", "8x40GiB", "--compare")
+    assert done.out.splitlines()[-1].startswith("take optimal: the fullest device is 2")
+
+
+def test_compare_as_json(devctl):
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--compare", "--json")
+    document = json.loads(done.out)
+    assert [each["strategy"] for each in document["plans"]][-1] == "optimal"
+    assert document["take"] in {"auto", "optimal"}
+
+
+def test_the_plan_document_instead_of_the_map(devctl, tmp_path):
+    report = tmp_path / "plan.json"
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--json", "--report", report)
+    assert json.loads(done.out)["kind"] == "devctl.plan"
+    assert report.read_text() == done.out
+
+
+def test_a_map_is_judged_with_all_findings(devctl, tmp_path):
+    given = {f"model.layers.{i}": 0 for i in range(31)} | {"model.embed_tokens": 0, "model.norm": 5, "modl.x": 0}
+    given |= {"model.layers.31.mlp": 1, "model.layers.31.self_attn": 0, "model.rotary_emb": 0, "lm_head": 0}
+    (tmp_path / "map.json").write_text(json.dumps(given))
+    done = devctl("plan", LLAMA, "--map", tmp_path / "map.json", "--devices", "8GiB,8GiB")
+    assert (done.code, done.out) == (3, "")
+    findings = [line.removeprefix("  - ") for line in done.err.splitlines() if line.startswith("  - ")]
+    assert findings == [
+        "'modl.x' is no module or tensor of LlamaForCausalLM",
+        "cuda:5 is not on this machine (it has cuda:0, cuda:1, disk): needed for model.norm",
+        "no device for 2 tensors: "
+        "model.layers.31.input_layernorm.weight, model.layers.31.post_attention_layernorm.weight",
+        "model.layers.31, a LlamaDecoderLayer, must not be split, and is on cuda:0, cuda:1",
+        "cuda:0 is given 14.6 GiB, more than the 8.00 GiB that it may hold",
+    ]
+
+
+def test_a_good_map_is_shown(devctl, tmp_path):
+    made = devctl("plan", LLAMA, "--devices", "2x24GiB")
+    (tmp_path / "map.json").write_text(made.out)
+    done = devctl("plan", LLAMA, "--map", tmp_path / "map.json", "--devices", "2x24GiB")
+    assert (done.code, done.out) == (0, made.out)
+    assert "placed by the given map" in done.err
+
+
+def test_ties_that_are_split_are_found(devctl, tmp_path):
+    given = {"shared": 0, "encoder": 0, "decoder": 1, "lm_head": 1}
+    (tmp_path / "map.json").write_text(json.dumps(given))
+    done = devctl("plan", CONFIGS / "t5-11b", "--map", tmp_path / "map.json", "--devices", "2x40GiB")
+    assert done.code == 3
+    assert "decoder.embed_tokens.weight on cuda:1 and shared.weight on cuda:0 are one tensor" in done.err
+
+
+def test_latency_puts_the_layers_where_memory_is_fast(devctl):
+    done = devctl("plan", LLAMA, "--devices", "RTX4090,H100", "--objective", "latency")
+    assert json.loads(done.out) == {"": 1}
+    assert "ms a token" in done.err
+    even = devctl("plan", LLAMA, "--devices", "RTX4090,H100", "--strategy", "optimal")
+    assert set(json.loads(even.out).values()) == {0, 1}
+
+
+def test_speeds_are_asked_for_where_they_are_not_known(devctl):
+    done = devctl("plan", LLAMA, "--devices", "24GiB,8GiB", "--objective", "latency")
+    assert done.code == 2
+    assert done.err.splitlines()[1] == "  give it with --speed 0=900GB, in bytes a second"
+    speeds = ["--speed", "0=500GB/s,1=1TB"]
+    done = devctl("plan", LLAMA, "--devices", "24GiB,8GiB", "--objective", "latency", *speeds)
+    assert done.code == 0
+    assert json.loads(done.out)["model.embed_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective", "latency", "--strategy", "auto"], "--objective is for --strategy optimal, not auto"),
+        (["--speed", "0=1TB"], "--speed is for --objective latency"),
+        (["--objective", "latency", "--speed", "0=0"], "--speed: '0' has the speed 0"),
+        (["--objective", "latency", "--speed", "0"], "--speed: '0' is not DEVICE=SIZE, as in 0=2TB, link=25GB or disk"),
+        (["--map", "0", "--strategy", "auto"], "--map says where everything goes"),
+        (["--compare", "--strategy", "auto"], "--compare shows every strategy"),
+    ],
+)
+def test_options_that_exclude_each_other(devctl, options, message):
+    done = devctl("plan", LLAMA, "--devices", "2xH100", *options)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"devctl: {message}")
