@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from devctl.devices import Device, DeviceType
 from devctl.loading.loader import hooks_of, main_device, to_device
-from devctl.placement.placement import device_of
+from devctl.placement.strategy import device_of
 
 if TYPE_CHECKING:
     import torch

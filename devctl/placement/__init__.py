@@ -8,25 +8,36 @@ from devctl.placement.greedy import greedy_map
 from devctl.placement.latency import Speeds
 from devctl.placement.optimal import optimal_map
 from devctl.placement.placement import Placement, make_placement
-from devctl.placement.strategy import Strategy
+from devctl.placement.strategy import FoundMap, Strategy
+from devctl.placement.workload import Runtime, less, main_of, with_runtime
 from devctl.units import format_bytes
 
 __all__ = ["Budgets", "Placement", "Strategy", "place"]
 
 
-def place(tree: ModuleTree, budgets: Budgets, strategy: Strategy, speeds: Speeds | None = None) -> Placement:
+_ROUNDS = 8
+
+
+def place(
+    tree: ModuleTree,
+    budgets: Budgets,
+    strategy: Strategy,
+    speeds: Speeds | None = None,
+    runtime: Runtime | None = None,
+) -> Placement:
     """Place the model: the same tree, budgets and strategy give the same placement, always.
 
     A note says how many bytes transformers' own plan offloads that could stay where they are computed with.
 
     Args:
         speeds: with ``optimal``, place for the least time for a token instead of the most headroom.
+        runtime: count KV cache and activations too; without it, the weights alone, as transformers does.
     """
-    found = _place(tree, budgets, strategy, speeds)
+    found = _place(tree, budgets, strategy, speeds, runtime)
     optimal = strategy is Strategy.OPTIMAL
     if not (optimal or found.offloaded):
         return found
-    other = _place(tree, budgets, Strategy.AUTO if optimal else Strategy.OPTIMAL)
+    other = _place(tree, budgets, Strategy.AUTO if optimal else Strategy.OPTIMAL, None, runtime)
     needless = other.offloaded - found.offloaded if optimal else found.offloaded - other.offloaded
     if needless <= 0:
         return found
@@ -38,7 +49,29 @@ def place(tree: ModuleTree, budgets: Budgets, strategy: Strategy, speeds: Speeds
     return replace(found, notes=(*found.notes, note))
 
 
-def _place(tree: ModuleTree, budgets: Budgets, strategy: Strategy, speeds: Speeds | None = None) -> Placement:
-    optimal = strategy is Strategy.OPTIMAL
-    found = optimal_map(tree, budgets, speeds) if optimal else greedy_map(tree, budgets, strategy)
-    return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
+def _place(
+    tree: ModuleTree, budgets: Budgets, strategy: Strategy, speeds: Speeds | None, runtime: Runtime | None
+) -> Placement:
+    def find(tree: ModuleTree, budgets: Budgets) -> FoundMap:
+        optimal = strategy is Strategy.OPTIMAL
+        return optimal_map(tree, budgets, speeds) if optimal else greedy_map(tree, budgets, strategy)
+
+    if runtime is None:
+        found = find(tree, budgets)
+        return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
+    with_state = with_runtime(tree, runtime.footprint)
+    on_main = 0
+    for _ in range(_ROUNDS):
+        found = find(with_state, less(budgets, runtime, on_main=on_main))
+        placement = make_placement(
+            tree, found.device_map, budgets, strategy=strategy, notes=found.notes, runtime=runtime
+        )
+        # what is offloaded runs on the main device, and keeps its state there: room that is known only afterwards
+        over = max(
+            (u.total - u.budget for u in placement.devices if u.device == main_of(found.device_map) and u.budget),
+            default=0,
+        )
+        if over <= 0 or not placement.offloaded:
+            break
+        on_main += over
+    return placement

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, tensors
+from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,10 +13,16 @@ class Block:
     Attributes:
         names: their names, as keys of a device map, in the order of definition.
         nbytes: bytes of their weights and buffers, tied ones counted once.
+        runtime: bytes that they need beside those where they run.
     """
 
     names: tuple[str, ...]
     nbytes: int
+    runtime: int = 0
+
+
+RUNTIME = "devctl_runtime"
+"""The buffer that stands for what a block needs beside its weights; no key of a map goes into a block and names it."""
 
 
 def is_atomic(part: Module | Tensor, no_split: frozenset[str]) -> bool:
@@ -51,22 +57,25 @@ def blocks_of(tree: ModuleTree) -> tuple[Block, ...]:
         groups.setdefault(find(index), []).append(index)
     blocks: list[Block] = []
     empty: tuple[str, ...] = ()
+    waiting = 0  # what the empty ones need where they run
     for members in groups.values():
         names = tuple(name for index in members for name in parts[index][0])
-        nbytes = sum(size[name] for index in members for name in parts[index][1])
+        inner = [name for index in members for name in parts[index][1]]
+        nbytes = sum(size[name] for name in inner if not _is_runtime(name))
+        runtime = sum(size[name] for name in inner if _is_runtime(name))
         if nbytes:
-            blocks.append(Block(names=empty + names, nbytes=nbytes))
-            empty = ()
+            blocks.append(Block(names=empty + names, nbytes=nbytes, runtime=runtime + waiting))
+            empty, waiting = (), 0
         elif blocks:
-            blocks[-1] = Block(names=blocks[-1].names + names, nbytes=blocks[-1].nbytes)
+            last = blocks[-1]
+            blocks[-1] = Block(names=last.names + names, nbytes=last.nbytes, runtime=last.runtime + runtime)
         else:
-            empty += names
-    return tuple(blocks) if blocks or not empty else (Block(names=empty, nbytes=0),)
+            empty, waiting = empty + names, waiting + runtime
+    return tuple(blocks) if blocks or not empty else (Block(names=empty, nbytes=0, runtime=waiting),)
 
 
-def holder_of(blocks: tuple[Block, ...], name: str) -> int | None:
-    """The block that the module or tensor ``name`` is in, by its place; None if it spans several."""
-    return next((i for i, block in enumerate(blocks) if any(is_under(name, key) for key in block.names)), None)
+def _is_runtime(name: str) -> bool:
+    return name.rpartition(".")[2] == RUNTIME
 
 
 def _parts(module: Module, no_split: frozenset[str]) -> Iterator[tuple[list[str], list[str]]]:
@@ -75,6 +84,6 @@ def _parts(module: Module, no_split: frozenset[str]) -> Iterator[tuple[list[str]
         yield [module.name], [t.name for t in tensors(module)]
         return
     if direct := [t.name for t in (*module.parameters, *module.buffers)]:
-        yield direct, direct
+        yield [name for name in direct if not _is_runtime(name)], direct
     for child in module.children:
         yield from _parts(child, no_split)

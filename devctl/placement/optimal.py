@@ -51,8 +51,9 @@ def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:
 
 def row_of(blocks: Sequence[Block]) -> Row:
     """The blocks as the search takes them."""
-    sizes = tuple(block.nbytes for block in blocks)
-    return Row(held=sizes, moved=sizes)
+    return Row(
+        held=tuple(block.nbytes + block.runtime for block in blocks), moved=tuple(block.nbytes for block in blocks)
+    )
 
 
 def _predicted(quick: Fastest) -> str:

@@ -65,13 +65,21 @@ class Packer:
         self.held = [self._sum(v, "held") for v in self.vectors]
         self.moved = [self._sum(v, "moved") for v in self.vectors]
         self._most: dict[int, int] = {}
-        # what can be added to a state: in mixed radix, places add up as vectors do
+        # what can be added to a state: vectors are numbered in mixed radix, where numbers add up as vectors do
+        strides = [prod(self.kinds[k].count + 1 for k in self.few[i + 1 :]) for i in range(len(self.few))]
         self.addable = [
-            [b for b, y in enumerate(self.vectors) if all(i + j <= n for i, j, n in zip(x, y, full, strict=True))]
-            for full in [tuple(self.kinds[k].count for k in self.few)]
-            for x in self.vectors
-            if self._spend(len(self.vectors))
+            [
+                sum(parts)
+                for parts in product(
+                    *(
+                        range(0, (self.kinds[k].count - n + 1) * stride, stride)
+                        for n, k, stride in zip(vector, self.few, strides, strict=True)
+                    )
+                )
+            ]
+            for vector in self.vectors
         ]
+        work.take(sum(len(added) for added in self.addable))
 
     def best(
         self, limits: Sequence[int], cpu: int | None, *, needs_first: bool = False, all_of: int | None = None
@@ -204,7 +212,3 @@ class Packer:
 
     def _sum(self, vector: Sequence[int], what: str) -> int:
         return sum(n * getattr(self.kinds[k], what) for n, k in zip(vector, self.few, strict=True))
-
-    def _spend(self, steps: int) -> bool:
-        self.work.take(steps)
-        return True

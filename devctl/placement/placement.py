@@ -8,6 +8,8 @@ from itertools import pairwise
 from devctl.devices import Device, DeviceType
 from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors, walk
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
+from devctl.placement.strategy import device_of
+from devctl.placement.workload import Runtime, needs
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -20,6 +22,9 @@ class DeviceUse:
 
     Attributes:
         used: bytes of the weights and buffers placed there.
+        state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
+        activations: the most bytes that are alive beside those.
+        overhead: bytes that the device's libraries take for themselves.
         budget: bytes that it may hold; None where nothing limits it.
         modules: the map's keys that are there, in the order of definition.
     """
@@ -28,6 +33,14 @@ class DeviceUse:
     used: int
     budget: int | None
     modules: tuple[str, ...]
+    state: int = 0
+    activations: int = 0
+    overhead: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes that it has to hold."""
+        return self.used + self.state + self.activations + self.overhead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +77,7 @@ class Placement:
         """The used part of the accelerator that has the least left; without any, of the CPU."""
         accelerators = [use for use in self.devices if _computes(use)]
         computing = accelerators or [use for use in self.devices if use.device.type is DeviceType.CPU]
-        return max((Fraction(use.used, use.budget) for use in computing if use.budget), default=Fraction(0))
+        return max((Fraction(use.total, use.budget) for use in computing if use.budget), default=Fraction(0))
 
 
 def _computes(use: DeviceUse) -> bool:
@@ -78,6 +91,7 @@ def make_placement(
     *,
     strategy: str | None,
     notes: tuple[str, ...] = (),
+    runtime: Runtime | None = None,
 ) -> Placement:
     """Add up what ``device_map`` puts on each device, and note what it splits."""
     limits: dict[Device, int | None] = dict(budgets.devices)
@@ -85,12 +99,16 @@ def make_placement(
     for device in device_map.values():
         limits.setdefault(device, None)
     used = bytes_per_device(tree, device_map)
+    beside = {} if runtime is None else needs(tree, device_map, runtime.footprint)
     uses = tuple(
         DeviceUse(
             device=device,
             used=used.get(device, 0),
             budget=limit,
             modules=tuple(name for name, d in device_map.items() if d == device),
+            state=beside[device].state if device in beside else 0,
+            activations=beside[device].activations if device in beside else 0,
+            overhead=runtime.overhead.get(device, 0) if runtime and (used.get(device) or device in beside) else 0,
         )
         for device, limit in limits.items()
     )
@@ -118,15 +136,6 @@ def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
         name: device.id if device.type in NUMBERED and device.id is not None else str(device)
         for name, device in device_map
     }
-
-
-def device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
-    """Where ``device_map`` puts the module or tensor ``name``: the longest key above it decides."""
-    while name not in device_map:
-        if not name:
-            return None
-        name = name.rpartition(".")[0]
-    return device_map[name]
 
 
 def bytes_per_device(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[Device, int]:
@@ -211,9 +220,9 @@ def find_faults(tree: ModuleTree, device_map: Mapping[str, Device]) -> tuple[str
 def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     """The devices that are given more than they may hold."""
     return tuple(
-        f"{use.device} is given {format_bytes(use.used)}, more than the {format_bytes(use.budget)} that it may hold"
+        f"{use.device} is given {format_bytes(use.total)}, more than the {format_bytes(use.budget)} that it may hold"
         for use in uses
-        if use.budget is not None and use.used > use.budget and use.device.type != DeviceType.DISK
+        if use.budget is not None and use.total > use.budget and use.device.type != DeviceType.DISK
     )
 
 

@@ -191,7 +191,7 @@ def _packed(row: Row, budgets: Sequence[int], cpu: int | None) -> Best | None:
     """Any packing, offloading what must be; None where no accelerator can hold anything."""
     kinds, kind_of = _kinds(row)
     try:
-        packer = Packer(kinds, Work(_STEPS))
+        packer = Packer(kinds, Work(6 * _STEPS))
         found, bound = _fewest_off(row, budgets, cpu, packer)
     except TooMuchWorkError:
         return _by_filling(row, budgets, cpu)

@@ -50,3 +50,12 @@ def in_order(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, De
     """``device_map`` in the order in which the model defines its modules and tensors."""
     order = {name: place for place, name in enumerate(names(tree.root))}
     return dict(sorted(device_map.items(), key=lambda item: order[item[0]]))
+
+
+def device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:
+    """Where ``device_map`` puts the module or tensor ``name``: the longest key above it decides."""
+    while name not in device_map:
+        if not name:
+            return None
+        name = name.rpartition(".")[0]
+    return device_map[name]

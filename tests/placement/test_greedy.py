@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from devctl.devices import Device
 from devctl.models.tree import TensorKind, sizes, tensors
 from devctl.placement import Budgets, Strategy, place
-from devctl.placement.placement import bytes_per_device, device_of, to_hf
+from devctl.placement.placement import bytes_per_device, to_hf
+from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree
 
 CPU, DISK = Device.cpu(), Device.disk()

@@ -13,8 +13,9 @@ from devctl.placement import Strategy, place
 from devctl.placement import row as row_module
 from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import Budgets, from_max_memory, parse_max_memory
-from devctl.placement.placement import device_of, to_hf
+from devctl.placement.placement import to_hf
 from devctl.placement.row import Row, solve
+from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree
 
 

@@ -9,7 +9,8 @@ from devctl.errors import UsageError
 from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.document import PlannedModel, parse_map, plan_document
-from devctl.placement.placement import bytes_per_device, device_of, disjoint, make_placement, to_hf, validate
+from devctl.placement.placement import bytes_per_device, disjoint, make_placement, to_hf, validate
+from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree
 
 CPU, DISK, GPU0, GPU1 = Device.cpu(), Device.disk(), Device.gpu(0), Device.gpu(1)
