@@ -1,9 +1,9 @@
 """What ``optimal`` gains over transformers' own plan, and how long it takes.
 
 The first table asks transformers itself for ``device_map="auto"``, and devctl for ``optimal``, for every model of
-tests/configs on every set of devices: bytes offloaded, and the largest used fraction of a GPU over the ideal one, as if
-bytes were as fine as dust and spread over all GPUs of the set. "proven" is whether the search knows that no placement offloads less. The second table is the
-time that the search takes, and how it grows.
+tests/configs on every set of devices: bytes offloaded, and the largest used fraction of a GPU over the ideal one, as
+if bytes were as fine as dust and spread over all GPUs of the set. "proven" is whether the search knows that no
+placement offloads less. The second table is the time that the search takes, and how it grows.
 """
 
 import sys

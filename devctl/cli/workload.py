@@ -1,0 +1,229 @@
+"""What a plan counts beside the weights: footprints, traced once and kept, and how much of a workload fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from devctl.cli import gather, render
+from devctl.devices import Device, DeviceType
+from devctl.errors import UntracedError, UsageError
+from devctl.models.cache import footprint_key, load_footprint, store_footprint
+from devctl.models.footprint import Footprint, Kernels, Workload
+from devctl.models.resolve import ModelSource, read_config
+from devctl.models.tree import ModuleTree
+from devctl.placement import Placement, Strategy, place
+from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement.placement import make_placement
+from devctl.placement.workload import Runtime
+from devctl.units import parse_size
+
+if TYPE_CHECKING:
+    from devctl.models.skeleton import Skeleton
+
+OVERHEAD: Mapping[DeviceType, int] = {DeviceType.GPU: 512 * 2**20, DeviceType.XPU: 512 * 2**20}
+"""What is taken for the context of CUDA, HIP or Level Zero and for the workspaces of their libraries.
+
+A context is some 250 to 600 MB, by the board, the driver and the kernels that are loaded; cuBLAS adds a workspace of 8
+MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better where it is known.
+"""
+
+_LONGEST = 2**22
+"""Tokens, where the config does not say how many the model is made for."""
+
+
+def overhead(given: str | None, budgets: Budgets) -> dict[Device, int]:
+    """What each accelerator's libraries take: what ``--overhead`` says, or what is usual.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    try:
+        size = None if given is None else parse_size(given)
+    except ValueError as error:
+        raise UsageError(f"--overhead: {error}") from None
+    return {
+        device: OVERHEAD.get(device.type, 0) if size is None else size
+        for device, _ in budgets.devices
+        if is_accelerator(device)
+    }
+
+
+@dataclass(slots=True)
+class Footprints:
+    """The footprints of one model, traced as they are asked for."""
+
+    request: gather.Request
+    source: ModelSource
+    _skeleton: Skeleton | None = None
+    _found: dict[Workload, Footprint] = field(default_factory=dict)
+
+    def of(self, workload: Workload) -> Footprint:
+        """What the model holds beside its weights while it does ``workload``.
+
+        Raises:
+            UntracedError: its code can't be run on fake tensors.
+        """
+        if workload not in self._found:
+            self._found[workload] = self._kept_or_traced(workload)
+        return self._found[workload]
+
+    def _kept_or_traced(self, workload: Workload) -> Footprint:
+        key = None
+        if self.request.cache:
+            key = footprint_key(
+                self.source,
+                workload,
+                dtype=self.request.dtype,
+                model_class=self.request.model_class,
+                trust_remote_code=self.request.trust_remote_code,
+            )
+        if key is not None and (kept := load_footprint(key)) is not None:
+            return kept
+        if self._skeleton is None:
+            self._skeleton = gather.plain_skeleton(self.source, self.request)
+        from devctl.models.trace import trace_footprint
+
+        with render.status(f"tracing {workload.context_length} tokens"):
+            found = trace_footprint(self._skeleton, workload)
+        if key is not None:
+            store_footprint(key, found)
+        return found
+
+
+def longest(source: ModelSource) -> int | None:
+    """Tokens that the model is made for; None where its config does not say."""
+    config = read_config(source.config_path)
+    for part in (config, config.get("text_config"), config.get("decoder")):
+        if isinstance(part, dict):
+            for key in ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"):
+                if isinstance(value := part.get(key), int) and value > 1:
+                    return value
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is planned, all but the workload."""
+
+    tree: ModuleTree
+    budgets: Budgets
+    overhead: Mapping[Device, int]
+    footprints: Footprints
+    workload: Workload
+
+    def runtime(self, workload: Workload) -> Runtime:
+        """What ``workload`` adds to the weights."""
+        return Runtime(footprint=self.footprints.of(workload), overhead=self.overhead)
+
+    def placed(self, strategy: Strategy, workload: Workload) -> Placement:
+        """The placement by ``strategy`` for ``workload``."""
+        return place(self.tree, self.budgets, strategy, None, self.runtime(workload))
+
+    def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
+        """The given map, with what ``workload`` adds."""
+        return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
+
+
+def margin(placement: Placement) -> int:
+    """Bytes that are left on the device that has least; negative where one is given too much."""
+    left = [u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)]
+    return min(left, default=0)
+
+
+def largest(left: Callable[[int], int], most: int) -> int:
+    """The largest number from 1 to ``most`` with nothing missing, where more of it always needs more; 0 for none.
+
+    Args:
+        left: bytes left for a number, negative where some are missing; nearly a straight line.
+    """
+    at, value = 1, left(1)
+    if value < 0:
+        return 0
+    over, missing = most, left(most)
+    if missing >= 0:
+        return most
+    turn = 0
+    while over - at > 1:
+        # where a line between both ends says; and every third time the middle, for what is no line
+        guess = at + int((over - at) * value / (value - missing)) if turn % 3 < 2 else (at + over) // 2
+        guess = min(max(guess, at + 1), over - 1)
+        found = left(guess)
+        if found >= 0:
+            at, value = guess, found
+        else:
+            over, missing = guess, found
+        turn += 1
+    return at
+
+
+def largest_context(question: Question, source: ModelSource, device_map: dict[str, Device] | None) -> int:
+    """Tokens of the longest sequences that fit: on the given map, or on the best one for each length."""
+    most = longest(source) or _LONGEST
+    new = question.workload.new_tokens
+    least = question.placed(Strategy.OPTIMAL, _with_context(question.workload, new + 1)).offloaded
+
+    def left(context: int) -> int:
+        workload = _with_context(question.workload, context + new)
+        if device_map is not None:
+            return margin(question.on(device_map, workload))
+        placement = question.placed(Strategy.OPTIMAL, workload)
+        return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+
+    found = largest(left, max(1, most - new))
+    return found + new if found else 0
+
+
+def largest_batch(question: Question, most: int = 4096) -> int:
+    """The most sequences at once for which there is a placement that offloads no more than one of them needs."""
+    least = question.placed(Strategy.OPTIMAL, replace(question.workload, batch_size=1)).offloaded
+
+    def left(batch: int) -> int:
+        placement = question.placed(Strategy.OPTIMAL, replace(question.workload, batch_size=batch))
+        return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+
+    return largest(left, most)
+
+
+def _with_context(workload: Workload, context: int) -> Workload:
+    return replace(workload, context_length=context)
+
+
+def kernels(budgets: Budgets) -> Kernels:
+    """Whose kernels run on these devices."""
+    return Kernels.ACCELERATOR if any(is_accelerator(d) and size for d, size in budgets.devices) else Kernels.CPU
+
+
+def untraced(error: UntracedError) -> str:
+    """The note of a plan that counts the weights alone, because nothing else is known."""
+    return f"KV cache and activations are not counted: {error.message}"
+
+
+def document(placement: Placement, footprint: Footprint) -> dict[str, Any]:
+    """What a plan document says of the workload, in bytes."""
+    workload = footprint.workload
+    return {
+        "context_length": workload.context_length,
+        "batch_size": workload.batch_size,
+        "new_tokens": workload.new_tokens,
+        "kv_dtype": workload.kv_dtype,
+        "kernels": workload.kernels,
+        "exact": footprint.exact,
+        "notes": list(footprint.notes),
+        "devices": [
+            {
+                "device": str(use.device),
+                "weights": use.used,
+                "state": use.state,
+                "activations": use.activations,
+                "overhead": use.overhead,
+                "free": None if use.budget is None else use.budget - use.total,
+            }
+            for use in placement.devices
+        ],
+        "blocks": [
+            {"name": block.name, "state": block.state, "prefill": block.prefill, "decode": block.decode}
+            for block in footprint.blocks
+        ],
+    }
