@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "devices": set(),
     "inventory": {"devices"},
     "models": set(),
-    "placement": {"devices", "inventory.records", "models.tree"},
+    "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
     "loading": {"devices", "models", "placement"},
     "export": {"devices", "placement"},
     "cli": {"devices", "inventory", "models", "placement", "loading", "export"},

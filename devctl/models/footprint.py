@@ -1,0 +1,153 @@
+"""What a model holds in memory beside its weights, block by block, as plain data.
+
+A run has two phases, prefill and the last decode step, and a device must hold each::
+
+    states of its blocks in that phase  +  the most that any one of its blocks needs while it executes
+
+for blocks execute one after another: states add up, the rest does not. ``device_bytes`` is that sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+FORMAT = 1
+"""Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
+
+
+class Kernels(StrEnum):
+    """Whose kernels the model runs with: they differ in what they allocate for themselves, for attention above all."""
+
+    ACCELERATOR = "accelerator"
+    """Flash or memory-efficient attention where CUDA has it for these tensors; one expert's weights a token in decode."""
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What the model is asked to do.
+
+    Attributes:
+        context_length: tokens of a sequence at its end: the prompt and the new ones.
+        batch_size: sequences at once, all of this length, so that none is padded.
+        new_tokens: how many of ``context_length`` are generated; 0 for a prompt that is only read.
+        kv_dtype: torch's name of the dtype that keys and values are kept in; None is the model's.
+        kernels: whose kernels run.
+    """
+
+    context_length: int
+    batch_size: int = 1
+    new_tokens: int = 1
+    kv_dtype: str | None = None
+    kernels: Kernels = Kernels.ACCELERATOR
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:
+            raise ValueError(f"not a workload: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFootprint:
+    """What a block holds in memory beside its weights, in bytes.
+
+    Attributes:
+        name: of a module in the tree: a no-split block or a leaf; "" for what belongs to no part of the model alone.
+        prompt_state: what lives on after prefill for the next steps: keys and values, recurrent states, and also what
+            an encoder hands on.
+        state: the same when the context is full.
+        prefill: the most that is alive while this block executes in prefill, beside weights and every block's state:
+            hidden states, masks, position embeddings, temporaries.
+        decode: the same for the last decode step; 0 without one.
+    """
+
+    name: str
+    prompt_state: int = 0
+    state: int = 0
+    prefill: int = 0
+    decode: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model holds in memory beside its weights while it does a workload.
+
+    Attributes:
+        blocks: those that hold anything, in the order of the tree.
+        output: bytes that live when a forward ends and that are no state: the logits of a step.
+        exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
+        notes: what a reader of the figures should know.
+    """
+
+    workload: Workload
+    blocks: tuple[BlockFootprint, ...]
+    output: int = 0
+    exact: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def device_bytes(blocks: Iterable[BlockFootprint]) -> int:
+    """What a device must hold beside weights for the blocks that are on it."""
+    held = tuple(blocks)
+    if not held:
+        return 0
+    prefill = sum(b.prompt_state for b in held) + max(b.prefill for b in held)
+    decode = sum(b.state for b in held) + max(b.decode for b in held)
+    return max(prefill, decode)
+
+
+def peak_bytes(footprint: Footprint) -> int:
+    """What one device must hold beside weights if all of the model is on it."""
+    return device_bytes(footprint.blocks)
+
+
+def state_bytes(footprint: Footprint) -> int:
+    """What all blocks keep between steps when the context is full: the KV cache, in most models."""
+    return sum(block.state for block in footprint.blocks)
+
+
+def state_bytes_per_token(footprint: Footprint) -> float:
+    """``state_bytes`` by token of the context and sequence; constant parts, like a window's, are spread over it."""
+    return state_bytes(footprint) / (footprint.workload.context_length * footprint.workload.batch_size)
+
+
+def dump_footprint(footprint: Footprint) -> str:
+    """A footprint as JSON; a block is a list, in the order of its fields."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "workload": asdict(footprint.workload),
+            "blocks": [[b.name, b.prompt_state, b.state, b.prefill, b.decode] for b in footprint.blocks],
+            "output": footprint.output,
+            "exact": footprint.exact,
+            "notes": footprint.notes,
+        },
+        separators=(",", ":"),
+    )
+
+
+def parse_footprint(text: str) -> Footprint:
+    """What ``dump_footprint`` wrote.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']} is not {FORMAT}")
+        workload = data["workload"]
+        return Footprint(
+            workload=Workload(**{**workload, "kernels": Kernels(workload["kernels"])}),
+            blocks=tuple(
+                BlockFootprint(name=name, prompt_state=prompt_state, state=state, prefill=prefill, decode=decode)
+                for name, prompt_state, state, prefill, decode in data["blocks"]
+            ),
+            output=data["output"],
+            exact=data["exact"],
+            notes=tuple(data["notes"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a footprint: {error!r}") from None
