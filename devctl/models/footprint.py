@@ -22,7 +22,7 @@ class Kernels(StrEnum):
     """Whose kernels the model runs with: they differ in what they allocate for themselves, for attention above all."""
 
     ACCELERATOR = "accelerator"
-    """Flash or memory-efficient attention where CUDA has it for these tensors; one expert's weights a token in decode."""
+    """CUDA's: flash or memory-efficient attention where these tensors allow it, experts' weights gathered in decode."""
     CPU = "cpu"
 
 
@@ -75,7 +75,7 @@ class Footprint:
     """What a model holds in memory beside its weights while it does a workload.
 
     Attributes:
-        blocks: those that hold anything, in the order of the tree.
+        blocks: those that hold anything, in the order in which they first execute.
         output: bytes that live when a forward ends and that are no state: the logits of a step.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know.
