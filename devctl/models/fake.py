@@ -6,6 +6,7 @@ computed; what only weights could tell is taken as zero. Imports torch: to be im
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,7 @@ _GUESSED_ELEMENTS = 1 << 16
 """Integers that only weights decide are real, and zero, up to this size."""
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_log = logging.getLogger("torch._subclasses.fake_tensor")
 _aten = torch.ops.aten
 _FACTORIES = {_aten.linspace.default, _aten.arange.default, _aten.arange.start, _aten.arange.start_step}
 _SHAPED_BY_VALUES = {
@@ -153,21 +155,29 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise NotImplementedError(f"{func} depends on values")
 
 
-class AcceleratorKernels(TorchFunctionMode):
-    """Stands in for what CUDA's kernels allocate where that is not what the CPU's do.
+class KernelsOf(TorchFunctionMode):
+    """Stands in for kernels that allocate otherwise than the fake CPU's, or that it does not have.
 
-    Attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``), by dtype, mask and
-    head sizes. Softmax: a half-precision input is not copied to float32 first.
+    An accelerator's attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``), by
+    dtype, mask and head sizes. Its softmax: a half-precision input is not copied to float32 first. Everybody's grouped
+    matrix product: the fake one knows bfloat16 only.
     """
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self._accelerator = kernels is Kernels.ACCELERATOR
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
-            return torch.empty(args[0].shape, dtype=torch.float32)
+        if func is torch._grouped_mm and args[0].dim() == 2 and args[1].dim() == 3:
+            return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
+        if self._accelerator:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                return _attention(*args, **kwargs)
+            if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
+                return torch.empty(args[0].shape, dtype=torch.float32)
         return func(*args, **kwargs)
 
 
@@ -237,7 +247,7 @@ def _plain(
     scores = (query * 0.5) @ (key * 0.5).transpose(-2, -1)
     if mask is not None:
         scores.add_(mask)
-    weights = torch.empty_like(scores)
+    weights = torch.ops.aten._safe_softmax(scores, -1)
     return (weights @ value).to(dtype)
 
 
@@ -249,6 +259,7 @@ def fake_world(guesses: Guesses, workload: Workload) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(KnownIntegers(guesses, tokens=tokens))
-        if workload.kernels is Kernels.ACCELERATOR:
-            stack.enter_context(AcceleratorKernels())
+        stack.enter_context(KernelsOf(workload.kernels))
+        stack.callback(_log.setLevel, _log.level)
+        _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
         yield

@@ -1,10 +1,8 @@
 """What a model holds in memory beside its weights, block by block, as plain data.
 
-A run has two phases, prefill and the last decode step, and a device must hold each::
-
-    states of its blocks in that phase  +  the most that any one of its blocks needs while it executes
-
-for blocks execute one after another: states add up, the rest does not. ``device_bytes`` is that sum.
+A run has two phases, prefill and the last decode step, and a device must hold the most of either. Blocks execute one after
+another: their states add up, what a block needs while it executes does not. In prefill a block finds the states of those
+before it, in decode those of all. ``device_bytes`` is that sum; ``sum(state) + max(need)`` of a phase is never below it.
 """
 
 from __future__ import annotations
@@ -58,9 +56,9 @@ class BlockFootprint:
         prompt_state: what lives on after prefill for the next steps: keys and values, recurrent states, and also what
             an encoder hands on.
         state: the same when the context is full.
-        prefill: the most that is alive while this block executes in prefill, beside weights and every block's state:
-            hidden states, masks, position embeddings, temporaries.
-        decode: the same for the last decode step; 0 without one.
+        prefill: the most that is alive while this block executes in prefill, beside weights, its own state and that of
+            blocks before it: hidden states, masks, position embeddings, temporaries.
+        decode: the same for the last decode step, beside the states of all blocks; 0 without such a step.
     """
 
     name: str
@@ -89,13 +87,14 @@ class Footprint:
 
 
 def device_bytes(blocks: Iterable[BlockFootprint]) -> int:
-    """What a device must hold beside weights for the blocks that are on it."""
-    held = tuple(blocks)
-    if not held:
-        return 0
-    prefill = sum(b.prompt_state for b in held) + max(b.prefill for b in held)
-    decode = sum(b.state for b in held) + max(b.decode for b in held)
-    return max(prefill, decode)
+    """What a device must hold beside weights for the blocks that are on it, given in the order of the footprint."""
+    prefill = decode = prompt_state = state = 0
+    for block in blocks:
+        prompt_state += block.prompt_state
+        state += block.state
+        prefill = max(prefill, prompt_state + block.prefill)
+        decode = max(decode, block.decode)
+    return max(prefill, prompt_state, state + decode)
 
 
 def peak_bytes(footprint: Footprint) -> int:

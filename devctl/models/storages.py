@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 MODEL = ""
 """The owner of what belongs to no block."""
+
+_SCRATCH: dict[Any, Callable[[torch.Tensor], int]] = {
+    # which rows are masked as a whole: a bool for each score
+    torch.ops.aten._safe_softmax.default: lambda out: out.numel(),
+}
+"""Bytes that an operation takes beside its output, and gives back."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,12 +87,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._alive and storage._cdata not in self._ignored:
                     self._born(storage, args)
+        if func in _SCRATCH:
+            number = self._new(_SCRATCH[func](out), args)
+            self.phase.events += [(number, True), (number, False)]
         return out
 
-    def _born(self, storage: torch.UntypedStorage, args: tuple[Any, ...]) -> None:
-        key, number = storage._cdata, len(self.storages)
+    def _new(self, nbytes: int, args: tuple[Any, ...]) -> int:
         owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
-        self.storages.append(Storage(nbytes=storage.nbytes(), owner=owner, inside=self.inside or bool(self._executing)))
+        self.storages.append(Storage(nbytes=nbytes, owner=owner, inside=self.inside or bool(self._executing)))
+        return len(self.storages) - 1
+
+    def _born(self, storage: torch.UntypedStorage, args: tuple[Any, ...]) -> None:
+        key, number = storage._cdata, self._new(storage.nbytes(), args)
 
         def died(_: Any) -> None:
             del self._alive[key]
@@ -119,16 +131,15 @@ def _may_be_state(storage: Storage) -> bool:
 
 
 def peaks(recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Mapping[str, int]) -> dict[str, int]:
-    """The most bytes alive beside every block's ``state`` while each block executed.
+    """The most bytes alive while each block executed, beside its own ``state`` and that of others.
+
+    States of blocks that executed first after it did, which it finds when it executes again in a prefill, are among them.
 
     Args:
         survivors: storages that are alive when the next phase begins; ``state`` are their bytes.
     """
     storages = recorder.storages
-
-    def is_state(number: int) -> bool:
-        return _may_be_state(storages[number]) and (number in survivors or number in phase.begin)
-
+    order = {name: position for position, name in enumerate(recorder.executed)}
     temporary = 0
     held: dict[str, int] = defaultdict(int)
     highest: dict[str, int] = {}
@@ -136,18 +147,22 @@ def peaks(recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Ma
     def count(number: int, sign: int) -> None:
         nonlocal temporary
         storage = storages[number]
-        if is_state(number):
+        if _may_be_state(storage) and (number in survivors or number in phase.begin):
             held[storage.owner] += sign * storage.nbytes
         else:
             temporary += sign * storage.nbytes
 
     for number in phase.begin:
         count(number, 1)
+    is_prefill = not held
     for number, born in phase.events:
         count(number, 1 if born else -1)
         if born:
             owner = storages[number].owner
             # what the block's old state, or a growing one, holds beside its final state counts as well
             now = temporary + held[owner] - state.get(owner, 0)
+            if is_prefill:
+                place = order.get(owner, -1)
+                now += sum(nbytes for name, nbytes in held.items() if order.get(name, -1) > place)
             highest[owner] = max(highest.get(owner, 0), now)
     return highest

@@ -192,7 +192,7 @@ def _generate(
         if len(found) == steps:
             raise _FinishedError
 
-    settings = copy.deepcopy(model.generation_config)
+    settings = model.generation_config  # the model's own, which fills what is None in another
     settings.eos_token_id = None
     settings.pad_token_id = 0
     if workload.kernels is Kernels.ACCELERATOR:
@@ -203,7 +203,6 @@ def _generate(
         with suppress(_FinishedError):
             model.generate(
                 **inputs,
-                generation_config=settings,
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=steps + 1,
