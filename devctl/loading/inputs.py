@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.models.inputs import most_tokens, random_inputs, reads_text

@@ -35,6 +35,14 @@ _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _log = logging.getLogger("torch._subclasses.fake_tensor")
 _aten = torch.ops.aten
 _FACTORIES = {_aten.linspace.default, _aten.arange.default, _aten.arange.start, _aten.arange.start_step}
+_OF_NO_VALUES = {
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.full_like.default,
+    _aten.new_ones.default,
+    _aten.new_zeros.default,
+    _aten.new_full.default,
+}
 _SHAPED_BY_VALUES = {
     _aten.nonzero.default,
     _aten.masked_select.default,
@@ -76,29 +84,32 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         real = not any(isinstance(tensor, FakeTensor) for tensor in given)
+        if not real and func in _OF_NO_VALUES:
+            with no_dispatch():
+                like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+            return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)
         if func is _aten.index.Tensor and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]):
             args = (args[0], self._positions(args[1]))
         try:
             out = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            guessed = [tensor for tensor in given if tensor in self._guesses]
-            if func in _SHAPED_BY_VALUES and (guessed or not real):
+            if func in _SHAPED_BY_VALUES and (not real or any(tensor in self._guesses for tensor in given)):
                 self._guesses.shaped.add(str(func).partition(".")[2].partition(".")[0])
-            if real:
-                with no_dispatch():
-                    out = func(*args, **kwargs)
-                return self._spread(out, guessed)
-            return self._answer(func, args, kwargs)
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and func not in _FACTORIES:
-            return out
+            return self._computed(func, args, kwargs, given) if real else self._answer(func, args)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        if not made or any(self._is_large(t, func) or (t.is_floating_point() and func not in _FACTORIES) for t in made):
-            return self._zero_integers(out, given, func) if made and not real else out
-        if real:
-            with no_dispatch():
-                out = func(*args, **kwargs)
-            return self._spread(out, [tensor for tensor in given if tensor in self._guesses])
-        return self._zero_integers(out, given, func)
+        if real and made and not any(self._is_large(t, func) or _is_fake_float(t, func) for t in made):
+            return self._computed(func, args, kwargs, given)
+        return out if real else self._zero_integers(out, given, func)
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        """What ``func`` really gives; it is a guess if anything that was given is."""
+        with no_dispatch():
+            out = func(*args, **kwargs)
+        if any(tensor in self._guesses for tensor in given):
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._guesses.add(leaf)
+        return out
 
     def _is_large(self, tensor: torch.Tensor, func: Any) -> bool:
         return tensor.numel() > self._most and not func.is_view
@@ -112,13 +123,6 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 found.append(index)
         return found
-
-    def _spread(self, out: Any, guessed: list[torch.Tensor]) -> Any:
-        if guessed:
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, torch.Tensor):
-                    self._guesses.add(leaf)
-        return out
 
     def _zero_integers(self, out: Any, given: list[torch.Tensor], func: Any) -> Any:
         """Zeros for the small new integers that follow from fake tensors."""
@@ -141,7 +145,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return tree_map(zero, out)
 
-    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
         """An upper bound for a shape, zero for a number."""
         first = args[0]
         if func is _aten._local_scalar_dense.default:
@@ -155,12 +159,16 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise NotImplementedError(f"{func} depends on values")
 
 
+def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
+    return (tensor.is_floating_point() or tensor.is_complex()) and func not in _FACTORIES
+
+
 class KernelsOf(TorchFunctionMode):
     """Stands in for kernels that allocate otherwise than the fake CPU's, or that it does not have.
 
-    An accelerator's attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``), by
-    dtype, mask and head sizes. Its softmax: a half-precision input is not copied to float32 first. Everybody's grouped
-    matrix product: the fake one knows bfloat16 only.
+    An accelerator's attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``),
+    by dtype, mask and head sizes. Its softmax: a half-precision input is not copied to float32 first. Everybody's
+    grouped matrix product: the fake one knows bfloat16 only.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -248,18 +256,27 @@ def _plain(
     if mask is not None:
         scores.add_(mask)
     weights = torch.ops.aten._safe_softmax(scores, -1)
-    return (weights @ value).to(dtype)
+    out: torch.Tensor = weights @ value
+    return out.to(dtype)
 
 
-@contextmanager
-def fake_world(guesses: Guesses, workload: Workload) -> Iterator[None]:
-    """Tensors made inside are fake, but for small integers."""
-    tokens = workload.batch_size * workload.context_length
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(KnownIntegers(guesses, tokens=tokens))
-        stack.enter_context(KernelsOf(workload.kernels))
-        stack.callback(_log.setLevel, _log.level)
-        _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
-        yield
+class FakeWorld:
+    """Where tensors that are made are fake, but for small integers."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.guesses = Guesses()
+        # one for all times: to another the tensors of this one are strangers, which it copies
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._tokens = workload.batch_size * workload.context_length
+        self._kernels = workload.kernels
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._fake)
+            stack.enter_context(KnownIntegers(self.guesses, tokens=self._tokens))
+            stack.enter_context(KernelsOf(self._kernels))
+            stack.callback(_log.setLevel, _log.level)
+            _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
+            yield

@@ -1,8 +1,9 @@
 """What a model holds in memory beside its weights, block by block, as plain data.
 
-A run has two phases, prefill and the last decode step, and a device must hold the most of either. Blocks execute one after
-another: their states add up, what a block needs while it executes does not. In prefill a block finds the states of those
-before it, in decode those of all. ``device_bytes`` is that sum; ``sum(state) + max(need)`` of a phase is never below it.
+A run has two phases, prefill and the last decode step, and a device must hold the most of either. Blocks execute one
+after another: their states add up, what a block needs while it executes does not. In prefill a block finds the states
+of those before it, in decode those of all. ``device_bytes`` is that sum; a phase's ``sum(state) + max(need)`` is never
+below it.
 """
 
 from __future__ import annotations

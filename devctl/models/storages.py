@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -39,23 +40,36 @@ class Storage:
     inside: bool
 
 
+class _Event(Enum):
+    BORN = 0
+    DIED = 1
+    ENTERED = 2
+
+
 @dataclass(slots=True)
 class Phase:
-    """What happened in a phase: who was alive when it began, then births and deaths by turns."""
+    """What happened in a phase: which storages were alive when it began, then what came to pass, with numbers of
+    storages and names of blocks."""
 
     begin: frozenset[int]
-    events: list[tuple[int, bool]] = field(default_factory=list)
+    events: list[tuple[_Event, Any]] = field(default_factory=list)
+
+
+class TooManyOperationsError(Exception):
+    """More than the tracer has time for: the code loops over the sequence."""
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage that is made while it is active."""
+    """Follows every storage that is made while it is active, for ``most`` operations."""
 
-    def __init__(self, ignored: Iterable[torch.Tensor]) -> None:
+    def __init__(self, ignored: Iterable[torch.Tensor], *, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages: list[Storage] = []
         self.phase = Phase(frozenset())
         self.executed: dict[str, None] = {}
+        self.operations = 0
         self.inside = False
+        self._most = most
         self._executing: list[str] = []
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -64,6 +78,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The block ``owner`` begins to execute."""
         self._executing.append(owner)
         self.executed.setdefault(owner)
+        self.phase.events.append((_Event.ENTERED, owner))
 
     def leave(self) -> None:
         """The block that entered last is done."""
@@ -81,6 +96,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.operations += 1
+        if self.operations > self._most:
+            raise TooManyOperationsError
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
@@ -89,7 +107,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._born(storage, args)
         if func in _SCRATCH:
             number = self._new(_SCRATCH[func](out), args)
-            self.phase.events += [(number, True), (number, False)]
+            self.phase.events += [(_Event.BORN, number), (_Event.DIED, number)]
         return out
 
     def _new(self, nbytes: int, args: tuple[Any, ...]) -> int:
@@ -102,10 +120,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def died(_: Any) -> None:
             del self._alive[key]
-            self.phase.events.append((number, False))
+            self.phase.events.append((_Event.DIED, number))
 
         self._alive[key] = number, weakref.ref(storage, died)
-        self.phase.events.append((number, True))
+        self.phase.events.append((_Event.BORN, number))
 
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""
@@ -116,33 +134,41 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return largest.owner
 
 
-def states(recorder: Recorder, survivors: Iterable[int]) -> dict[str, int]:
-    """Bytes by block of ``survivors``, without what belongs to no block."""
+def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str]) -> dict[str, int]:
+    """Bytes by block of ``survivors``, without what belongs to no block; a twin has what its original has too."""
     found: dict[str, int] = defaultdict(int)
     for number in survivors:
         storage = recorder.storages[number]
         if _may_be_state(storage):
             found[storage.owner] += storage.nbytes
-    return dict(found)
+    own = dict(found)
+    for name, original in twins.items():
+        found[name] += own.get(original, 0)
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
 def _may_be_state(storage: Storage) -> bool:
     return storage.inside and storage.owner != MODEL
 
 
-def peaks(recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Mapping[str, int]) -> dict[str, int]:
+def peaks(
+    recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Mapping[str, int], twins: Mapping[str, str]
+) -> dict[str, int]:
     """The most bytes alive while each block executed, beside its own ``state`` and that of others.
 
-    States of blocks that executed first after it did, which it finds when it executes again in a prefill, are among them.
+    In a prefill the states of blocks that executed first after it did, which it finds when it executes again, are among
+    them.
 
     Args:
         survivors: storages that are alive when the next phase begins; ``state`` are their bytes.
+        twins: the original of each block that did not really execute.
     """
     storages = recorder.storages
     order = {name: position for position, name in enumerate(recorder.executed)}
     temporary = 0
     held: dict[str, int] = defaultdict(int)
     highest: dict[str, int] = {}
+    found: dict[str, int] = {}  # what was alive when a block began
 
     def count(number: int, sign: int) -> None:
         nonlocal temporary
@@ -155,14 +181,32 @@ def peaks(recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Ma
     for number in phase.begin:
         count(number, 1)
     is_prefill = not held
-    for number, born in phase.events:
-        count(number, 1 if born else -1)
-        if born:
-            owner = storages[number].owner
+    for event, what in phase.events:
+        if event is _Event.ENTERED:
+            found[what] = temporary
+            continue
+        count(what, 1 if event is _Event.BORN else -1)
+        if event is _Event.BORN:
+            owner = storages[what].owner
             # what the block's old state, or a growing one, holds beside its final state counts as well
             now = temporary + held[owner] - state.get(owner, 0)
             if is_prefill:
                 place = order.get(owner, -1)
-                now += sum(nbytes for name, nbytes in held.items() if order.get(name, -1) > place)
+                now += sum(held[twins.get(name, name)] for name in found if order[name] > place)
             highest[owner] = max(highest.get(owner, 0), now)
+    for name, original in twins.items():
+        if original in highest and name in found:
+            highest[name] = highest[original] - found[original] + found[name]
     return highest
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a model's output."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif hasattr(value, "values"):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)

@@ -7,78 +7,117 @@ between two steps is state. Imports torch and transformers, inside functions.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from devctl.errors import UntracedError, first_line
-from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
-from devctl.models.tree import Module, ModuleTree
+from devctl.models.footprint import BlockFootprint, Footprint, Workload
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
+    from devctl.models.run import FakeModel, Step
     from devctl.models.skeleton import Skeleton
 
-
-class _FinishedError(Exception):
-    """Enough steps were seen."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """A phase of a run.
-
-    Attributes:
-        state: bytes of what survived it, by block.
-        peak: the most bytes beside every block's state, by block.
-        output: bytes of the logits that it gave.
-    """
-
-    state: dict[str, int]
-    peak: dict[str, int]
-    output: int
+_OPERATIONS = 120_000
+"""Of one run, which is some ten seconds."""
 
 
-def trace_footprint(skeleton: Skeleton, workload: Workload) -> Footprint:
+def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = True) -> Footprint:
     """What the model of ``skeleton`` holds beside its weights while it does ``workload``.
+
+    Args:
+        alike: run two blocks of a kind and take the others to be like them; where that fails, all are run.
 
     Raises:
         UntracedError: its code can't be run on fake tensors.
     """
-    try:
-        return _trace(skeleton, workload)
-    except UntracedError:
-        raise
-    except Exception as error:  # a model's own code may raise anything, and fake tensors make it do so
-        raise UntracedError(
-            f"{skeleton.model_class.__name__} can't be traced: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    failed: Exception | None = None
+    for way in (True, False) if alike else (False,):
+        try:
+            return _trace(skeleton, workload, alike=way)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
+            failed = failed or error
+    assert failed is not None
+    raise UntracedError(
+        f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
+    ) from failed
 
 
-def _trace(skeleton: Skeleton, workload: Workload) -> Footprint:
-    from devctl.models.fake import Guesses, fake_world
+def _trace(skeleton: Skeleton, workload: Workload, *, alike: bool) -> Footprint:
+    from devctl.models.run import FakeModel
 
-    guesses = Guesses()
+    model = FakeModel(skeleton, workload, alike=alike, most=_OPERATIONS)
     notes: list[str] = []
-    with fake_world(guesses, workload):
-        model = _fake_model(skeleton)
-        order: dict[str, None] = {}
-        if model.can_generate() and workload.new_tokens:
-            prompt = workload.context_length - workload.new_tokens
-            # two decode steps: the first ends what prefill left, like a sliding window that still holds the prompt
-            few = workload.new_tokens <= 2
-            steps = _generate(model, skeleton.tree, workload, prompt, workload.new_tokens + 1 if few else 1, order)
-            prefill, last = steps[0], steps[-1]
-            if not few:
-                last = _generate(model, skeleton.tree, workload, workload.context_length - 2, 3, order)[-1]
-        else:
-            prefill = _forward(model, skeleton.tree, workload, order)
-            last = None
-    blocks = tuple(
+    prefill, last = _first_that_works(model, workload, notes)
+    if model.world.guesses.shaped:
+        notes.append("the weights decide on some shapes, where the largest possible are taken")
+    footprint = Footprint(
+        workload=workload,
+        blocks=_blocks(prefill, last),
+        output=max(prefill.output, last.output if last else 0),
+        exact=not notes,
+        notes=tuple(notes),
+    )
+    return _with_kv_dtype(footprint, skeleton.tree.dtype)
+
+
+def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
+    """With an image in the prompt, else without; by the model's own generate, else by everybody's."""
+    failed: Exception | None = None
+    for images in (True, False) if model.images else (False,):
+        for plain in (False, True) if model.has_own_generate else (False,):
+            model.images, model.plain_generate = images, plain
+            try:
+                steps = _steps(model, workload, notes)
+            except Exception as error:  # noqa: BLE001 - as above
+                failed = failed or error
+                continue
+            if failed is not None and not images:
+                notes.append(f"images are not counted: {first_line(failed)}")
+            return steps
+    assert failed is not None
+    raise failed
+
+
+def _steps(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
+    """Prefill, and the step that fills the context."""
+    from devctl.models.storages import TooManyOperationsError
+
+    prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
+    if not model.generates:
+        return model.forward(whole), None
+    try:
+        return _prefill(model, prompt), _last(model, workload, whole)
+    except TooManyOperationsError:
+        lengths = _lengths(model)
+        if lengths[-1] >= prompt:
+            raise
+        prefill = _extrapolated([_prefill(model, n) for n in lengths], lengths, prompt)
+        last = _extrapolated([_last(model, workload, n) for n in lengths], lengths, whole)
+        notes.append(
+            "its code loops over the sequence, as transformers does without a kernel for it: extrapolated from "
+            f"{lengths[-1]} tokens"
+        )
+        return prefill, last
+
+
+def _prefill(model: FakeModel, prompt: int) -> Step:
+    return model.generate(prompt)[0]
+
+
+def _last(model: FakeModel, workload: Workload, context: int) -> Step:
+    """The step that fills the context, and one before it: that ends what prefill left, like the slice of a window."""
+    if model.prompts.reads_whole:
+        prompt = context - workload.new_tokens
+        answer = max(1, workload.new_tokens - 1)
+        return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
+    start = max(1, context - 2)
+    return model.generate(start, steps=context - start + 1)[-1]
+
+
+def _blocks(prefill: Step, last: Step | None) -> tuple[BlockFootprint, ...]:
+    names = dict.fromkeys((*prefill.peak, *(last.peak if last else ())))
+    blocks = (
         BlockFootprint(
             name=name,
             prompt_state=prefill.state.get(name, 0),
@@ -86,156 +125,56 @@ def _trace(skeleton: Skeleton, workload: Workload) -> Footprint:
             prefill=prefill.peak.get(name, 0),
             decode=last.peak.get(name, 0) if last else 0,
         )
-        for name in order
+        for name in names
     )
-    return Footprint(
-        workload=workload,
-        blocks=tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode),
-        output=max(prefill.output, last.output if last else 0),
-        exact=not guesses.shaped,
-        notes=tuple(notes),
+    return tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode)
+
+
+def _lengths(model: FakeModel) -> tuple[int, int, int]:
+    """Three lengths of a sequence, as long as there is time for."""
+    few, more = 128, 256
+    operations = []
+    for tokens in (few, more):
+        _prefill(model, tokens)
+        operations.append(model.operations)
+    per_token = max(1, operations[1] - operations[0]) / (more - few)
+    longest = int((_OPERATIONS / 2 - operations[0]) / per_token)
+    unit = max(1, longest // 3 // few) * few
+    return unit, 2 * unit, 3 * unit
+
+
+def _extrapolated(steps: Sequence[Step], lengths: Sequence[int], length: int) -> Step:
+    """A step at ``length`` tokens, from three: a parabola through each figure where it is one, else a line."""
+    from devctl.models.run import Step
+
+    def at(values: list[int]) -> int:
+        (a, b, c), unit = values, lengths[0]
+        curve = max(0, c - 2 * b + a)
+        steps_on = length / unit - 3
+        return max(0, round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2))
+
+    def each(name: str) -> dict[str, int]:
+        tables = [getattr(step, name) for step in steps]
+        return {key: at([table.get(key, 0) for table in tables]) for key in tables[-1]}
+
+    return Step(state=each("state"), peak=each("peak"), output=steps[-1].output)
+
+
+def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
+    """States in ``kv_dtype``, which transformers itself would convert to only by another cache."""
+    import torch
+
+    wanted = footprint.workload.kv_dtype
+    if wanted is None or wanted == dtype:
+        return footprint
+    numerator, denominator = getattr(torch, wanted).itemsize, getattr(torch, dtype).itemsize
+    blocks = (
+        replace(
+            block,
+            prompt_state=-(-block.prompt_state * numerator // denominator),
+            state=-(-block.state * numerator // denominator),
+        )
+        for block in footprint.blocks
     )
-
-
-def _fake_model(skeleton: Skeleton) -> PreTrainedModel:
-    import torch
-    from transformers.initialization import no_init_weights
-
-    dtype = getattr(torch, skeleton.tree.dtype)
-    config = copy.deepcopy(skeleton.config)
-    with ExitStack() as stack:
-        for context in skeleton.model_class.get_init_context(dtype, False, False, None):
-            stack.enter_context(context)
-        stack.enter_context(no_init_weights())
-        stack.enter_context(torch.device("cpu"))  # and not the meta device of the contexts before
-        model = skeleton.model_class(config)
-    model.train(False)
-    return model
-
-
-def _owners(tree: ModuleTree) -> dict[str, str]:
-    """The block or leaf of every module that is one, by name; what is within a block is no more than the block."""
-    found: dict[str, str] = {}
-
-    def visit(module: Module) -> None:
-        if not module.children or (module.name and module.class_name in tree.no_split):
-            found[module.name] = module.name
-        else:
-            for child in module.children:
-                visit(child)
-
-    visit(tree.root)
-    return found
-
-
-@contextmanager
-def _hooked(model: PreTrainedModel, tree: ModuleTree, recorder: Any, begin: Any) -> Iterator[None]:
-    """Tell ``recorder`` which block executes, and call ``begin`` before any module does."""
-    names = _owners(tree)
-    handles = []
-
-    def enter(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            begin()
-            recorder.enter(name)
-
-        return hook
-
-    for name, module in model.named_modules():
-        if name in names:
-            handles.append(module.register_forward_pre_hook(enter(name)))
-            handles.append(module.register_forward_hook(lambda *_: recorder.leave()))
-
-    def enter_model(*_: Any) -> None:
-        begin()
-        recorder.inside = True
-
-    def leave_model(*_: Any) -> None:
-        recorder.inside = False
-
-    handles += [model.register_forward_pre_hook(enter_model), model.register_forward_hook(leave_model)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _generate(
-    model: Any, tree: ModuleTree, workload: Workload, prompt: int, steps: int, order: dict[str, None]
-) -> list[_Step]:
-    """The first ``steps`` steps of a greedy generate from ``prompt`` tokens; the first is the prefill."""
-    import torch
-
-    from devctl.models.storages import Recorder, peaks, states
-
-    recorder = Recorder([*model.parameters(), *model.buffers()])
-    found: list[_Step] = []
-    ended = False
-    output = 0
-
-    def end(_: Any, scores: torch.Tensor) -> torch.Tensor:
-        nonlocal ended, output
-        ended = True
-        output = scores.numel() * scores.element_size()
-        return scores
-
-    def begin() -> None:
-        nonlocal ended
-        if not ended:
-            return
-        ended = False
-        phase = recorder.next_phase()
-        survivors = recorder.phase.begin
-        state = states(recorder, survivors)
-        found.append(_Step(state=state, peak=peaks(recorder, phase, survivors, state), output=output))
-        if len(found) == steps:
-            raise _FinishedError
-
-    settings = model.generation_config  # the model's own, which fills what is None in another
-    settings.eos_token_id = None
-    settings.pad_token_id = 0
-    if workload.kernels is Kernels.ACCELERATOR:
-        model._optimize_model_for_decode = lambda: _gathered_experts(model)
-    with recorder, _hooked(model, tree, recorder, begin):
-        inputs = {"input_ids": torch.ones((workload.batch_size, prompt), dtype=torch.long)}
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        with suppress(_FinishedError):
-            model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=steps + 1,
-                logits_processor=[end],
-            )
-    order.update(recorder.executed)
-    return found
-
-
-@contextmanager
-def _gathered_experts(model: Any) -> Iterator[None]:
-    """What generate does for decode on every device but the CPU: each token's experts are gathered."""
-    before = model.get_experts_implementation()
-    if "grouped_mm" not in before.values():
-        yield
-        return
-    model.set_experts_implementation({key: "batched_mm" if v == "grouped_mm" else v for key, v in before.items()})
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(before)
-
-
-def _forward(model: Any, tree: ModuleTree, workload: Workload, order: dict[str, None]) -> _Step:
-    """One forward."""
-    import torch
-
-    from devctl.models.storages import Recorder, peaks
-
-    recorder = Recorder([*model.parameters(), *model.buffers()])
-    with recorder, _hooked(model, tree, recorder, lambda: None):
-        inputs = {"input_ids": torch.ones((workload.batch_size, workload.context_length), dtype=torch.long)}
-        _output = model(**inputs)
-        order.update(recorder.executed)
-        phase = recorder.next_phase()
-    return _Step(state={}, peak=peaks(recorder, phase, frozenset(), {}), output=0)
+    note = f"states are scaled from {dtype} to {wanted}; what a conversion takes is not counted"
+    return replace(footprint, blocks=tuple(blocks), exact=False, notes=(*footprint.notes, note))

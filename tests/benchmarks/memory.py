@@ -64,7 +64,10 @@ CONFIGS = {
             v_head_dim=32,
         ),
     ),
-    "gpt2": lambda: (t.GPT2LMHeadModel, t.GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=8, n_positions=4096)),
+    "gpt2": lambda: (
+        t.GPT2LMHeadModel,
+        t.GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=8, n_positions=4096),
+    ),
     "mamba": lambda: (t.MambaForCausalLM, t.MambaConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=4)),
     "qwen3-next": lambda: (
         t.Qwen3NextForCausalLM,
@@ -84,7 +87,9 @@ CONFIGS = {
     "bert": lambda: (t.BertForMaskedLM, t.BertConfig(**_TEXT)),
     "t5": lambda: (
         t.T5ForConditionalGeneration,
-        t.T5Config(vocab_size=2048, d_model=256, d_kv=32, d_ff=1024, num_layers=3, num_heads=8, decoder_start_token_id=0),
+        t.T5Config(
+            vocab_size=2048, d_model=256, d_kv=32, d_ff=1024, num_layers=3, num_heads=8, decoder_start_token_id=0
+        ),
     ),
     "bart": lambda: (
         t.BartForConditionalGeneration,
