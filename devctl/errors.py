@@ -59,6 +59,10 @@ class ModelError(DevctlError):
     exit_code = ExitCode.MODEL
 
 
+class UntracedError(ModelError):
+    """What the model holds beside its weights can't be found by tracing it."""
+
+
 class LoadError(DevctlError):
     """Loading or the smoke inference failed."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
+from devctl.models.inputs import most_tokens, random_inputs, reads_text
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog."
 _RANDOM_TOKENS = 16
-_WAVEFORM_SAMPLES = 16_000
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,7 +62,7 @@ def prepare(
         raise UsageError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
     config, model_class = skeleton.config, skeleton.model_class
     try:
-        most = _most_tokens(config)
+        most = most_tokens(config)
         if most is not None and model_class.can_generate() and new_tokens >= most:
             raise UsageError(f"--max-new-tokens {new_tokens}: this model takes at most {most} tokens in all")
         tensors, origin = make_inputs(config, model_class, tokenizer, DEFAULT_PROMPT if prompt is None else prompt)
@@ -101,61 +101,19 @@ def make_inputs(
     Raises:
         LoadError: none are known for this kind of model.
     """
-    import torch
-
-    main = model_class.main_input_name
-    takes = inspect.signature(model_class.forward).parameters
-    generator = torch.Generator().manual_seed(0)
-    # one that compares texts with images, and not one that puts images into a text
-    compares = (
-        hasattr(config, "vision_config")
-        and hasattr(config, "text_config")
-        and not model_class.can_generate()
-        and not any(hasattr(config, name) for name in ("image_token_id", "image_token_index"))
-    )
-    describes = main == "pixel_values" and hasattr(config, "text_config") and "input_ids" in takes
     made: dict[str, torch.Tensor] = {}
-    origin = "random"
-    if main == "input_ids" or compares or describes:
-        if tokenizer is not None:
-            encoded = tokenizer(prompt, return_tensors="pt")
-            wanted = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in takes]
-            if model_class.can_generate():
-                wanted = [name for name in wanted if name != "token_type_ids"]  # generate takes none
-            made |= {name: encoded[name] for name in wanted if name in encoded}
-            origin = "tokenizer"
-        else:
-            most = _most_tokens(config)
-            length = _RANDOM_TOKENS if most is None else max(1, min(_RANDOM_TOKENS, most // 2))
-            text = config.get_text_config()
-            made["input_ids"] = torch.randint(0, text.vocab_size, (1, length), generator=generator)
-            if "attention_mask" in takes:
-                made["attention_mask"] = torch.ones_like(made["input_ids"])
-    if main == "pixel_values" or compares:
-        made["pixel_values"] = torch.randn(_image_shape(config), generator=generator)
-    bins = getattr(config, "num_mel_bins", None)
-    if main == "input_features" and not hasattr(config, "audio_config"):
-        frames = 2 * getattr(config, "max_source_positions", 1500)
-        made["input_features"] = torch.randn((1, bins or 80, frames), generator=generator)
-    if main == "input_values":
-        windows = getattr(config, "max_length", None)
-        shape = (1, windows, bins) if bins and windows else (1, _WAVEFORM_SAMPLES)
-        made["input_values"] = torch.randn(shape, generator=generator)
-    compares_sounds = hasattr(config, "audio_config") and "input_features" in takes and not model_class.can_generate()
-    if main not in made or compares_sounds:
-        raise LoadError(f"no inputs are known for {model_class.__name__}, which takes {main!r}")
-    return made, origin
-
-
-def _most_tokens(config: PreTrainedConfig) -> int | None:
-    """The most tokens that the model's text part takes; None where nothing limits them."""
-    text = config.get_text_config(decoder=True)
-    limits = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
-
-
-def _image_shape(config: Any) -> tuple[int, ...]:
-    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
-    image = getattr(vision, "image_size", None) or 224
-    height, width = image if isinstance(image, list | tuple) else (image, image)
-    return (1, getattr(vision, "num_channels", None) or 3, height, width)
+    read = tokenizer is not None and reads_text(config, model_class)
+    if tokenizer is not None and read:
+        takes = inspect.signature(model_class.forward).parameters
+        encoded = tokenizer(prompt, return_tensors="pt")
+        wanted = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in takes]
+        if model_class.can_generate():
+            wanted = [name for name in wanted if name != "token_type_ids"]  # generate takes none
+        made |= {name: encoded[name] for name in wanted if name in encoded}
+    most = most_tokens(config)
+    length = _RANDOM_TOKENS if most is None else max(1, min(_RANDOM_TOKENS, most // 2))
+    try:
+        made |= random_inputs(config, model_class, tokens=length, text=not read)
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+    return made, "tokenizer" if read else "random"

@@ -1,0 +1,282 @@
+"""A world of fake tensors that a model can run in: shapes without memory, and integers that are real.
+
+Modelling code looks into small integer tensors (positions, masks, image grids) to decide on shapes, so these are
+computed; what only weights could tell is taken as zero. Imports torch: to be imported inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from devctl.models.footprint import Kernels, Workload
+
+_KNOWN_ELEMENTS = 1 << 20
+"""Integer tensors up to this size are real, and at least those of a few integers a token."""
+_GUESSED_ELEMENTS = 1 << 16
+"""Integers that only weights decide are real, and zero, up to this size."""
+
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_log = logging.getLogger("torch._subclasses.fake_tensor")
+_aten = torch.ops.aten
+_FACTORIES = {_aten.linspace.default, _aten.arange.default, _aten.arange.start, _aten.arange.start_step}
+_OF_NO_VALUES = {
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.full_like.default,
+    _aten.new_ones.default,
+    _aten.new_zeros.default,
+    _aten.new_full.default,
+}
+_SHAPED_BY_VALUES = {
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.unique_consecutive.default,
+    _aten._unique2.default,
+    _aten.unique_dim.default,
+    _aten.bincount.default,
+    _aten.repeat_interleave.Tensor,
+}
+
+
+class Guesses:
+    """Which real integers stand for something that only weights decide, and whether a shape came of one."""
+
+    def __init__(self) -> None:
+        self._storages: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
+        self.shaped: set[str] = set()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = storage
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._storages
+
+
+class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes on small integers, leaves the rest to the fake mode below, and answers what a fake tensor can't."""
+
+    def __init__(self, guesses: Guesses, *, tokens: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._guesses = guesses
+        # whether a mask of all tokens is all ones decides on another, of tokens²
+        self._most = max(_KNOWN_ELEMENTS, 4 * tokens)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        real = not any(isinstance(tensor, FakeTensor) for tensor in given)
+        if not real and func in _OF_NO_VALUES:
+            with no_dispatch():
+                like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+            return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)
+        if func is _aten.index.Tensor and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]):
+            args = (args[0], self._positions(args[1]))
+        try:
+            out = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            if func in _SHAPED_BY_VALUES and (not real or any(tensor in self._guesses for tensor in given)):
+                self._guesses.shaped.add(str(func).partition(".")[2].partition(".")[0])
+            return self._computed(func, args, kwargs, given) if real else self._answer(func, args)
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        if real and made and not any(self._is_large(t, func) or _is_fake_float(t, func) for t in made):
+            return self._computed(func, args, kwargs, given)
+        return out if real else self._zero_integers(out, given, func)
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        """What ``func`` really gives; it is a guess if anything that was given is."""
+        with no_dispatch():
+            out = func(*args, **kwargs)
+        if any(tensor in self._guesses for tensor in given):
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._guesses.add(leaf)
+        return out
+
+    def _is_large(self, tensor: torch.Tensor, func: Any) -> bool:
+        return tensor.numel() > self._most and not func.is_view
+
+    def _positions(self, indices: Any) -> list[Any]:
+        """Indices with a mask in its positions' place, so that the fake mode knows how many there are."""
+        found: list[Any] = []
+        for index in indices:
+            if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
+                found.extend(self.__torch_dispatch__(_aten.nonzero.default, (), (index,)).unbind(1))
+            else:
+                found.append(index)
+        return found
+
+    def _zero_integers(self, out: Any, given: list[torch.Tensor], func: Any) -> Any:
+        """Zeros for the small new integers that follow from fake tensors."""
+        if func._schema.is_mutable:
+            return out
+        storages = {tensor.untyped_storage()._cdata for tensor in given}
+
+        def zero(leaf: Any) -> Any:
+            if (
+                not isinstance(leaf, FakeTensor)
+                or leaf.dtype not in _INTEGERS
+                or leaf.numel() > _GUESSED_ELEMENTS
+                or leaf.untyped_storage()._cdata in storages
+            ):
+                return leaf
+            with no_dispatch():
+                made = torch.zeros(leaf.shape, dtype=leaf.dtype)
+            self._guesses.add(made)
+            return made
+
+        return tree_map(zero, out)
+
+    def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """An upper bound for a shape, zero for a number."""
+        first = args[0]
+        if func is _aten._local_scalar_dense.default:
+            return False if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
+        if func is _aten.nonzero.default:
+            return torch.empty((first.numel(), max(1, first.dim())), dtype=torch.long)
+        if func is _aten.masked_select.default:
+            return torch.empty(first.numel(), dtype=first.dtype)
+        if func is _aten.equal.default:
+            return False
+        raise NotImplementedError(f"{func} depends on values")
+
+
+def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
+    return (tensor.is_floating_point() or tensor.is_complex()) and func not in _FACTORIES
+
+
+class KernelsOf(TorchFunctionMode):
+    """Stands in for kernels that allocate otherwise than the fake CPU's, or that it does not have.
+
+    An accelerator's attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``),
+    by dtype, mask and head sizes. Its softmax: a half-precision input is not copied to float32 first. Everybody's
+    grouped matrix product: the fake one knows bfloat16 only.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self._accelerator = kernels is Kernels.ACCELERATOR
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch._grouped_mm and args[0].dim() == 2 and args[1].dim() == 3:
+            return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
+        if self._accelerator:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                return _attention(*args, **kwargs)
+            if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
+                return torch.empty(args[0].shape, dtype=torch.float32)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    leading = query.shape[:-2] if enable_gqa else key.shape[:-2]
+    batch = torch.broadcast_shapes(query.shape[:-2], leading)  # type: ignore[no-untyped-call]
+    shape = (*batch, query.shape[-2], value.shape[-1])
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    alike = query.shape[-1] == value.shape[-1]
+    if query.dim() == 4 and half and attn_mask is None and alike and value.shape[-1] <= 256:
+        return _flash(query, key, value, shape)
+    unit = 8 if half else 4
+    aligned = query.shape[-1] % unit == 0 and value.shape[-1] % unit == 0
+    if query.dim() == 4 and not enable_gqa and aligned and query.is_floating_point():
+        return _memory_efficient(query, attn_mask, shape)
+    return _plain(query, key, value, attn_mask, is_causal, enable_gqa)
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    padding = -value.shape[-1] % 8
+    if padding:
+        query, key, value = (torch.nn.functional.pad(t, (0, padding)) for t in (query, key, value))
+    batch, heads, length, size = shape
+    # it is laid out by token: what follows the attention needs no copy to join the heads
+    out = query.new_empty((batch, length, heads, size + padding)).transpose(1, 2)
+    query.new_empty((batch, heads, length), dtype=torch.float32)  # the log-sum-exp
+    return out[..., :size]
+
+
+def _memory_efficient(query: torch.Tensor, mask: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = mask.new_empty(mask.shape, dtype=query.dtype)
+        if mask.shape[-1] % 16:
+            mask = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 16))
+    batch, heads, length, size = shape
+    return query.new_empty((batch, length, heads, size)).transpose(1, 2)
+
+
+def _plain(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    dtype = query.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        query, key, value = query.float(), key.float(), value.float()
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    if is_causal:
+        mask = query.new_empty((query.shape[-2], key.shape[-2]), dtype=torch.bool)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = mask.new_empty(mask.shape, dtype=query.dtype)
+    scores = (query * 0.5) @ (key * 0.5).transpose(-2, -1)
+    if mask is not None:
+        scores.add_(mask)
+    weights = torch.ops.aten._safe_softmax(scores, -1)
+    out: torch.Tensor = weights @ value
+    return out.to(dtype)
+
+
+class FakeWorld:
+    """Where tensors that are made are fake, but for small integers."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.guesses = Guesses()
+        # one for all times: to another the tensors of this one are strangers, which it copies
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._tokens = workload.batch_size * workload.context_length
+        self._kernels = workload.kernels
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._fake)
+            stack.enter_context(KnownIntegers(self.guesses, tokens=self._tokens))
+            stack.enter_context(KernelsOf(self._kernels))
+            stack.callback(_log.setLevel, _log.level)
+            _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
+            yield

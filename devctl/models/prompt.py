@@ -1,0 +1,117 @@
+"""What a model is given for a workload: fake inputs of the right sizes.
+
+Imports torch: to be imported inside functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from devctl.models.inputs import image_shape, random_inputs
+from devctl.models.storages import tensors_in
+
+_MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+_GRID_SIDE = 448
+"""Pixels of the image for models that take any size, as a grid of patches."""
+
+
+class Prompts:
+    """Makes the inputs of one model."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._takes = inspect.signature(model.forward).parameters
+        self._image_token = next((t for n in _MEDIA_TOKENS[:2] if (t := _number(model.config, n)) is not None), None)
+        self._image_tokens: int | None = None
+        config = model.config
+        used = {_number(config, name) for name in _MEDIA_TOKENS}
+        self._plain_token = next(token for token in range(1, len(_MEDIA_TOKENS) + 2) if token not in used)
+
+    @property
+    def may_have_images(self) -> bool:
+        """Whether images stand in its text."""
+        return self._image_token is not None and "pixel_values" in self._takes
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether an encoder reads the prompt, and the decoder begins with one token."""
+        return bool(self._model.config.is_encoder_decoder) and self._model.main_input_name == "input_ids"
+
+    def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
+        """Inputs for a prompt.
+
+        Args:
+            tokens: of the prompt; where an encoder takes no text, those of the decoder.
+            answer: tokens that a decoder beside an encoder of text begins with.
+            images: whether each sequence begins with an image.
+
+        Raises:
+            ValueError: no inputs are known for this kind of model, or the image is longer than the prompt.
+        """
+        model = self._model
+        made: dict[str, torch.Tensor] = {}
+        if not (self.may_have_images and model.main_input_name == "pixel_values"):
+            made = random_inputs(model.config, type(model), tokens=tokens, batch_size=self._batch_size)
+        if "input_ids" in made or self.may_have_images:
+            made["input_ids"] = torch.full((self._batch_size, tokens), self._plain_token)
+            made["attention_mask"] = torch.ones_like(made["input_ids"])
+            if "attention_mask" not in self._takes and not model.can_generate():
+                del made["attention_mask"]
+        if model.config.is_encoder_decoder and "decoder_input_ids" in self._takes:
+            length = answer if self.reads_whole else tokens
+            made["decoder_input_ids"] = torch.full((self._batch_size, length), self._plain_token)
+        made = {name: _in_dtype(value, model.dtype) for name, value in made.items()}
+        if images:
+            pictures = self._pictures()
+            count = self._count(pictures)
+            if count >= tokens:
+                raise ValueError(f"an image is {count} tokens long, the prompt {tokens}")
+            is_image = torch.arange(tokens).expand(self._batch_size, tokens) < count
+            made["input_ids"] = made["input_ids"].masked_fill(is_image, self._image_token or 0)
+            if "mm_token_type_ids" in self._takes:
+                made["mm_token_type_ids"] = is_image.long()
+            made |= pictures
+        return made
+
+    def _pictures(self) -> dict[str, torch.Tensor]:
+        config = self._model.config
+        vision = getattr(config, "vision_config", config)
+        channels, height, width = image_shape(config)
+        if "image_grid_thw" in self._takes:
+            patch, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
+            merge = getattr(vision, "spatial_merge_size", 1)
+            side = _GRID_SIDE // (patch * merge) * merge
+            size = (self._batch_size * side * side, channels * frames * patch * patch)
+            grid = torch.tensor([[1, side, side]] * self._batch_size)
+            return {"pixel_values": torch.zeros(size, dtype=self._model.dtype), "image_grid_thw": grid}
+        pixels = torch.zeros((self._batch_size, channels, height, width), dtype=self._model.dtype)
+        if "pixel_attention_mask" in self._takes:
+            return {"pixel_values": pixels.unsqueeze(1)}
+        if "image_sizes" in self._takes:
+            sizes = torch.tensor([[height, width]] * self._batch_size)
+            tiled = hasattr(config, "image_grid_pinpoints")
+            pixels = torch.zeros((self._batch_size, 2, *pixels.shape[1:]), dtype=pixels.dtype) if tiled else pixels
+            return {"pixel_values": pixels, "image_sizes": sizes}
+        return {"pixel_values": pixels}
+
+    def _count(self, pictures: dict[str, torch.Tensor]) -> int:
+        """Tokens that a sequence's image becomes."""
+        if self._image_tokens is None:
+            out = self._model.get_image_features(**pictures)
+            features = getattr(out, "pooler_output", out)
+            rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
+            self._image_tokens = rows // self._batch_size
+        return self._image_tokens
+
+
+def _number(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else None
+
+
+def _in_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

@@ -1,0 +1,180 @@
+"""What a model holds in memory beside its weights, found by running its own code on fake tensors.
+
+The model is built without weights, and does what a user's call would: ``generate`` where it generates, one forward
+else. Every storage's birth and death is followed and belongs to the block that executed when it was born. What lives on
+between two steps is state. Imports torch and transformers, inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from devctl.errors import UntracedError, first_line
+from devctl.models.footprint import BlockFootprint, Footprint, Workload
+
+if TYPE_CHECKING:
+    from devctl.models.run import FakeModel, Step
+    from devctl.models.skeleton import Skeleton
+
+_OPERATIONS = 120_000
+"""Of one run, which is some ten seconds."""
+
+
+def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = True) -> Footprint:
+    """What the model of ``skeleton`` holds beside its weights while it does ``workload``.
+
+    Args:
+        alike: run two blocks of a kind and take the others to be like them; where that fails, all are run.
+
+    Raises:
+        UntracedError: its code can't be run on fake tensors.
+    """
+    failed: Exception | None = None
+    for way in (True, False) if alike else (False,):
+        try:
+            return _trace(skeleton, workload, alike=way)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
+            failed = failed or error
+    assert failed is not None
+    raise UntracedError(
+        f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
+    ) from failed
+
+
+def _trace(skeleton: Skeleton, workload: Workload, *, alike: bool) -> Footprint:
+    from devctl.models.run import FakeModel
+
+    model = FakeModel(skeleton, workload, alike=alike, most=_OPERATIONS)
+    notes: list[str] = []
+    prefill, last = _first_that_works(model, workload, notes)
+    if model.world.guesses.shaped:
+        notes.append("the weights decide on some shapes, where the largest possible are taken")
+    footprint = Footprint(
+        workload=workload,
+        blocks=_blocks(prefill, last),
+        output=max(prefill.output, last.output if last else 0),
+        exact=not notes,
+        notes=tuple(notes),
+    )
+    return _with_kv_dtype(footprint, skeleton.tree.dtype)
+
+
+def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
+    """With an image in the prompt, else without; by the model's own generate, else by everybody's."""
+    failed: Exception | None = None
+    for images in (True, False) if model.images else (False,):
+        for plain in (False, True) if model.has_own_generate else (False,):
+            model.images, model.plain_generate = images, plain
+            try:
+                steps = _steps(model, workload, notes)
+            except Exception as error:  # noqa: BLE001 - as above
+                failed = failed or error
+                continue
+            if failed is not None and not images:
+                notes.append(f"images are not counted: {first_line(failed)}")
+            return steps
+    assert failed is not None
+    raise failed
+
+
+def _steps(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
+    """Prefill, and the step that fills the context."""
+    from devctl.models.storages import TooManyOperationsError
+
+    prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
+    if not model.generates:
+        return model.forward(whole), None
+    try:
+        return _prefill(model, prompt), _last(model, workload, whole)
+    except TooManyOperationsError:
+        lengths = _lengths(model)
+        if lengths[-1] >= prompt:
+            raise
+        prefill = _extrapolated([_prefill(model, n) for n in lengths], lengths, prompt)
+        last = _extrapolated([_last(model, workload, n) for n in lengths], lengths, whole)
+        notes.append(
+            "its code loops over the sequence, as transformers does without a kernel for it: extrapolated from "
+            f"{lengths[-1]} tokens"
+        )
+        return prefill, last
+
+
+def _prefill(model: FakeModel, prompt: int) -> Step:
+    return model.generate(prompt)[0]
+
+
+def _last(model: FakeModel, workload: Workload, context: int) -> Step:
+    """The step that fills the context, and one before it: that ends what prefill left, like the slice of a window."""
+    if model.prompts.reads_whole:
+        prompt = context - workload.new_tokens
+        answer = max(1, workload.new_tokens - 1)
+        return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
+    start = max(1, context - 2)
+    return model.generate(start, steps=context - start + 1)[-1]
+
+
+def _blocks(prefill: Step, last: Step | None) -> tuple[BlockFootprint, ...]:
+    names = dict.fromkeys((*prefill.peak, *(last.peak if last else ())))
+    blocks = (
+        BlockFootprint(
+            name=name,
+            prompt_state=prefill.state.get(name, 0),
+            state=(last or prefill).state.get(name, 0),
+            prefill=prefill.peak.get(name, 0),
+            decode=last.peak.get(name, 0) if last else 0,
+        )
+        for name in names
+    )
+    return tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode)
+
+
+def _lengths(model: FakeModel) -> tuple[int, int, int]:
+    """Three lengths of a sequence, as long as there is time for."""
+    few, more = 128, 256
+    operations = []
+    for tokens in (few, more):
+        _prefill(model, tokens)
+        operations.append(model.operations)
+    per_token = max(1, operations[1] - operations[0]) / (more - few)
+    longest = int((_OPERATIONS / 2 - operations[0]) / per_token)
+    unit = max(1, longest // 3 // few) * few
+    return unit, 2 * unit, 3 * unit
+
+
+def _extrapolated(steps: Sequence[Step], lengths: Sequence[int], length: int) -> Step:
+    """A step at ``length`` tokens, from three: a parabola through each figure where it is one, else a line."""
+    from devctl.models.run import Step
+
+    def at(values: list[int]) -> int:
+        (a, b, c), unit = values, lengths[0]
+        curve = max(0, c - 2 * b + a)
+        steps_on = length / unit - 3
+        return max(0, round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2))
+
+    def each(name: str) -> dict[str, int]:
+        tables = [getattr(step, name) for step in steps]
+        return {key: at([table.get(key, 0) for table in tables]) for key in tables[-1]}
+
+    return Step(state=each("state"), peak=each("peak"), output=steps[-1].output)
+
+
+def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
+    """States in ``kv_dtype``, which transformers itself would convert to only by another cache."""
+    import torch
+
+    wanted = footprint.workload.kv_dtype
+    if wanted is None or wanted == dtype:
+        return footprint
+    numerator, denominator = getattr(torch, wanted).itemsize, getattr(torch, dtype).itemsize
+    blocks = (
+        replace(
+            block,
+            prompt_state=-(-block.prompt_state * numerator // denominator),
+            state=-(-block.state * numerator // denominator),
+        )
+        for block in footprint.blocks
+    )
+    note = f"states are scaled from {dtype} to {wanted}; what a conversion takes is not counted"
+    return replace(footprint, blocks=tuple(blocks), exact=False, notes=(*footprint.notes, note))

@@ -1,0 +1,148 @@
+"""What a model holds beside its weights: against arithmetic that a reader can redo."""
+
+import functools
+
+import pytest
+
+from devctl.models.footprint import (
+    BlockFootprint,
+    Kernels,
+    Workload,
+    device_bytes,
+    dump_footprint,
+    parse_footprint,
+    state_bytes,
+    state_bytes_per_token,
+)
+from devctl.models.resolve import resolve
+from devctl.models.skeleton import read_skeleton
+from devctl.models.trace import trace_footprint
+from tests.conftest import CONFIGS
+
+
+@functools.cache
+def skeleton(name):
+    return read_skeleton(resolve(str(CONFIGS / name)))
+
+
+def trace(name, context_length, **workload):
+    return trace_footprint(skeleton(name), Workload(context_length=context_length, **workload))
+
+
+def by_name(footprint):
+    return {block.name: block for block in footprint.blocks}
+
+
+# layers × 2 (keys, values) × heads of keys × size of a head × 2 bytes
+@pytest.mark.parametrize(
+    ("name", "per_token"),
+    [
+        ("llama-3.1-8b", 32 * 2 * 8 * 128 * 2),
+        ("llama-3.1-70b", 80 * 2 * 8 * 128 * 2),
+        ("llama-3.1-405b", 126 * 2 * 8 * 128 * 2),
+        ("mixtral-8x7b", 32 * 2 * 8 * 128 * 2),
+        # transformers keeps what multi-head latent attention compresses to: 512 for both and 64 of rotary keys
+        ("deepseek-v3", 61 * (512 + 64) * 2),
+    ],
+)
+def test_bytes_of_keys_and_values_a_token(name, per_token):
+    footprint = trace(name, 131_072, new_tokens=8)
+    assert footprint.exact
+    assert state_bytes_per_token(footprint) == per_token
+    assert {block.name for block in footprint.blocks if block.state} == {
+        f"model.layers.{i}" for i in range(skeleton(name).config.num_hidden_layers)
+    }
+
+
+@pytest.mark.parametrize("context", [5, 512, 10_000_000])
+def test_keys_and_values_grow_with_the_context(context):
+    assert state_bytes(trace("llama-3.1-8b", context)) == context * 131_072
+
+
+def test_a_batch_keeps_states_for_each_sequence():
+    assert state_bytes(trace("llama-3.1-8b", 1024, batch_size=5)) == 5 * 1024 * 131_072
+
+
+@pytest.mark.parametrize("context", [4096, 20_000])
+def test_a_sliding_window_keeps_no_more_than_its_tokens(context):
+    blocks = by_name(trace("gemma-2-27b", context, new_tokens=8))
+    a_token = 2 * 16 * 128 * 2
+    assert blocks["model.layers.1"].state == context * a_token
+    assert blocks["model.layers.0"].state == min(context, 4096) * a_token
+    # a slice of what prefill made keeps all of it, until the next step
+    assert blocks["model.layers.0"].prompt_state == (context - 8) * a_token
+
+
+def test_gpt_oss_alternates_windows_of_128_tokens():
+    footprint = trace("gpt-oss-120b", 8192, new_tokens=8)
+    a_token = 2 * 8 * 64 * 2
+    assert state_bytes(footprint) == 18 * (8192 + 128) * a_token
+
+
+def test_prefill_of_llama_is_what_its_code_has_alive_at_once():
+    """While the gated product is made: three of the intermediate size, and four of the hidden size."""
+    prompt = 4096
+    block = by_name(trace("llama-3.1-8b", prompt + 1))["model.layers.5"]
+    hidden, intermediate, rotary = 4096, 14_336, 2 * 128
+    ids, mask, positions = 8, 8, 8
+    # hidden: the embeddings, which the model's forward still names, the layer's input, the residual, the normed input
+    alive = (3 * intermediate + 4 * hidden + rotary) * 2 + ids + mask + positions
+    assert alive * prompt <= block.prefill <= alive * prompt * 1.001
+
+
+def test_decode_of_llama_has_the_old_keys_beside_the_new():
+    block = by_name(trace("llama-3.1-8b", 100_000, new_tokens=8))["model.layers.5"]
+    keys = 100_000 * 8 * 128 * 2
+    # the values' turn comes when the keys are replaced already
+    assert keys <= block.decode <= keys * 1.03
+
+
+def test_eager_attention_holds_its_scores():
+    """gpt-oss has sinks, which scaled_dot_product_attention does not know: 64 heads × tokens² are real."""
+    footprint = trace("gpt-oss-120b", 4097)
+    assert by_name(footprint)["model.layers.0"].prefill > 2 * 64 * 4096**2 * 2
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "mixtral-8x7b"])
+def test_flash_attention_holds_no_scores(name):
+    heads = 32
+    assert by_name(trace(name, 32_768))["model.layers.0"].prefill < heads * 32_768**2 * 2
+
+
+def test_logits_are_those_of_the_last_token_in_float32():
+    assert trace("llama-3.1-8b", 4096, batch_size=3).output == 3 * 128_256 * 4
+
+
+def test_a_device_adds_up_states_and_takes_the_most_of_the_rest():
+    first = BlockFootprint(name="a", prompt_state=10, state=20, prefill=100, decode=7)
+    second = BlockFootprint(name="b", prompt_state=30, state=5, prefill=50, decode=9)
+    assert device_bytes([first, second]) == 10 + 30 + 100
+    assert device_bytes([second]) == 80
+    assert device_bytes([]) == 0
+    last = BlockFootprint(name="c", prompt_state=0, state=100, prefill=0, decode=1)
+    assert device_bytes([first, last]) == 20 + 100 + 7
+
+
+def test_json_round_trip():
+    footprint = trace("llama-3.1-8b", 4096, batch_size=2, kernels=Kernels.CPU)
+    assert parse_footprint(dump_footprint(footprint)) == footprint
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 1, "workload": {}}', "{"])
+def test_malformed_json(text):
+    with pytest.raises(ValueError, match=r"format|footprint|Expecting"):
+        parse_footprint(text)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"context_length": 0},
+        {"context_length": 8, "new_tokens": 8},
+        {"context_length": 8, "new_tokens": -1},
+        {"context_length": 8, "batch_size": 0},
+    ],
+)
+def test_a_workload_that_is_none(values):
+    with pytest.raises(ValueError, match="not a workload"):
+        Workload(**values)
