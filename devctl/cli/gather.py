@@ -23,6 +23,7 @@ from devctl.placement.document import PlannedModel, normal
 from devctl.placement.latency import Speeds
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
 from devctl.placement.ways_out import fits, ways_out
+from devctl.placement.workload import Runtime
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def skeleton(request: Request, *, random_weights: bool) -> tuple[ModelSource, Sk
     with render.status("importing torch and transformers"):
         from devctl.models.skeleton import Purpose
     return source, _read(source, request, Purpose.RANDOM if random_weights else Purpose.LOAD)
+
+
+def plain_skeleton(source: ModelSource, request: Request) -> Skeleton:
+    """The model without its weights, as if they were not quantised: what it computes is the same."""
+    with render.status("importing torch and transformers"):
+        from devctl.models.skeleton import Purpose
+    return _read(source, replace(request, quantize=None), Purpose.RANDOM)
 
 
 def tree(request: Request) -> tuple[ModelSource, ModuleTree]:
@@ -109,21 +117,38 @@ def _read(source: ModelSource, request: Request, purpose: Purpose) -> Skeleton:
         )
 
 
-def placement(tree: ModuleTree, limits: Budgets, strategy: Strategy, speeds: Speeds | None = None) -> Placement:
+def placement(
+    tree: ModuleTree,
+    limits: Budgets,
+    strategy: Strategy,
+    speeds: Speeds | None = None,
+    runtime: Runtime | None = None,
+) -> Placement:
     """The placement, once there is something to place on."""
+    require_devices(limits)
+    return place(tree, limits, strategy, speeds, runtime)
+
+
+def require_devices(limits: Budgets) -> None:
+    """Refuse to plan for nothing.
+
+    Raises:
+        UsageError: no device is known.
+    """
     if not limits.devices:
         raise UsageError("no device has a known amount of memory", hint="give it with --max-memory, like cpu=30GiB")
-    return place(tree, limits, strategy, speeds)
 
 
-def judged(tree: ModuleTree, device_map: dict[str, Device], budgets: Budgets) -> Placement:
+def judged(
+    tree: ModuleTree, device_map: dict[str, Device], budgets: Budgets, runtime: Runtime | None = None
+) -> Placement:
     """The placement of a map that somebody wrote, once nothing is wrong with it.
 
     Raises:
         RefusedError: with every finding.
     """
     here = [*(device for device, _ in budgets.devices), Device.disk()]
-    placement = make_placement(tree, device_map, budgets, strategy=None)
+    placement = make_placement(tree, device_map, budgets, strategy=None, runtime=runtime)
     findings = (
         *validate(tree, device_map, here),
         *find_faults(tree, device_map),

@@ -21,6 +21,16 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
 
 
+class KvDtypeName(StrEnum):
+    """Dtypes that keys and values can be kept in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FP8 = "float8_e4m3fn"
+    INT8 = "int8"
+
+
 class Objective(StrEnum):
     """What `optimal` is best in."""
 
@@ -56,6 +66,39 @@ NoOffload = Annotated[
     bool, typer.Option("--no-offload", help="Refuse (exit code 3) a plan that leaves layers off the GPUs.")
 ]
 NoDisk = Annotated[bool, typer.Option("--no-disk", help="Refuse (exit code 3) a plan that leaves layers on disk.")]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        "--context-length", metavar="TOKENS", min=1, help="Count the KV cache and activations of so many tokens too."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option("--new-tokens", min=0, help="How many of the tokens are generated.  [default: 1]"),
+]
+KvDtype = Annotated[
+    KvDtypeName | None, typer.Option("--kv-dtype", help="What keys and values are kept in.  [default: the model's]")
+]
+Overhead = Annotated[
+    str | None,
+    typer.Option(
+        "--overhead", metavar="SIZE", help="What the libraries of each GPU take.  [default: 512MiB with a workload]"
+    ),
+]
+MaxContext = Annotated[
+    bool, typer.Option("--max-context", help="Find the most tokens that fit on this placement, and on the best one.")
+]
+TargetContext = Annotated[
+    int | None,
+    typer.Option(
+        "--target-context",
+        metavar="TOKENS",
+        min=2,
+        help="Place for as many sequences of this length as fit; if not one does, for the longest that does.",
+    ),
+]
+WhatIf = Annotated[bool, typer.Option("--what-if", help="Print which contexts and batch sizes fit, instead.")]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
 ]

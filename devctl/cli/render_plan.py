@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from devctl.placement.placement import DeviceUse, Placement
 
 
-def plan_summary(model: PlannedModel, placement: Placement) -> str:
-    """A bar per device, which layers are there, what is offloaded, and the notes."""
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
+    """A bar per device, which layers are there, what is offloaded, and the notes.
+
+    Args:
+        room: a line on what is left, or empty.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -31,15 +35,18 @@ def plan_summary(model: PlannedModel, placement: Placement) -> str:
             f"placed by {placement.strategy}" if placement.strategy else "placed by the given map",
         ),
         device_table(placement.devices),
-        Text(offload_line(placement)),
     ]
+    if any(use.total > use.used for use in placement.devices):
+        lines.append(memory_table(placement.devices))
+    lines.append(Text(offload_line(placement)))
+    if room:
+        lines.append(Text(room))
     lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
 
 
 def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
     """A bar per device: bytes used of bytes given, and the modules there."""
-    from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -50,9 +57,43 @@ def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
     for use in devices:
         if use.budget is None and not use.used:
             continue
-        bar = "" if use.budget is None else ProgressBar(total=max(use.budget, 1), completed=use.used, width=16)
         given = "" if use.budget is None else f" of {format_bytes(use.budget)}"
-        table.add_row(str(use.device), bar, format_bytes(use.used) + given, ", ".join(ranges(use.modules)))
+        table.add_row(str(use.device), _bar(use), format_bytes(use.total) + given, ", ".join(ranges(use.modules)))
+    return table
+
+
+_PARTS = (("weights", "█", "cyan"), ("state", "▓", "magenta"), ("activations", "▒", "yellow"), ("overhead", "░", "dim"))
+
+
+def _bar(use: DeviceUse) -> RenderableType:
+    """What is used of the budget; with a workload, of what kind."""
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    if use.budget is None:
+        return ""
+    if use.total == use.used:
+        return ProgressBar(total=max(use.budget, 1), completed=use.used, width=16)
+    bar, done = Text(), 0
+    for size, (_, mark, style) in zip((use.used, use.state, use.activations, use.overhead), _PARTS, strict=True):
+        start, done = done, done + size
+        width = 16 * min(done, use.budget) // max(use.budget, 1) - 16 * min(start, use.budget) // max(use.budget, 1)
+        bar.append(mark * width, style)
+    return bar
+
+
+def memory_table(devices: Iterable[DeviceUse]) -> RenderableType:
+    """What each device holds: weights, KV cache, activations, overhead, and what is free."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for title in ("", "█ weights", "▓ KV cache", "▒ activations", "░ overhead", "free"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for use in devices:
+        if use.total:
+            free = "" if use.budget is None else format_bytes(use.budget - use.total)
+            parts = (use.used, use.state, use.activations, use.overhead)
+            table.add_row(str(use.device), *(format_bytes(size) if size else "" for size in parts), free)
     return table
 
 
@@ -125,6 +166,35 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
     table.add_row("crossings", *(str(each.crossings) for each in placements))
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
+
+
+def what_if_table(model: PlannedModel, found: Sequence[tuple[int, int, bool, float]], *, json: bool) -> str:
+    """Which contexts and batch sizes fit.
+
+    Args:
+        found: (context, batch, whether it fits, the used fraction of the fullest device).
+    """
+    if json:
+        cases = [
+            {"context_length": context, "batch_size": batch, "fits": fits, "fullest": fullest}
+            for context, batch, fits, fullest in found
+        ]
+        return dumps({"schema": SCHEMA, "kind": "devctl.what_if", "cases": cases})
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    batches = list(dict.fromkeys(batch for _, batch, _, _ in found))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("tokens \\ batch", justify="right", no_wrap=True)
+    for batch in batches:
+        table.add_column(str(batch), justify="right", no_wrap=True)
+    for context in dict.fromkeys(context for context, _, _, _ in found):
+        row = [f"{fullest:.0%}" if fits else "–" for c, _, fits, fullest in found if c == context]
+        table.add_row(str(context), *row)
+    head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
+    tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
+    return to_text(Group(head, table, tail), sys.stdout)
 
 
 def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:

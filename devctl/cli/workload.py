@@ -6,21 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from devctl.cli import gather, render
+from devctl.cli import gather, render, render_plan
 from devctl.devices import Device, DeviceType
-from devctl.errors import UntracedError, UsageError
+from devctl.errors import RefusedError, UntracedError, UsageError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
-from devctl.models.footprint import Footprint, Kernels, Workload
+from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
 from devctl.models.resolve import ModelSource, read_config
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.placement import make_placement
-from devctl.placement.workload import Runtime
-from devctl.units import parse_size
+from devctl.placement.workload import Runtime, main_of, needs
+from devctl.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
+    from devctl.placement.document import PlannedModel
 
 OVERHEAD: Mapping[DeviceType, int] = {DeviceType.GPU: 512 * 2**20, DeviceType.XPU: 512 * 2**20}
 """What is taken for the context of CUDA, HIP or Level Zero and for the workspaces of their libraries.
@@ -29,11 +30,17 @@ A context is some 250 to 600 MB, by the board, the driver and the kernels that a
 MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better where it is known.
 """
 
+REFERENCE = 4096
+"""Tokens at which what a token takes is looked at, where none are asked for."""
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""The batch sizes of ``--what-if``."""
+
 _LONGEST = 2**22
 """Tokens, where the config does not say how many the model is made for."""
 
 
-def overhead(given: str | None, budgets: Budgets) -> dict[Device, int]:
+def libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
     """What each accelerator's libraries take: what ``--overhead`` says, or what is usual.
 
     Raises:
@@ -126,9 +133,46 @@ class Question:
         return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
 
 
+def question(
+    tree: ModuleTree,
+    budgets: Budgets,
+    footprints: Footprints,
+    *,
+    context_length: int | None,
+    batch_size: int,
+    new_tokens: int | None,
+    kv_dtype: str | None,
+    overhead: str | None,
+) -> Question:
+    """What is planned, from the options.
+
+    Raises:
+        UsageError: they make no workload.
+    """
+    context = context_length or REFERENCE
+    new = new_tokens if new_tokens is not None else min(1, context - 1)
+    if context <= new:
+        raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
+    return Question(
+        tree=tree,
+        budgets=budgets,
+        overhead=libraries(overhead, budgets),
+        footprints=footprints,
+        workload=Workload(
+            context_length=context,
+            batch_size=batch_size,
+            new_tokens=new,
+            kv_dtype=None if kv_dtype is None else str(kv_dtype),
+            kernels=kernels(budgets),
+        ),
+    )
+
+
 def margin(placement: Placement) -> int:
     """Bytes that are left on the device that has least; negative where one is given too much."""
-    left = [u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)]
+    left = [
+        u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)
+    ]
     return min(left, default=0)
 
 
@@ -158,9 +202,11 @@ def largest(left: Callable[[int], int], most: int) -> int:
     return at
 
 
-def largest_context(question: Question, source: ModelSource, device_map: dict[str, Device] | None) -> int:
+def largest_context(
+    question: Question, source: ModelSource, device_map: dict[str, Device] | None, *, most: int | None = None
+) -> int:
     """Tokens of the longest sequences that fit: on the given map, or on the best one for each length."""
-    most = longest(source) or _LONGEST
+    most = most or longest(source) or _LONGEST
     new = question.workload.new_tokens
     least = question.placed(Strategy.OPTIMAL, _with_context(question.workload, new + 1)).offloaded
 
@@ -184,6 +230,111 @@ def largest_batch(question: Question, most: int = 4096) -> int:
         return margin(placement) if placement.offloaded <= least else least - placement.offloaded
 
     return largest(left, most)
+
+
+def at_most(question: Question, source: ModelSource) -> tuple[Question, tuple[str, ...]]:
+    """The question with the most sequences of its context that fit; where not one does, the longest that does.
+
+    Raises:
+        RefusedError: nothing fits.
+    """
+    wanted = question.workload.context_length
+    if batch := largest_batch(question):
+        found = replace(question, workload=replace(question.workload, batch_size=batch))
+        return found, (f"{batch} sequences of {wanted} tokens fit at once, and no more",)
+    one = replace(question, workload=replace(question.workload, batch_size=1))
+    context = largest_context(one, source, None, most=wanted)
+    if not context:
+        raise RefusedError(
+            f"not one sequence fits, of {wanted} tokens or fewer", hint="more memory, or --quantize, may help"
+        )
+    found = replace(one, workload=_with_context(one.workload, context))
+    return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",)
+
+
+def most_tokens(question: Question, source: ModelSource, placement: Placement) -> tuple[str, ...]:
+    """The answer to ``--max-context``."""
+    here = largest_context(question, source, dict(placement.device_map))
+    best = largest_context(question, source, None)
+    limit = longest(source)
+
+    def told(tokens: int) -> str:
+        if not tokens:
+            return "none"
+        return f"{tokens}" + (", all that the model is made for," if tokens == limit else "")
+
+    batch = question.workload.batch_size
+    each = "" if batch == 1 else f" for each of {batch} sequences"
+    return (f"the most tokens{each}: {told(here)} on this placement, {told(best)} on the best one",)
+
+
+def room(question: Question, placement: Placement) -> str:
+    """How much room is left on the devices that compute, and about how many tokens it holds."""
+    left = {
+        use.device: use.budget - use.used
+        for use in placement.devices
+        if use.budget and (is_accelerator(use.device) or use.device == main_of(dict(placement.device_map)))
+    }
+    if not left or min(left.values()) < 0:
+        return ""
+    text = f"room: {format_bytes(sum(left.values()))}"
+    try:
+        beside = needs(question.tree, dict(placement.device_map), question.footprints.of(question.workload))
+    except UntracedError:
+        return text
+    tokens = [
+        max(0, left[device] - question.overhead.get(device, 0)) * question.workload.context_length / size
+        for device, need in beside.items()
+        if device in left and (size := need.state + need.activations)
+    ]
+    return f"{text}, about {_round(min(tokens))} tokens" if tokens else text
+
+
+def _round(tokens: float) -> str:
+    """Two digits of it, which is as much as is known."""
+    return f"{int(float(f'{tokens:.2g}')):,}"
+
+
+def what_if(model: PlannedModel, question: Question, source: ModelSource, *, json: bool) -> str:
+    """Which contexts and batch sizes fit on the best placement, as a table or a document."""
+    limit = longest(source) or 2**17
+    contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
+    least = question.placed(Strategy.OPTIMAL, question.workload).offloaded
+    found = []
+    for context in contexts[-8:]:
+        one, two = (
+            question.footprints.of(replace(question.workload, context_length=context, batch_size=batch))
+            for batch in (1, 2)
+        )
+        for batch in BATCHES:
+            runtime = Runtime(footprint=scaled(one, two, batch), overhead=question.overhead)
+            placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
+            fits = margin(placement) >= 0 and placement.offloaded <= least
+            found.append((context, batch, fits, float(placement.fullest)))
+    return render_plan.what_if_table(model, found, json=json)
+
+
+def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
+    """The footprint of ``batch`` sequences, as a line through that of one and that of two."""
+    second = {block.name: block for block in two.blocks}
+
+    def line(a: int, b: int) -> int:
+        return max(0, a + (b - a) * (batch - 1))
+
+    blocks = tuple(
+        BlockFootprint(
+            name=a.name,
+            prompt_state=line(a.prompt_state, b.prompt_state),
+            state=line(a.state, b.state),
+            prefill=line(a.prefill, b.prefill),
+            decode=line(a.decode, b.decode),
+        )
+        for a in one.blocks
+        if (b := second.get(a.name))
+    )
+    return replace(
+        one, blocks=blocks, output=line(one.output, two.output), workload=replace(one.workload, batch_size=batch)
+    )
 
 
 def _with_context(workload: Workload, context: int) -> Workload:

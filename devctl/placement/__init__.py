@@ -1,6 +1,8 @@
 """Where it goes: pure functions from a module tree and budgets to a placement. No I/O, no torch."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
@@ -59,18 +61,39 @@ def _place(
     if runtime is None:
         found = find(tree, budgets)
         return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
-    with_state = with_runtime(tree, runtime.footprint)
+    placed = _with_room_on_main(tree, with_runtime(tree, runtime.footprint), budgets, strategy, runtime, find)
+    if strategy is not Strategy.OPTIMAL:
+        return placed
+    # what blocks need beside their state is counted for the worst case while searching: less of it may be better
+    others = (
+        _with_room_on_main(tree, less_certain, budgets, strategy, runtime, find)
+        for less_certain in (with_runtime(tree, runtime.footprint, needs=False), tree)
+    )
+    return min((placed, *others), key=_worth)
+
+
+def _worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:
+    over = any(u.budget is not None and u.total > u.budget for u in placement.devices)
+    return over, placement.offloaded, placement.on_disk, placement.fullest, placement.crossings
+
+
+def _with_room_on_main(
+    tree: ModuleTree,
+    counted: ModuleTree,
+    budgets: Budgets,
+    strategy: Strategy,
+    runtime: Runtime,
+    find: Callable[[ModuleTree, Budgets], FoundMap],
+) -> Placement:
+    """Place ``counted``, keeping room on the main device for the state of what is offloaded, which it runs."""
     on_main = 0
     for _ in range(_ROUNDS):
-        found = find(with_state, less(budgets, runtime, on_main=on_main))
+        found = find(counted, less(budgets, runtime, on_main=on_main))
         placement = make_placement(
             tree, found.device_map, budgets, strategy=strategy, notes=found.notes, runtime=runtime
         )
-        # what is offloaded runs on the main device, and keeps its state there: room that is known only afterwards
-        over = max(
-            (u.total - u.budget for u in placement.devices if u.device == main_of(found.device_map) and u.budget),
-            default=0,
-        )
+        main = main_of(found.device_map)
+        over = max((u.total - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
         if over <= 0 or not placement.offloaded:
             break
         on_main += over

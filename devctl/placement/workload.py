@@ -49,10 +49,14 @@ def common_need(footprint: Footprint) -> int:
     return max(needs, key=lambda need: (needs[need], need), default=0)
 
 
-def with_runtime(tree: ModuleTree, footprint: Footprint) -> ModuleTree:
-    """The tree with each block's state, and what it needs beyond the common need, as bytes of the block."""
+def with_runtime(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) -> ModuleTree:
+    """The tree with each block's state, and what it needs beyond the common need, as bytes of the block.
+
+    Args:
+        needs: whether to count that need; it is there only while the block executes, perhaps before there is any state.
+    """
     common = common_need(footprint)
-    own = {b.name: b.state + max(0, b.prefill - common, b.decode - common) for b in footprint.blocks}
+    own = {b.name: b.state + needs * max(0, b.prefill - common, b.decode - common) for b in footprint.blocks}
     known = [module for module in walk(tree.root) if module.name in own and is_atomic(module, tree.no_split)]
     placed = {module.name for module in known}
     # what belongs to no block is where the model begins to run
