@@ -81,4 +81,5 @@ Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),
 ]
+Explain = Annotated[bool, typer.Option("--explain", help="Tell, block by block, why it goes where it does.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")]

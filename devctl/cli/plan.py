@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from devctl.cli import gather, model_options, render, render_plan
+from devctl.cli import gather, model_options, render, render_explain, render_plan
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
+from devctl.placement.explain import explain
 from devctl.placement.placement import to_hf
 
 
@@ -20,6 +21,7 @@ def plan(
     trust_remote_code: model_options.TrustRemoteCode = False,
     revision: model_options.Revision = None,
     report: model_options.Report = None,
+    why: model_options.Explain = False,
     no_cache: model_options.NoCache = False,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
@@ -37,9 +39,12 @@ def plan(
         revision=revision,
         cache=not no_cache,
     )
-    placement = gather.placement(tree, replace(budgets, notes=(*budgets.notes, *how)), strategy)
+    budgets = replace(budgets, notes=(*budgets.notes, *how))
+    placement = gather.placement(tree, budgets, strategy)
     planned = gather.planned_model(model, source, tree)
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))
     render.answer(render.dumps(to_hf(placement.device_map)))
     render.say(render_plan.plan_summary(planned, placement))
+    if why:
+        render.say(render_explain.explanation(explain(tree, budgets, placement)))
