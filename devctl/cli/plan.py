@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from devctl.cli import gather, model_options, render, render_explain, render_plan
+from devctl.cli import gather, model_options, render, render_explain, render_page, render_picture, render_plan
 from devctl.placement import Strategy
 from devctl.placement.document import plan_document
 from devctl.placement.explain import explain
+from devctl.placement.pieces import pieces_of
 from devctl.placement.placement import to_hf
 
 
@@ -22,6 +23,8 @@ def plan(
     revision: model_options.Revision = None,
     report: model_options.Report = None,
     why: model_options.Explain = False,
+    svg: model_options.Svg = None,
+    html: model_options.Html = None,
     no_cache: model_options.NoCache = False,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
@@ -44,6 +47,10 @@ def plan(
     planned = gather.planned_model(model, source, tree)
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))
+    if svg is not None:
+        render.write_file(svg, render_picture.plan_svg(planned, placement, pieces_of(tree, placement)))
+    if html is not None:
+        render.write_file(html, render_page.plan_html(planned, placement, pieces_of(tree, placement)))
     render.answer(render.dumps(to_hf(placement.device_map)))
     render.say(render_plan.plan_summary(planned, placement))
     if why:
