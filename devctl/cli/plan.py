@@ -1,12 +1,12 @@
 """``devctl plan``: where each layer should go."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from devctl.cli import gather, model_options, render, render_explain, render_page, render_picture, render_plan
-from devctl.placement import Strategy
-from devctl.placement.document import plan_document
-from devctl.placement.explain import explain
-from devctl.placement.pieces import pieces_of
+from devctl.cli import gather, model_options, render, render_plan
+from devctl.models.tree import ModuleTree
+from devctl.placement import Budgets, Placement, Strategy
+from devctl.placement.document import PlannedModel, plan_document
 from devctl.placement.placement import to_hf
 
 
@@ -47,11 +47,31 @@ def plan(
     planned = gather.planned_model(model, source, tree)
     if report is not None:
         render.write_file(report, render.dumps(plan_document(planned, placement, gather.versions())))
-    if svg is not None:
-        render.write_file(svg, render_picture.plan_svg(planned, placement, pieces_of(tree, placement)))
-    if html is not None:
-        render.write_file(html, render_page.plan_html(planned, placement, pieces_of(tree, placement)))
+    if svg is not None or html is not None:
+        _draw(planned, tree, placement, svg=svg, html=html)
     render.answer(render.dumps(to_hf(placement.device_map)))
     render.say(render_plan.plan_summary(planned, placement))
     if why:
-        render.say(render_explain.explanation(explain(tree, budgets, placement)))
+        render.say(_explanation(tree, budgets, placement))
+
+
+# what most plans do without is imported when it is asked for
+
+
+def _draw(model: PlannedModel, tree: ModuleTree, placement: Placement, *, svg: Path | None, html: Path | None) -> None:
+    from devctl.cli.render_page import plan_html
+    from devctl.cli.render_picture import plan_svg
+    from devctl.placement.pieces import pieces_of
+
+    pieces = pieces_of(tree, placement)
+    if svg is not None:
+        render.write_file(svg, plan_svg(model, placement, pieces))
+    if html is not None:
+        render.write_file(html, plan_html(model, placement, pieces))
+
+
+def _explanation(tree: ModuleTree, budgets: Budgets, placement: Placement) -> str:
+    from devctl.cli.render_explain import explanation
+    from devctl.placement.explain import explain
+
+    return explanation(explain(tree, budgets, placement))
