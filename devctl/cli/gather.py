@@ -23,7 +23,7 @@ from devctl.placement.document import PlannedModel, normal
 from devctl.placement.latency import Speeds
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
 from devctl.placement.ways_out import fits, ways_out
-from devctl.placement.workload import Runtime
+from devctl.placement.workload import Runtime, less, with_runtime
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def smaller(request: Request, built: ModuleTree) -> Iterator[tuple[str, ModuleTr
         ways.append(("--dtype bfloat16", replace(request, dtype="bfloat16")))
     if built.quantisation is None:
         ways += [(f"--quantize {m}", replace(request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
-    for option, less in ways:
+    for option, changed in ways:
         with contextlib.suppress(DevctlError):  # a way that there is not for this model
-            yield option, tree(less)[1]
+            yield option, tree(changed)[1]
 
 
 def _resolve(request: Request) -> ModelSource:
@@ -164,6 +164,7 @@ def require_room(
     placement: Placement,
     budgets: Budgets,
     smaller: Iterable[tuple[str, ModuleTree]],
+    runtime: Runtime | None = None,
     *,
     offload: bool,
     hint: str,
@@ -179,14 +180,20 @@ def require_room(
     missing = placement.on_disk if offload else placement.offloaded
     if not missing:
         return
-    if fits(tree, budgets, cpu_may_hold=offload):
+
+    def counted(tree: ModuleTree) -> ModuleTree:
+        return tree if runtime is None else with_runtime(tree, runtime.footprint)
+
+    if runtime is not None:
+        budgets = less(budgets, runtime)
+    if fits(counted(tree), budgets, cpu_may_hold=offload):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = ways_out(tree, budgets, cpu_may_hold=offload)
-        fitting = ((option, less) for option, less in smaller if fits(less, budgets, cpu_may_hold=offload))
-        for option, less in fitting:
-            ways += (f"{option} fits: {format_bytes(sizes(less)[''])} instead of {format_bytes(sizes(tree)[''])}",)
-            break
+        ways = ways_out(counted(tree), budgets, cpu_may_hold=offload)
+        for option, other in smaller:
+            if fits(counted(other), budgets, cpu_may_hold=offload):
+                ways += (f"{option} fits: {format_bytes(sizes(other)[''])} instead of {format_bytes(sizes(tree)[''])}",)
+                break
     where = "disk" if offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     raise RefusedError(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 

@@ -175,4 +175,10 @@ Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),
 ]
+Explain = Annotated[bool, typer.Option("--explain", help="Tell, block by block, why it goes where it does.")]
+Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the plan, as a picture.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Also draw the plan, as a page with a table of all blocks."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")]

@@ -1,16 +1,20 @@
 """``devctl plan``: where each layer should go."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import gather, hardware, model_options, options, render, render_plan
 from devctl.errors import UntracedError, UsageError
-from devctl.placement import Strategy
-from devctl.placement.document import plan_document
+from devctl.models.tree import ModuleTree
+from devctl.placement import Budgets, Placement, Strategy
+from devctl.placement.document import PlannedModel, plan_document
 from devctl.placement.placement import to_hf
+from devctl.placement.workload import Runtime
 
 if TYPE_CHECKING:
-    pass
+    from devctl.cli.workload import Question
 
 
 def plan(
@@ -42,6 +46,9 @@ def plan(
     compare: model_options.Compare = False,
     json: options.Json = False,
     report: model_options.Report = None,
+    why: model_options.Explain = False,
+    svg: model_options.Svg = None,
+    html: model_options.Html = None,
     no_cache: model_options.NoCache = False,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
@@ -52,27 +59,28 @@ def plan(
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
     """
-    _exclude(
-        "--compare shows every strategy", compare, strategy=strategy, map=map, report=report, target=target_context
+    latency = objective is model_options.Objective.LATENCY
+    counted = context_length is not None or target_context is not None
+    best = objective is not None or target_context is not None
+    ways = {"strategy": strategy, "objective": objective}
+    sought = {"map": map, "context-length": context_length}
+    shown = {"report": report, "explain": why or None, "svg": svg, "html": html}
+    _refuse(
+        ("--compare shows every strategy", compare, ways | shown | {"map": map, "target-context": target_context}),
+        ("--what-if tries them all", what_if, ways | shown | sought | {"target-context": target_context}),
+        ("--map says where everything goes", map is not None, ways | {"explain": why or None}),
+        ("--target-context looks for the batch or context", target_context is not None, sought),
+        ("--explain is of weights and their room", latency or counted, {"explain": why or None}),
+        ("--speed is for --objective latency", not latency, {"speed": speed}),
     )
-    _exclude(
-        "--what-if tries all of them", what_if, context_length=context_length, target=target_context, report=report
-    )
-    _exclude("--map says where everything goes", map is not None, strategy=strategy, objective=objective)
-    _exclude("--target-context places by optimal", target_context is not None, map=map, context_length=context_length)
-    if (objective or target_context) and strategy not in (None, Strategy.OPTIMAL):
-        raise UsageError(
-            f"--{'objective' if objective else 'target-context'} is for --strategy optimal, not {strategy}"
-        )
-    if speed is not None and objective is not model_options.Objective.LATENCY:
-        raise UsageError("--speed is for --objective latency")
-    wanted = strategy or (Strategy.OPTIMAL if objective or target_context else Strategy.AUTO)
+    if best and strategy not in (None, Strategy.OPTIMAL):
+        raise UsageError(f"--objective and --target-context are for --strategy optimal, not {strategy}")
 
     inventory, how = hardware.visible(visible, hardware.hardware(devices, machine))
     budgets = hardware.budgets(max_memory, inventory, given=devices is not None)
     budgets = hardware.reserved(replace(budgets, notes=(*budgets.notes, *how)), reserve, inventory)
     gather.require_devices(budgets)
-    speeds = hardware.speeds(speed, budgets, inventory) if objective is model_options.Objective.LATENCY else None
+    speeds = hardware.speeds(speed, budgets, inventory) if latency else None
     request = gather.Request(
         model=model,
         dtype=dtype,
@@ -85,7 +93,7 @@ def plan(
     source, tree = gather.tree(request)
     planned = gather.planned_model(model, source, tree)
 
-    from devctl.cli import workload
+    from devctl.cli import workload  # after the options are known to make sense
 
     question = workload.question(
         tree,
@@ -97,50 +105,96 @@ def plan(
         kv_dtype=kv_dtype,
         overhead=overhead,
     )
-    counted = context_length is not None or target_context is not None
+    if what_if:
+        render.answer(workload.what_if(planned, question, json=json))
+        return
+    runtime: Runtime | None = None
     notes: tuple[str, ...] = ()
     if target_context is not None:
-        question, notes = workload.at_most(question, source)
-    runtime = None
-    if counted or what_if or max_context:
-        try:
-            runtime = question.runtime(question.workload)
-        except UntracedError as error:
-            if what_if or max_context or target_context is not None:
-                raise
-            notes = (workload.untraced(error),)
-    if what_if:
-        render.answer(workload.what_if(planned, question, source, json=json))
-        return
-    if not counted:
-        runtime = None
+        question, notes = workload.at_most(question)
+    if counted:
+        runtime, untraced = _runtime(question)
+        notes += untraced
     if compare:
-        placements = [gather.placement(tree, budgets, each, speeds, runtime) for each in Strategy]
-        render.answer(render_plan.comparison(planned, placements, json=json))
+        all_ways = (gather.placement(tree, budgets, each, speeds, runtime) for each in Strategy)
+        render.answer(render_plan.comparison(planned, tuple(all_ways), json=json))
         return
+
     if map is None:
+        wanted = strategy or (Strategy.OPTIMAL if best else Strategy.AUTO)
         placement = gather.placement(tree, budgets, wanted, speeds, runtime)
     else:
         placement = gather.judged(tree, gather.read_map(map, inventory), budgets, runtime)
     disk_unnamed = devices is not None and not inventory.disks
     if no_offload or no_disk or disk_unnamed:
-        hint = "" if no_offload or no_disk else "or add disk to --devices"
-        gather.require_room(tree, placement, budgets, gather.smaller(request, tree), offload=not no_offload, hint=hint)
-    if runtime is not None:
-        notes += runtime.footprint.notes
+        gather.require_room(
+            tree,
+            placement,
+            budgets,
+            gather.smaller(request, tree),
+            runtime,
+            offload=not no_offload,
+            hint="" if no_offload or no_disk else "or add disk to --devices",
+        )
     if max_context:
-        notes += workload.most_tokens(question, source, placement)
+        notes += workload.most_tokens(question, placement)
     placement = replace(placement, notes=(*placement.notes, *notes))
-    document = plan_document(planned, placement, gather.versions())
-    document["workload"] = None if runtime is None else workload.document(placement, runtime.footprint)
-    if report is not None:
-        render.write_file(report, render.dumps(document))
+
+    document = plan_document(planned, placement, gather.versions(), runtime)
+    _write(planned, tree, placement, document, report=report, svg=svg, html=html)
     render.answer(render.dumps(document if json else to_hf(placement.device_map)))
     room = workload.room(question, placement) if runtime is None else ""
     render.say(render_plan.plan_summary(planned, placement, room))
+    if why:
+        render.say(_explanation(tree, budgets, placement))
 
 
-def _exclude(why: str, given: bool, **others: object) -> None:
-    """Refuse options that make no sense together."""
-    if clash := [f"--{name.replace('_', '-')}" for name, value in others.items() if given and value is not None]:
-        raise UsageError(f"{why}: leave out {' and '.join(clash)}")
+def _refuse(*clashes: tuple[str, bool, Mapping[str, object]]) -> None:
+    """Refuse options that make no sense together: (why, whether it is so, the options that are too much then)."""
+    for because, asked, others in clashes:
+        if asked and (too_much := [f"--{name}" for name, value in others.items() if value is not None]):
+            raise UsageError(f"{because}: leave out {' and '.join(too_much)}")
+
+
+def _runtime(question: "Question") -> tuple[Runtime | None, tuple[str, ...]]:
+    """What the workload adds, and what to know about it; nothing where the model can't be traced."""
+    try:
+        runtime = question.runtime(question.workload)
+    except UntracedError as error:
+        return None, (f"KV cache and activations are not counted: {error.message}",)
+    return runtime, runtime.footprint.notes
+
+
+# what most plans do without is imported when it is asked for
+
+
+def _write(
+    model: PlannedModel,
+    tree: ModuleTree,
+    placement: Placement,
+    document: Mapping[str, object],
+    *,
+    report: Path | None,
+    svg: Path | None,
+    html: Path | None,
+) -> None:
+    if report is not None:
+        render.write_file(report, render.dumps(document))
+    if svg is None and html is None:
+        return
+    from devctl.cli.render_page import plan_html
+    from devctl.cli.render_picture import plan_svg
+    from devctl.placement.pieces import pieces_of
+
+    pieces = pieces_of(tree, placement)
+    if svg is not None:
+        render.write_file(svg, plan_svg(model, placement, pieces))
+    if html is not None:
+        render.write_file(html, plan_html(model, placement, pieces))
+
+
+def _explanation(tree: ModuleTree, budgets: Budgets, placement: Placement) -> str:
+    from devctl.cli.render_explain import explanation
+    from devctl.placement.explain import explain
+
+    return explanation(explain(tree, budgets, placement))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from devctl.cli import gather, render, render_plan
 from devctl.devices import Device, DeviceType
@@ -149,7 +149,7 @@ def question(
     Raises:
         UsageError: they make no workload.
     """
-    context = context_length or REFERENCE
+    context = context_length or min(REFERENCE, longest(footprints.source) or REFERENCE)
     new = new_tokens if new_tokens is not None else min(1, context - 1)
     if context <= new:
         raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
@@ -202,11 +202,9 @@ def largest(left: Callable[[int], int], most: int) -> int:
     return at
 
 
-def largest_context(
-    question: Question, source: ModelSource, device_map: dict[str, Device] | None, *, most: int | None = None
-) -> int:
+def largest_context(question: Question, device_map: dict[str, Device] | None, *, most: int | None = None) -> int:
     """Tokens of the longest sequences that fit: on the given map, or on the best one for each length."""
-    most = most or longest(source) or _LONGEST
+    most = most or longest(question.footprints.source) or _LONGEST
     new = question.workload.new_tokens
     least = question.placed(Strategy.OPTIMAL, _with_context(question.workload, new + 1)).offloaded
 
@@ -232,7 +230,7 @@ def largest_batch(question: Question, most: int = 4096) -> int:
     return largest(left, most)
 
 
-def at_most(question: Question, source: ModelSource) -> tuple[Question, tuple[str, ...]]:
+def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
     """The question with the most sequences of its context that fit; where not one does, the longest that does.
 
     Raises:
@@ -243,7 +241,7 @@ def at_most(question: Question, source: ModelSource) -> tuple[Question, tuple[st
         found = replace(question, workload=replace(question.workload, batch_size=batch))
         return found, (f"{batch} sequences of {wanted} tokens fit at once, and no more",)
     one = replace(question, workload=replace(question.workload, batch_size=1))
-    context = largest_context(one, source, None, most=wanted)
+    context = largest_context(one, None, most=wanted)
     if not context:
         raise RefusedError(
             f"not one sequence fits, of {wanted} tokens or fewer", hint="more memory, or --quantize, may help"
@@ -252,11 +250,11 @@ def at_most(question: Question, source: ModelSource) -> tuple[Question, tuple[st
     return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",)
 
 
-def most_tokens(question: Question, source: ModelSource, placement: Placement) -> tuple[str, ...]:
+def most_tokens(question: Question, placement: Placement) -> tuple[str, ...]:
     """The answer to ``--max-context``."""
-    here = largest_context(question, source, dict(placement.device_map))
-    best = largest_context(question, source, None)
-    limit = longest(source)
+    here = largest_context(question, dict(placement.device_map))
+    best = largest_context(question, None)
+    limit = longest(question.footprints.source)
 
     def told(tokens: int) -> str:
         if not tokens:
@@ -270,24 +268,30 @@ def most_tokens(question: Question, source: ModelSource, placement: Placement) -
 
 def room(question: Question, placement: Placement) -> str:
     """How much room is left on the devices that compute, and about how many tokens it holds."""
+    device_map = dict(placement.device_map)
     left = {
         use.device: use.budget - use.used
         for use in placement.devices
-        if use.budget and (is_accelerator(use.device) or use.device == main_of(dict(placement.device_map)))
+        if use.budget and (is_accelerator(use.device) or use.device == main_of(device_map))
     }
     if not left or min(left.values()) < 0:
         return ""
     text = f"room: {format_bytes(sum(left.values()))}"
     try:
-        beside = needs(question.tree, dict(placement.device_map), question.footprints.of(question.workload))
+        beside = needs(question.tree, device_map, question.footprints.of(question.workload))
     except UntracedError:
         return text
     tokens = [
         max(0, left[device] - question.overhead.get(device, 0)) * question.workload.context_length / size
         for device, need in beside.items()
-        if device in left and (size := need.state + need.activations)
+        if device in left and need.state and (size := need.state + need.activations)
     ]
-    return f"{text}, about {_round(min(tokens))} tokens" if tokens else text
+    if not tokens:
+        return text
+    made_for = longest(question.footprints.source)
+    if made_for is not None and min(tokens) >= made_for:
+        return f"{text}, enough for the {made_for:,} tokens that the model is made for"
+    return f"{text}, about {_round(min(tokens))} tokens"
 
 
 def _round(tokens: float) -> str:
@@ -295,9 +299,9 @@ def _round(tokens: float) -> str:
     return f"{int(float(f'{tokens:.2g}')):,}"
 
 
-def what_if(model: PlannedModel, question: Question, source: ModelSource, *, json: bool) -> str:
+def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
     """Which contexts and batch sizes fit on the best placement, as a table or a document."""
-    limit = longest(source) or 2**17
+    limit = longest(question.footprints.source) or 2**17
     contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
     least = question.placed(Strategy.OPTIMAL, question.workload).offloaded
     found = []
@@ -344,37 +348,3 @@ def _with_context(workload: Workload, context: int) -> Workload:
 def kernels(budgets: Budgets) -> Kernels:
     """Whose kernels run on these devices."""
     return Kernels.ACCELERATOR if any(is_accelerator(d) and size for d, size in budgets.devices) else Kernels.CPU
-
-
-def untraced(error: UntracedError) -> str:
-    """The note of a plan that counts the weights alone, because nothing else is known."""
-    return f"KV cache and activations are not counted: {error.message}"
-
-
-def document(placement: Placement, footprint: Footprint) -> dict[str, Any]:
-    """What a plan document says of the workload, in bytes."""
-    workload = footprint.workload
-    return {
-        "context_length": workload.context_length,
-        "batch_size": workload.batch_size,
-        "new_tokens": workload.new_tokens,
-        "kv_dtype": workload.kv_dtype,
-        "kernels": workload.kernels,
-        "exact": footprint.exact,
-        "notes": list(footprint.notes),
-        "devices": [
-            {
-                "device": str(use.device),
-                "weights": use.used,
-                "state": use.state,
-                "activations": use.activations,
-                "overhead": use.overhead,
-                "free": None if use.budget is None else use.budget - use.total,
-            }
-            for use in placement.devices
-        ],
-        "blocks": [
-            {"name": block.name, "state": block.state, "prefill": block.prefill, "decode": block.decode}
-            for block in footprint.blocks
-        ],
-    }

@@ -36,7 +36,7 @@ def blocks_of(tree: ModuleTree) -> tuple[Block, ...]:
     A block is a module that must not be split, a leaf, or the tensors directly in a module that may be split. Blocks
     with tied tensors are one, at the place of the first of them. What has no bytes goes with the block before it.
     """
-    parts = list(_parts(tree.root, tree.no_split))
+    parts = list(parts_of(tree))
     size = counted_bytes(tree)
     owner = {name: index for index, (_, inner) in enumerate(parts) for name in inner}
     leader = list(range(len(parts)))
@@ -78,8 +78,12 @@ def _is_runtime(name: str) -> bool:
     return name.rpartition(".")[2] == RUNTIME
 
 
+def parts_of(tree: ModuleTree) -> Iterator[tuple[list[str], list[str]]]:
+    """(keys of the map, names of the tensors) of each part that is not to be split, in the order of definition."""
+    return _parts(tree.root, tree.no_split)
+
+
 def _parts(module: Module, no_split: frozenset[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """(keys of the map, names of the tensors) of each part that is not to be split."""
     if is_atomic(module, no_split):
         yield [module.name], [t.name for t in tensors(module)]
         return

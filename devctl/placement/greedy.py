@@ -12,6 +12,7 @@ from devctl.devices import Device, DeviceType
 from devctl.models.tree import Module, ModuleTree, Tensor, is_under, sizes, tensors, walk
 from devctl.placement.blocks import is_atomic
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator, less_for_one
+from devctl.placement.decisions import Decision, Share, Step, Trail
 from devctl.placement.strategy import FoundMap, Strategy, collapse, in_order
 
 _Entry = Module | Tensor
@@ -23,16 +24,23 @@ def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> FoundM
     size = sizes(tree)
     limits = dict(budgets.devices)
     notes: list[str] = []
+    share = None
     if strategy is not Strategy.SEQUENTIAL:
         low_zero = strategy is Strategy.BALANCED_LOW_0
-        limits = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
+        limits, share = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
     if tree.budget_share != 1:
         limits = {device: int(limit * tree.budget_share) for device, limit in limits.items()}
     walkthrough = _Walkthrough(tree, size, limits, notes)
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
-    return FoundMap(device_map=in_order(tree, assigned), notes=tuple(notes))
+    trail = Trail(
+        share=share,
+        limits=tuple(limits.items()),
+        main=walkthrough.main,
+        decisions=tuple(walkthrough.decisions),
+    )
+    return FoundMap(device_map=in_order(tree, assigned), notes=tuple(notes), trail=trail)
 
 
 def _balance(
@@ -43,12 +51,12 @@ def _balance(
     given: bool,
     low_zero: bool,
     notes: list[str],
-) -> dict[Device, int]:
+) -> tuple[dict[Device, int], Share | None]:
     """Lower every GPU's limit but the last one's to an even share, so that the last is not left empty."""
     limits = dict(limits)
     count = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0)
     if count == 0:
-        return limits
+        return limits, None
     numbered = [device for device in limits if device.type in NUMBERED]
     if count == 1:
         low_zero = False
@@ -62,13 +70,14 @@ def _balance(
             "ValueError here"
         )
     leaves = [sum(size[t.name] for t in (*m.parameters, *m.buffers)) for m in walk(tree.root) if m.name]
-    share = size[""] // (count - 1 if low_zero else count) + int(1.25 * max([*blocks, *leaves], default=0))
+    largest, parts = max([*blocks, *leaves], default=0), count - 1 if low_zero else count
+    share = Share(nbytes=size[""] // parts + int(1.25 * largest), total=size[""], parts=parts, largest=largest)
 
     filled = [device for device in numbered if limits[device] > 0]
     zero = next((device for device in numbered if device.id == 0), filled[0] if filled else None)
     for device in filled[:-1]:
         if not (low_zero and device == zero):
-            limits[device] = min(limits[device], share)
+            limits[device] = min(limits[device], share.nbytes)
     if low_zero and zero is not None:
         others = [device for device in numbered if device != zero][: count - 1]
         if [device.id for device in (zero, *others)] != list(range(count)):
@@ -78,7 +87,7 @@ def _balance(
                 f"KeyError here; devctl keeps {zero} low"
             )
         limits[zero] = min(limits[zero], max(0, size[""] - sum(limits[device] for device in others)))
-    return limits
+    return limits, share if count > 1 else None
 
 
 @dataclass
@@ -90,6 +99,7 @@ class _Walkthrough:
     limits: dict[Device, int]
     notes: list[str]
     lost_buffers: list[Tensor] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.devices = [*self.limits, *(() if _DISK in self.limits else (_DISK,))]
@@ -127,9 +137,11 @@ class _Walkthrough:
         if anchor is not None and anchor != device:
             if self._is_atomic(entry):
                 if self._room(anchor) is None or self.used[anchor] + self.size[entry.name] <= self.limits[anchor]:
+                    self._decide(Step.JOINED, entry, anchor, self.size[entry.name], partners)
                     self._assign([entry], anchor)
                     return
             else:
+                self._decide(Step.SPLIT_TO_JOIN, entry, anchor, self.size[entry.name], partners)
                 self._split(entry)
                 return
 
@@ -137,15 +149,19 @@ class _Walkthrough:
         with_owners = size + sum(self.size[owner.name] for owner in owners)
         room = self._room(device)
         if room is None or self.used[device] + with_owners <= room:
+            self._decide(Step.PLACED, entry, device, with_owners, [owner.name for owner in owners])
             self._assign([entry, *owners], device)
             return
         if partners and self.used[device] + size <= room and self._split_owner(entry, owners):
             return
         if not self._is_atomic(entry):
+            self._decide(Step.SPLIT, entry, device, with_owners)
             self._split(entry)
             return
         if self._escape(entry, with_owners):
+            self._decide(Step.LEFT_OUT, entry, device, with_owners)
             return
+        self._decide(Step.NEXT, entry, device, with_owners)
         self.current += 1
         self.queue.insert(0, entry)
 
@@ -198,6 +214,7 @@ class _Walkthrough:
             if self._is_atomic(owner):
                 continue
             assert isinstance(owner, Module)
+            self._decide(Step.SPLIT_TO_BRING, owner, self.devices[self.current], self.size[owner.name], [entry.name])
             at = self.queue.index(owner)
             self.queue[at : at + 1] = self._parts(owner)
             self.queue.insert(0, entry)
@@ -237,6 +254,21 @@ class _Walkthrough:
     def _update_largest(self) -> None:
         modules = [entry for entry in self.queue if isinstance(entry, Module)]
         self.largest, self.largest_names = _largest_layers(modules, self.size, self.tree.no_split)
+
+    def _decide(self, step: Step, entry: _Entry, device: Device, needs: int, tied: Iterable[str] = ()) -> None:
+        kept = self.largest if device in self.main else 0
+        decision = Decision(
+            step=step,
+            name=entry.name,
+            device=device,
+            needs=needs,
+            used=self.used[device],
+            limit=None if device.type == DeviceType.DISK else self.limits[device],
+            kept=kept,
+            kept_for=self.largest_names[0] if kept and self.largest_names else None,
+            tied=tuple(tied),
+        )
+        self.decisions.append(decision)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

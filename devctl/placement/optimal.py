@@ -15,6 +15,9 @@ from devctl.placement.row import Best, Row, solve
 from devctl.placement.strategy import FoundMap, collapse, in_order
 from devctl.units import format_bytes
 
+ENDED_EARLY = "the search ended early"
+"""How a note begins that says what is not proven to be the best."""
+
 
 def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
     """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
@@ -68,17 +71,16 @@ def _not_proven(best: Best, sizes: tuple[int, ...], accelerators: int) -> list[s
     if best.off_bound is not None:
         off = sum(size for size, device in zip(sizes, best.devices, strict=True) if device >= accelerators)
         notes.append(
-            f"the search ended early: {format_bytes(off)} are offloaded, and it is not known whether it could be less; "
+            f"{ENDED_EARLY}: {format_bytes(off)} are offloaded, and it is not known whether it could be less; "
             f"no placement offloads less than {format_bytes(best.off_bound)}"
         )
     if best.fraction_bound is not None:
         notes.append(
-            "the search ended early: it is not known whether the fullest device could be less full; in no placement is "
+            f"{ENDED_EARLY}: it is not known whether the fullest device could be less full; in no placement is "
             f"it below {float(best.fraction_bound):.1%}"
         )
     if best.moves_bound is not None:
         notes.append(
-            f"the search ended early: {best.moves} moves between devices, and no placement has fewer than "
-            f"{best.moves_bound}"
+            f"{ENDED_EARLY}: {best.moves} moves between devices, and no placement has fewer than {best.moves_bound}"
         )
     return notes

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree, names
+from devctl.placement.decisions import Trail
 
 
 class Strategy(StrEnum):
@@ -24,10 +25,15 @@ OF_TRANSFORMERS = (Strategy.AUTO, Strategy.BALANCED, Strategy.BALANCED_LOW_0, St
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundMap:
-    """Device by module or tensor name, in the order of definition, and what to tell about it."""
+    """Device by module or tensor name, in the order of definition, and what to tell about it.
+
+    Attributes:
+        trail: how a greedy strategy came to it.
+    """
 
     device_map: dict[str, Device]
     notes: tuple[str, ...]
+    trail: Trail | None = None
 
 
 def collapse(device_map: Mapping[str, Device], name: str = "") -> dict[str, Device]:

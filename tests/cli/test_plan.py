@@ -238,3 +238,21 @@ def test_no_model(devctl):
     done = devctl("plan")
     assert done.code == 2
     assert "Missing argument 'MODEL'" in done.err
+
+
+def test_explain_follows_the_summary(devctl):
+    limits = ["--max-memory", "0=10GiB,1=10GiB,cpu=30GiB"]
+    plain, told = devctl("plan", LLAMA, *limits), devctl("plan", LLAMA, *limits, "--explain")
+    assert told.out == plain.out
+    assert told.err.startswith(plain.err)
+    said = told.err[len(plain.err) :].splitlines()
+    assert said[0] == "why:"
+    assert "- filled in this order, with no going back: cuda:0, cuda:1, cpu, disk" in said
+    assert any(line.endswith("are needed → next device") for line in said)
+
+
+def test_explain_wraps_where_a_terminal_looks(devctl, monkeypatch):
+    args = ["plan", LLAMA, "--max-memory", "0=10GiB,1=10GiB", "--explain"]
+    assert max(map(len, devctl(*args).err.splitlines())) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, devctl(*args).err.splitlines())) <= 80

@@ -120,6 +120,9 @@ def document():
     return plan_document(model, place(MODEL, budgets, Strategy.SEQUENTIAL), {"devctl": "0"})
 
 
+RUNTIME = {"state": 0, "activations": 0, "overhead": 0}  # what no workload was planned for
+
+
 def test_the_plan_document():
     assert document() == {
         "schema": 1,
@@ -135,10 +138,11 @@ def test_the_plan_document():
         },
         "strategy": "sequential",
         "devices": [
-            {"device": "cuda:0", "used": 14, "budget": 26, "modules": ["embed", "layers.0"]},
-            {"device": "cpu", "used": 14, "budget": 100, "modules": ["layers.1", "head"]},
-            {"device": "disk", "used": 0, "budget": None, "modules": []},
+            {"device": "cuda:0", **RUNTIME, "used": 14, "budget": 26, "modules": ["embed", "layers.0"]},
+            {"device": "cpu", **RUNTIME, "used": 14, "budget": 100, "modules": ["layers.1", "head"]},
+            {"device": "disk", **RUNTIME, "used": 0, "budget": None, "modules": []},
         ],
+        "workload": None,
         "offloaded": 14,
         "crossings": 1,
         "device_map": {"embed": 0, "layers.0": 0, "layers.1": "cpu", "head": "cpu"},

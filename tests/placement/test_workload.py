@@ -1,0 +1,117 @@
+"""KV cache and activations in the plan, on trees and footprints that a reader can add up in the head."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devctl.devices import Device
+from devctl.models.footprint import BlockFootprint, Footprint, Workload, device_bytes
+from devctl.placement import Strategy, place
+from devctl.placement.budget import from_max_memory
+from devctl.placement.workload import Runtime, common_need, less, main_of, needs, with_runtime
+from tests.trees import layers
+
+WORK = Workload(context_length=8, new_tokens=1)
+
+
+def footprint(*blocks):
+    """From (name, state, need): a need is as large in prefill as in decode."""
+    return Footprint(
+        workload=WORK,
+        blocks=tuple(
+            BlockFootprint(name=name, prompt_state=state, state=state, prefill=need, decode=need)
+            for name, state, need in blocks
+        ),
+    )
+
+
+def budgets(*gpus, cpu=1000):
+    return from_max_memory({Device.gpu(i): size for i, size in enumerate(gpus)} | {Device.cpu(): cpu})
+
+
+def runtime(found, **overhead):
+    return Runtime(footprint=found, overhead={Device.gpu(int(k[1:])): v for k, v in overhead.items()})
+
+
+FOUR = footprint(*((f"layers.{i}", 5, 3) for i in range(4)))
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_state_goes_with_its_layer_and_a_need_is_counted_once_a_device(strategy):
+    placement = place(layers(10, 10, 10, 10), budgets(100, 100), strategy, None, runtime(FOUR, g0=1, g1=1))
+    for use in placement.devices[:2]:
+        count = sum(name.startswith("layers") for name in use.modules) if use.modules != ("",) else 4
+        if not count:
+            continue
+        assert (use.used, use.state, use.activations, use.overhead) == (10 * count, 5 * count, 3, 1)
+        assert use.total == use.used + use.state + 3 + 1
+
+
+def test_what_fits_by_weights_alone_is_placed_elsewhere_with_its_cache():
+    model = layers(10, 10, 10, 10)
+    assert place(model, budgets(44, 100), Strategy.SEQUENTIAL).devices[0].used == 40
+    counted = place(model, budgets(44, 100), Strategy.SEQUENTIAL, None, runtime(FOUR))
+    assert [use.used for use in counted.devices[:2]] == [20, 20]
+    assert all(use.total <= use.budget for use in counted.devices[:2])
+
+
+def test_what_is_offloaded_keeps_its_state_on_the_main_device():
+    placement = place(layers(10, 10, 10, 10), budgets(58), Strategy.OPTIMAL, None, runtime(FOUR))
+    gpu = placement.devices[0]
+    assert gpu.used == 20
+    assert gpu.state == 20, "all of the cache, though half of the layers are on the CPU"
+    assert gpu.used + 10 + gpu.state + gpu.activations <= 58, "room for the largest block, too"
+
+
+def test_a_block_with_a_need_of_its_own():
+    found = footprint(("layers.0", 5, 3), ("layers.1", 5, 3), ("head", 0, 30))
+    assert common_need(found) == 3
+    model = layers(10, 10, head=10)
+    placement = place(model, budgets(43, 43), Strategy.OPTIMAL, None, runtime(found))
+    assert [use.total for use in placement.devices[:2]] == [33, 40]
+    assert placement.devices[1].modules == ("head",)
+
+
+def test_what_belongs_to_no_block_is_where_the_model_begins():
+    found = footprint(("", 2, 9), ("layers.0", 5, 3), ("layers.1", 5, 3))
+    tree = with_runtime(layers(10, 10), found)
+    assert tree.root.children[0].buffers[0].nbytes == 2 + 6
+    there = needs(layers(10, 10), {"embed": Device.gpu(1), "layers": Device.gpu(2), "head": Device.gpu(2)}, found)
+    assert there[Device.gpu(1)].state == 2
+    assert there[Device.gpu(1)].activations == 9
+    assert there[Device.gpu(2)].state == 10
+
+
+def test_the_main_device():
+    assert main_of({"a": Device.gpu(2), "b": Device.gpu(1), "c": Device.cpu()}) == Device.gpu(1)
+    assert main_of({"a": Device.cpu(), "b": Device.disk()}) == Device.cpu()
+
+
+def test_budgets_without_what_everything_needs():
+    left = dict(less(budgets(20, 2), runtime(FOUR, g0=4), on_main=5).devices)
+    assert left == {Device.gpu(0): 20 - 3 - 4 - 5, Device.gpu(1): 0, Device.cpu(): 1000}
+
+
+NEEDS = st.tuples(st.integers(0, 6), st.integers(0, 9))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
+    st.lists(st.integers(10, 90), min_size=1, max_size=3),
+    st.sampled_from(Strategy),
+)
+def test_no_device_is_given_more_than_it_has(blocks, gpus, strategy):
+    model = layers(*(size for size, _ in blocks))
+    found = footprint(*((f"layers.{i}", *need) for i, (_, need) in enumerate(blocks)))
+    placement = place(model, budgets(*gpus), strategy, None, runtime(found))
+    by_hand = {}
+    device_map = dict(placement.device_map)
+    main = main_of(device_map)
+    for block in found.blocks:
+        device = next((d for key, d in device_map.items() if key in ("", "layers", block.name)), None)
+        by_hand.setdefault(device if device and device.type == "cuda" else main, []).append(block)
+    for use in placement.devices:
+        assert use.state + use.activations == device_bytes(by_hand.get(use.device, []))
+        if use.device.type == "cuda" and strategy is Strategy.OPTIMAL and not placement.offloaded:
+            assert use.total <= use.budget
