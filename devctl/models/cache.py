@@ -1,4 +1,4 @@
-"""Module trees kept between runs, so that a second plan of a model imports no torch."""
+"""Module trees and footprints kept between runs, so that a second plan of a model imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from devctl.models import footprint
+from devctl.models.footprint import Footprint, Workload, dump_footprint, parse_footprint
 from devctl.models.resolve import ModelSource, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 
@@ -43,6 +46,24 @@ def tree_key(source: ModelSource, *, dtype: str, model_class: str | None, trust_
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def footprint_key(
+    source: ModelSource, workload: Workload, *, dtype: str, model_class: str | None, trust_remote_code: bool
+) -> str | None:
+    """What the footprint depends on, hashed: what the tree does, and the workload.
+
+    Returns:
+        None where more decides, as for the tree.
+
+    Raises:
+        ModelError: the config can't be read.
+    """
+    tree = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
+    if tree is None:
+        return None
+    parts = [tree, footprint.FORMAT, asdict(workload)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def load_tree(key: str) -> ModuleTree | None:
     """The tree kept under ``key``; None if there is none, or it can't be read."""
     try:
@@ -51,14 +72,31 @@ def load_tree(key: str) -> ModuleTree | None:
         return None
 
 
+def load_footprint(key: str) -> Footprint | None:
+    """The footprint kept under ``key``; None if there is none, or it can't be read."""
+    try:
+        return parse_footprint((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def store_tree(key: str, tree: ModuleTree) -> None:
     """Keep ``tree`` under ``key``, whole or not at all. A cache that can't be written costs time, nothing else."""
+    _store(key, dump_tree(tree))
+
+
+def store_footprint(key: str, found: Footprint) -> None:
+    """Keep ``found`` under ``key``, as a tree is kept."""
+    _store(key, dump_footprint(found))
+
+
+def _store(key: str, text: str) -> None:
     folder = cache_folder()
     temporary = folder / f".{key}.{os.getpid()}"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(dump_tree(tree), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / f"{key}.json")
         finally:
             temporary.unlink(missing_ok=True)
