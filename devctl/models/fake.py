@@ -7,9 +7,10 @@ computed; what only weights could tell is taken as zero. Imports torch: to be im
 from __future__ import annotations
 
 import logging
+import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -119,7 +120,9 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found: list[Any] = []
         for index in indices:
             if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
-                found.extend(self.__torch_dispatch__(_aten.nonzero.default, (), (index,)).unbind(1))
+                positions = self.__torch_dispatch__(_aten.nonzero.default, (), (index,))
+                with nullcontext() if isinstance(positions, FakeTensor) else no_dispatch():
+                    found.extend(positions.unbind(1))
             else:
                 found.append(index)
         return found
@@ -277,6 +280,8 @@ class FakeWorld:
             stack.enter_context(self._fake)
             stack.enter_context(KnownIntegers(self.guesses, tokens=self._tokens))
             stack.enter_context(KernelsOf(self._kernels))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # a model's own, of values that are not real
             stack.callback(_log.setLevel, _log.level)
             _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
             yield

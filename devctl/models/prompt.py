@@ -14,6 +14,7 @@ from devctl.models.inputs import image_shape, random_inputs
 from devctl.models.storages import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+_TILES = 2
 _GRID_SIDE = 448
 """Pixels of the image for models that take any size, as a grid of patches."""
 
@@ -26,7 +27,7 @@ class Prompts:
         self._batch_size = batch_size
         self._takes = inspect.signature(model.forward).parameters
         self._image_token = next((t for n in _MEDIA_TOKENS[:2] if (t := _number(model.config, n)) is not None), None)
-        self._image_tokens: int | None = None
+        self._way: tuple[str, int] | None = None
         config = model.config
         used = {_number(config, name) for name in _MEDIA_TOKENS}
         self._plain_token = next(token for token in range(1, len(_MEDIA_TOKENS) + 2) if token not in used)
@@ -66,8 +67,7 @@ class Prompts:
             made["decoder_input_ids"] = torch.full((self._batch_size, length), self._plain_token)
         made = {name: _in_dtype(value, model.dtype) for name, value in made.items()}
         if images:
-            pictures = self._pictures()
-            count = self._count(pictures)
+            pictures, count = self.pictures()
             if count >= tokens:
                 raise ValueError(f"an image is {count} tokens long, the prompt {tokens}")
             is_image = torch.arange(tokens).expand(self._batch_size, tokens) < count
@@ -77,35 +77,55 @@ class Prompts:
             made |= pictures
         return made
 
-    def _pictures(self) -> dict[str, torch.Tensor]:
+    def pictures(self) -> tuple[dict[str, torch.Tensor], int]:
+        """An image for each sequence, in the shape that the model takes, and the tokens that it becomes.
+
+        Raises:
+            Exception: its code knows no way that is tried.
+        """
+        if self._way is not None:
+            way, count = self._way
+            return self._in_shape(way), count
+        failed: Exception | None = None
+        for way in self._ways():
+            pictures = self._in_shape(way)
+            try:
+                out = _image_features(self._model)(**pictures)
+            except Exception as error:  # noqa: BLE001 - the shape may be another model's
+                failed = failed or error
+                continue
+            features = getattr(out, "pooler_output", out)
+            rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
+            self._way = way, rows // self._batch_size
+            return pictures, self._way[1]
+        assert failed is not None
+        raise failed
+
+    def _ways(self) -> tuple[str, ...]:
+        if "image_grid_thw" in self._takes:
+            return ("grid",)
+        return ("one", "sizes", "tiles", "tiles and sizes") if "image_sizes" in self._takes else ("one", "tiles")
+
+    def _in_shape(self, way: str) -> dict[str, torch.Tensor]:
         config = self._model.config
         vision = getattr(config, "vision_config", config)
         channels, height, width = image_shape(config)
-        if "image_grid_thw" in self._takes:
+        if way == "grid":
             patch, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
             merge = getattr(vision, "spatial_merge_size", 1)
             side = _GRID_SIDE // (patch * merge) * merge
             size = (self._batch_size * side * side, channels * frames * patch * patch)
             grid = torch.tensor([[1, side, side]] * self._batch_size)
             return {"pixel_values": torch.zeros(size, dtype=self._model.dtype), "image_grid_thw": grid}
-        pixels = torch.zeros((self._batch_size, channels, height, width), dtype=self._model.dtype)
-        if "pixel_attention_mask" in self._takes:
-            return {"pixel_values": pixels.unsqueeze(1)}
-        if "image_sizes" in self._takes:
-            sizes = torch.tensor([[height, width]] * self._batch_size)
-            tiled = hasattr(config, "image_grid_pinpoints")
-            pixels = torch.zeros((self._batch_size, 2, *pixels.shape[1:]), dtype=pixels.dtype) if tiled else pixels
-            return {"pixel_values": pixels, "image_sizes": sizes}
-        return {"pixel_values": pixels}
+        tiles = (_TILES,) if "tiles" in way else ()
+        pixels = torch.zeros((self._batch_size, *tiles, channels, height, width), dtype=self._model.dtype)
+        sizes = {"image_sizes": torch.tensor([[height, width]] * self._batch_size)} if "sizes" in way else {}
+        return {"pixel_values": pixels, **sizes}
 
-    def _count(self, pictures: dict[str, torch.Tensor]) -> int:
-        """Tokens that a sequence's image becomes."""
-        if self._image_tokens is None:
-            out = self._model.get_image_features(**pictures)
-            features = getattr(out, "pooler_output", out)
-            rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
-            self._image_tokens = rows // self._batch_size
-        return self._image_tokens
+
+def _image_features(model: Any) -> Any:
+    """The method that makes tokens of an image; some models with a head leave it to the model below."""
+    return getattr(model, "get_image_features", None) or getattr(model, model.base_model_prefix).get_image_features
 
 
 def _number(config: Any, name: str) -> int | None:

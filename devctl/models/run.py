@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationMixin
 
+from devctl.errors import first_line
 from devctl.models.fake import FakeWorld
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.prompt import Prompts
@@ -64,8 +65,17 @@ class FakeModel:
             self._model: Any = _build(skeleton)
             self.prompts = Prompts(self._model, workload.batch_size)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
-        self.images = self.prompts.may_have_images
+        self.images = False
         """Whether prompts begin with an image."""
+        self.no_images: str | None = None
+        """Why they can't, in a model that would."""
+        if self.prompts.may_have_images:
+            try:
+                with self.world.entered():
+                    self.prompts.pictures()
+                self.images = True
+            except Exception as error:  # noqa: BLE001 - it is the model's own code
+                self.no_images = first_line(error)
         self.plain_generate = False
         """Whether a model's own way to generate is passed over for that of all."""
 

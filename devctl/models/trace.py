@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from devctl.models.run import FakeModel, Step
     from devctl.models.skeleton import Skeleton
 
-_OPERATIONS = 120_000
-"""Of one run, which is some ten seconds."""
+_OPERATIONS = 30_000
+"""Of one run, which is some three seconds; the code of one that takes more loops over the sequence."""
+_OPERATIONS_OF_ALL = 150_000
+"""The same where every block runs."""
 
 
 def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = True) -> Footprint:
@@ -36,7 +38,7 @@ def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = Tru
         try:
             return _trace(skeleton, workload, alike=way)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
-            failed = failed or error
+            failed = error
     assert failed is not None
     raise UntracedError(
         f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
@@ -46,7 +48,7 @@ def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = Tru
 def _trace(skeleton: Skeleton, workload: Workload, *, alike: bool) -> Footprint:
     from devctl.models.run import FakeModel
 
-    model = FakeModel(skeleton, workload, alike=alike, most=_OPERATIONS)
+    model = FakeModel(skeleton, workload, alike=alike, most=_OPERATIONS if alike else _OPERATIONS_OF_ALL)
     notes: list[str] = []
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:
@@ -72,8 +74,9 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
             except Exception as error:  # noqa: BLE001 - as above
                 failed = failed or error
                 continue
-            if failed is not None and not images:
-                notes.append(f"images are not counted: {first_line(failed)}")
+            why = model.no_images or (first_line(failed) if failed and not images else None)
+            if why:
+                notes.append(f"images are not counted: {why}")
             return steps
     assert failed is not None
     raise failed
@@ -132,13 +135,13 @@ def _blocks(prefill: Step, last: Step | None) -> tuple[BlockFootprint, ...]:
 
 def _lengths(model: FakeModel) -> tuple[int, int, int]:
     """Three lengths of a sequence, as long as there is time for."""
-    few, more = 128, 256
+    few, more = 32, 64
     operations = []
     for tokens in (few, more):
         _prefill(model, tokens)
         operations.append(model.operations)
     per_token = max(1, operations[1] - operations[0]) / (more - few)
-    longest = int((_OPERATIONS / 2 - operations[0]) / per_token)
+    longest = int((_OPERATIONS * 0.75 - operations[0]) / per_token)
     unit = max(1, longest // 3 // few) * few
     return unit, 2 * unit, 3 * unit
 

@@ -11,7 +11,7 @@ from devctl.placement.latency import Speeds
 from devctl.placement.optimal import optimal_map
 from devctl.placement.placement import Placement, make_placement
 from devctl.placement.strategy import FoundMap, Strategy
-from devctl.placement.workload import Runtime, less, main_of, with_runtime
+from devctl.placement.workload import Runtime, largest_offloaded, less, main_of, with_runtime
 from devctl.units import format_bytes
 
 __all__ = ["Budgets", "Placement", "Strategy", "place"]
@@ -92,9 +92,12 @@ def _with_room_on_main(
         placement = make_placement(
             tree, found.device_map, budgets, strategy=strategy, notes=found.notes, runtime=runtime
         )
+        if not placement.offloaded:
+            break
         main = main_of(found.device_map)
-        over = max((u.total - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
-        if over <= 0 or not placement.offloaded:
+        kept = largest_offloaded(tree, found.device_map)
+        over = max((u.total + kept - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
+        if over <= 0:
             break
         on_main += over
     return placement

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, device_bytes
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind, names, tensors, walk
-from devctl.placement.blocks import RUNTIME, is_atomic
+from devctl.placement.blocks import RUNTIME, blocks_of, is_atomic
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.strategy import device_of
 
@@ -100,6 +100,13 @@ def main_of(device_map: Mapping[str, Device]) -> Device:
     """The device that takes the inputs, and runs what is offloaded: the first accelerator of the map, else the CPU."""
     used = [device for device in device_map.values() if is_accelerator(device)]
     return min(used, key=lambda device: device.id or 0, default=Device.cpu())
+
+
+def largest_offloaded(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
+    """Bytes of the largest block that another device runs than the one that holds it."""
+    main = main_of(device_map)
+    placed = ((block.nbytes, _device_of(tree, block.names[0], device_map)) for block in blocks_of(tree))
+    return max((n for n, d in placed if d is not None and not is_accelerator(d) and d != main), default=0)
 
 
 def needs(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint) -> dict[Device, Need]:

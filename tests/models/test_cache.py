@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devctl.models import cache
+from devctl.models.footprint import Kernels, Workload
 from devctl.models.quantisation import Quantize
 from devctl.models.resolve import ModelSource, SourceKind, resolve
 from devctl.models.skeleton import read_skeleton
+from devctl.models.trace import trace_footprint
 from tests.conftest import CONFIGS
 from tests.test_architecture import HEAVY, modules_after
 from tests.trees import random_trees
@@ -69,6 +71,34 @@ def test_the_key_of_a_model_on_the_hub_is_of_its_commit():
         return cache.tree_key(source, dtype="auto", model_class=None, trust_remote_code=False)
 
     assert len({of("org/a", "1"), of("org/a", "2"), of("org/b", "1"), key()}) == 4
+
+
+def footprint_key(workload, source=TINY, dtype="auto"):
+    return cache.footprint_key(resolve(str(source)), workload, dtype=dtype, model_class=None, trust_remote_code=False)
+
+
+def test_a_footprint_is_kept_beside_the_tree(folder):
+    workload = Workload(context_length=64, new_tokens=2)
+    found = trace_footprint(read_skeleton(resolve(str(TINY))), workload)
+    cache.store_footprint(footprint_key(workload), found)
+    assert cache.load_footprint(footprint_key(workload)) == found
+    assert cache.load_tree(footprint_key(workload)) is None
+    assert cache.load_footprint(key()) is None
+
+
+def test_the_key_of_a_footprint_depends_on_the_workload_too():
+    workloads = [
+        Workload(context_length=64),
+        Workload(context_length=65),
+        Workload(context_length=64, new_tokens=2),
+        Workload(context_length=64, batch_size=2),
+        Workload(context_length=64, kv_dtype="float16"),
+        Workload(context_length=64, kernels=Kernels.CPU),
+    ]
+    keys = [footprint_key(workload) for workload in workloads]
+    keys += [key(), footprint_key(workloads[0], dtype="float32")]
+    assert len(set(keys)) == len(keys)
+    assert None not in keys
 
 
 def test_what_is_not_kept(tmp_path):
