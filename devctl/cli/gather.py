@@ -23,7 +23,7 @@ from devctl.placement.document import PlannedModel, normal
 from devctl.placement.latency import Speeds
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
 from devctl.placement.ways_out import fits, ways_out
-from devctl.placement.workload import Runtime, less, with_runtime
+from devctl.placement.workload import Runtime, common_need, less, with_runtime
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -167,33 +167,42 @@ def require_room(
     runtime: Runtime | None = None,
     *,
     offload: bool,
+    disk: bool,
     hint: str,
 ) -> None:
-    """Refuse a placement that leaves bytes off the accelerators, or with ``offload`` bytes on disk.
+    """Refuse a placement that gives a device too much, leaves bytes on disk, or anywhere off the accelerators.
 
     Args:
+        offload, disk: where bytes may be left.
         smaller: the same model in fewer bytes, and the option that makes it so; the first that fits is told.
 
     Raises:
         RefusedError: with what would make it fit.
     """
-    missing = placement.on_disk if offload else placement.offloaded
-    if not missing:
+    over = over_budget(placement.devices) if runtime is not None else ()
+    missing = 0 if disk else placement.on_disk if offload else placement.offloaded
+    if not missing and not over:
         return
 
     def counted(tree: ModuleTree) -> ModuleTree:
         return tree if runtime is None else with_runtime(tree, runtime.footprint)
 
+    beside = 0
     if runtime is not None:
+        beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
         budgets = less(budgets, runtime)
+    # room that is missing for the cache is not gained by offloading, as that is where the layers run
+    offload = offload and not over
     if fits(counted(tree), budgets, cpu_may_hold=offload):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = ways_out(counted(tree), budgets, cpu_may_hold=offload)
+        ways = ways_out(counted(tree), budgets, cpu_may_hold=offload, beside=beside)
         for option, other in smaller:
             if fits(counted(other), budgets, cpu_may_hold=offload):
                 ways += (f"{option} fits: {format_bytes(sizes(other)[''])} instead of {format_bytes(sizes(tree)[''])}",)
                 break
+    if over:
+        raise RefusedError("it does not fit", findings=(*over, *ways), hint=hint)
     where = "disk" if offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     raise RefusedError(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 

@@ -126,7 +126,7 @@ def plan(
     else:
         placement = gather.judged(tree, gather.read_map(map, inventory), budgets, runtime)
     disk_unnamed = devices is not None and not inventory.disks
-    if no_offload or no_disk or disk_unnamed:
+    if no_offload or no_disk or disk_unnamed or runtime is not None:
         gather.require_room(
             tree,
             placement,
@@ -134,6 +134,7 @@ def plan(
             gather.smaller(request, tree),
             runtime,
             offload=not no_offload,
+            disk=not (no_offload or no_disk or disk_unnamed),
             hint="" if no_offload or no_disk else "or add disk to --devices",
         )
     if max_context:

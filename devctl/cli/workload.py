@@ -36,6 +36,9 @@ REFERENCE = 4096
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 """The batch sizes of ``--what-if``."""
 
+_MOST_TOKENS = 2**20
+"""Tokens in all that are traced: their ids are real, and take memory."""
+
 _LONGEST = 2**22
 """Tokens, where the config does not say how many the model is made for."""
 
@@ -73,8 +76,16 @@ class Footprints:
             UntracedError: its code can't be run on fake tensors.
         """
         if workload not in self._found:
-            self._found[workload] = self._kept_or_traced(workload)
+            if workload.batch_size > 2 and workload.batch_size * workload.context_length > _MOST_TOKENS:
+                self._found[workload] = self.scaled(workload)
+            else:
+                self._found[workload] = self._kept_or_traced(workload)
         return self._found[workload]
+
+    def scaled(self, workload: Workload) -> Footprint:
+        """The same without a trace of its own: on the line through one sequence and two."""
+        one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
+        return scaled(one, two, workload.batch_size)
 
     def _kept_or_traced(self, workload: Workload) -> Footprint:
         key = None
@@ -177,22 +188,24 @@ def margin(placement: Placement) -> int:
 
 
 def largest(left: Callable[[int], int], most: int) -> int:
-    """The largest number from 1 to ``most`` with nothing missing, where more of it always needs more; 0 for none.
+    """The largest number from 1 to ``most`` with nothing missing, to a part in a thousand below; 0 for none.
 
     Args:
-        left: bytes left for a number, negative where some are missing; nearly a straight line.
+        left: bytes left for a number, negative where some are missing; more of it always needs more.
     """
     at, value = 1, left(1)
     if value < 0:
         return 0
-    over, missing = most, left(most)
-    if missing >= 0:
-        return most
+    over, missing = min(most, 1024), 0
+    while (missing := left(over)) >= 0:
+        if over == most:
+            return most
+        at, value, over = over, missing, min(most, 4 * over)
     turn = 0
-    while over - at > 1:
-        # where a line between both ends says; and every third time the middle, for what is no line
-        guess = at + int((over - at) * value / (value - missing)) if turn % 3 < 2 else (at + over) // 2
-        guess = min(max(guess, at + 1), over - 1)
+    while over - at > max(1, at // 1000):
+        # where a line between both ends says, which is a little too low for what grows faster; then the middle
+        line = at + (over - at) * value // (value - missing)
+        guess = min(max((line, (at + over) // 2)[turn % 2], at + 1), over - 1)
         found = left(guess)
         if found >= 0:
             at, value = guess, found
@@ -224,7 +237,9 @@ def largest_batch(question: Question, most: int = 4096) -> int:
     least = question.placed(Strategy.OPTIMAL, replace(question.workload, batch_size=1)).offloaded
 
     def left(batch: int) -> int:
-        placement = question.placed(Strategy.OPTIMAL, replace(question.workload, batch_size=batch))
+        footprint = question.footprints.scaled(replace(question.workload, batch_size=batch))
+        runtime = Runtime(footprint=footprint, overhead=question.overhead)
+        placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
         return margin(placement) if placement.offloaded <= least else least - placement.offloaded
 
     return largest(left, most)
@@ -306,12 +321,9 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
     least = question.placed(Strategy.OPTIMAL, question.workload).offloaded
     found = []
     for context in contexts[-8:]:
-        one, two = (
-            question.footprints.of(replace(question.workload, context_length=context, batch_size=batch))
-            for batch in (1, 2)
-        )
         for batch in BATCHES:
-            runtime = Runtime(footprint=scaled(one, two, batch), overhead=question.overhead)
+            workload = replace(question.workload, context_length=context, batch_size=batch)
+            runtime = Runtime(footprint=question.footprints.scaled(workload), overhead=question.overhead)
             placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
             fits = margin(placement) >= 0 and placement.offloaded <= least
             found.append((context, batch, fits, float(placement.fullest)))

@@ -18,11 +18,12 @@ def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
     return _fits(row_of(blocks_of(tree)), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
 
 
-def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> tuple[str, ...]:
+def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: int = 0) -> tuple[str, ...]:
     """What hardware would hold the model, a line each.
 
     Args:
         cpu_may_hold: whether only the disk is to be avoided, not the CPU beside accelerators.
+        beside: bytes of each accelerator that ``budgets`` leave out, because they are taken whatever it holds.
     """
     row = row_of(blocks_of(tree))
     limits = limits_of(tree, budgets)
@@ -33,8 +34,8 @@ def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> tuple
         needed = _cpu_needed(row, list(gpus.values()))
         found.append(f"{Device.cpu()} would have to hold {format_bytes(needed)}" + _more(needed, cpu))
     if gpus:
-        found.append(_larger(row, gpus))
-        if more := _how_many_more(row, list(gpus.values()), cpu, cpu_may_hold=cpu_may_hold):
+        found.append(_larger(row, gpus, beside))
+        if more := _how_many_more(row, list(gpus.values()), cpu, cpu_may_hold=cpu_may_hold, beside=beside):
             found.append(more)
     return tuple(found)
 
@@ -50,15 +51,15 @@ def _cpu_needed(row: Row, gpus: list[int]) -> int:
     return sum(size for size, device in zip(row.moved, best.devices, strict=True) if device == len(gpus))
 
 
-def _larger(row: Row, gpus: dict[Device, int]) -> str:
+def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
     """The same accelerators, all larger by one factor."""
     factor = least_factor(row, list(gpus.values()))
     sizes = {device: -(-limit * factor.numerator // factor.denominator) for device, limit in gpus.items()}
     if len(set(gpus.values())) == 1:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
-        return f"{who} would have to hold {format_bytes(each)}" + _more(each, min(gpus.values()))
-    told = [f"{device} {format_bytes(size)}" for device, size in sizes.items()]
+        return f"{who} would have to hold {format_bytes(each + beside)}" + _more(each, min(gpus.values()))
+    told = [f"{device} {format_bytes(size + beside)}" for device, size in sizes.items()]
     return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}" + (
         f" and {len(told) - 4} more" if len(told) > 4 else ""
     )
@@ -68,7 +69,7 @@ def _more(needed: int, given: int | None) -> str:
     return "" if not given or given >= needed else f", {format_bytes(needed - given)} more than it may"
 
 
-def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool) -> str | None:
+def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool, beside: int) -> str | None:
     """The fewest further GPUs, as large as the largest there is; None where no number would do."""
     size = max(gpus)
 
@@ -84,4 +85,4 @@ def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size)} would hold the rest"
+    return f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)} would hold the rest"

@@ -1,0 +1,152 @@
+"""`devctl plan` with KV cache and activations."""
+
+import json
+
+import pytest
+
+from devctl.cli.workload import largest
+from tests.conftest import CONFIGS
+from tests.test_architecture import HEAVY, modules_after
+
+LLAMA = CONFIGS / "llama-3.1-8b"  # 128 KiB of keys and values a token, in 32 layers
+GIB = 2**30
+
+
+def plan(devctl, *args, code=0):
+    done = devctl("plan", LLAMA, *args, "--json")
+    assert done.code == code, done.err
+    return json.loads(done.out) if done.out else None, done.err
+
+
+def test_the_cache_is_counted_where_the_layers_are(devctl):
+    document, err = plan(devctl, "--devices", "2x24GiB", "--context-length", 32768, "--batch-size", 2)
+    gpus = document["devices"][:2]
+    assert sum(use["state"] for use in gpus) == 2 * 32768 * 131072
+    assert [use["overhead"] for use in gpus] == [512 * 2**20] * 2
+    assert all(use["used"] + use["state"] + use["activations"] + use["overhead"] <= use["budget"] for use in gpus)
+    assert document["workload"]["context_length"] == 32768
+    assert document["workload"]["batch_size"] == 2
+    blocks = {block["name"]: block for block in document["workload"]["blocks"]}
+    assert blocks["model.layers.7"]["state"] == 2 * 32768 * 131072 // 32
+    assert "▓ KV cache" in err
+
+
+def test_a_kept_footprint_needs_no_torch(tmp_path):
+    command = ["plan", str(LLAMA), "--devices", "2x24GiB", "--context-length", "4096"]
+    for again in (False, True):
+        found, out = modules_after(*command, DEVCTL_CACHE_DIR=str(tmp_path))
+        assert set(json.loads(out).values()) == {0, 1}
+        assert found.isdisjoint(HEAVY) == again
+
+
+def test_what_auto_spills_over_is_held_when_it_is_counted(devctl, tmp_path):
+    """Of weights, auto puts as many on the GPUs as they hold; with a cache beside them they need more than there is."""
+    gemma = CONFIGS / "gemma-2-27b"
+    box = ["--devices", "2x24GiB,cpu=64GiB"]
+    work = ["--context-length", 8192, "--new-tokens", 1024]
+    weights = json.loads(devctl("plan", gemma, *box, "--json").out)
+    (tmp_path / "map.json").write_text(json.dumps(weights["device_map"]))
+    judged = devctl("plan", gemma, *box, *work, "--map", tmp_path / "map.json")
+    assert judged.code == 3
+    assert "more than the 24.0 GiB that it may hold" in judged.err
+    counted = json.loads(devctl("plan", gemma, *box, *work, "--strategy", "optimal", "--json").out)
+    for use in counted["devices"]:
+        if use["budget"]:
+            assert use["used"] + use["state"] + use["activations"] + use["overhead"] <= use["budget"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential", "optimal"])
+def test_every_strategy_counts(devctl, strategy):
+    work = ["--context-length", 32768, "--strategy", strategy]
+    document, _ = plan(devctl, "--devices", "2x16GiB,cpu=64GiB", *work)
+    for use in document["devices"][:2]:
+        assert use["used"] + use["state"] + use["activations"] + use["overhead"] <= use["budget"]
+
+
+def test_without_a_workload_the_room_is_told(devctl):
+    _, err = plan(devctl, "--devices", "2x24GiB")
+    (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
+    assert line.startswith("room: 33.0 GiB, about ")
+    _, err = plan(devctl, "--devices", "8x80GiB")
+    assert "enough for the 131,072 tokens that the model is made for" in err
+
+
+def test_max_context(devctl, tmp_path):
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--max-context")
+    (note,) = [line for line in done.err.splitlines() if "the most tokens" in line]
+    here = int(note.split("the most tokens: ")[1].split()[0])
+    (tmp_path / "map.json").write_text(done.out)
+    fits = ["--devices", "2x24GiB", "--map", tmp_path / "map.json"]
+    assert devctl("plan", LLAMA, *fits, "--context-length", here).code == 0
+    assert devctl("plan", LLAMA, *fits, "--context-length", int(here * 1.01)).code == 3
+
+
+def test_target_context(devctl):
+    document, err = plan(devctl, "--devices", "2x24GiB", "--target-context", 16384)
+    batch = document["workload"]["batch_size"]
+    assert f"note: {batch} sequences of 16384 tokens fit at once, and no more" in err
+    more = ["--context-length", 16384, "--batch-size", batch + 1, "--strategy", "optimal", "--no-offload"]
+    assert devctl("plan", LLAMA, "--devices", "2x24GiB", *more).code == 3
+    document, err = plan(devctl, "--devices", "24GiB", "--target-context", 131072)
+    assert "note: not one sequence of 131072 tokens fits: planned for " in err
+    assert document["workload"]["batch_size"] == 1
+    done = devctl("plan", LLAMA, "--devices", "8GiB", "--target-context", 1024)
+    assert done.code == 3
+    assert done.err.startswith("devctl: not one sequence fits")
+
+
+def test_what_if(devctl):
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--what-if", "--json")
+    cases = {(c["context_length"], c["batch_size"]): c["fits"] for c in json.loads(done.out)["cases"]}
+    assert cases[1024, 1]
+    assert not cases[131072, 1]
+    for (context, batch), fits in cases.items():  # less always fits where more does
+        assert not fits or cases.get((context // 2, batch), True)
+        assert not fits or cases.get((context, batch // 2), True)
+    table = devctl("plan", LLAMA, "--devices", "2x24GiB", "--what-if").out.splitlines()
+    assert table[1].split() == ["tokens", "\\", "batch", "1", "2", "4", "8", "16", "32", "64"]
+    assert table[-2].split()[:2] == ["131072", "–"]
+
+
+def test_the_ways_out_count_it_too(devctl):
+    work = ["--context-length", 131072, "--no-offload", "--strategy", "optimal"]
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB,cpu=64GiB", *work)
+    assert done.code == 3
+    (line,) = [line for line in done.err.splitlines() if "have to hold" in line]
+    needed = float(line.split("have to hold ")[1].split(" GiB")[0])
+    assert devctl("plan", LLAMA, "--devices", f"2x{needed + 0.05}GiB", *work).code == 0
+    assert devctl("plan", LLAMA, "--devices", f"2x{needed - 0.7}GiB", *work).code == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context-length", "8", "--new-tokens", "8"], "--new-tokens 8 leaves no prompt of --context-length 8"),
+        (["--context-length", "8", "--explain"], "--explain is of weights and their room"),
+        (["--context-length", "8", "--overhead", "x"], "--overhead: 'x' is not a size"),
+        (["--target-context", "8", "--context-length", "9"], "--target-context looks for the batch or context"),
+        (
+            ["--target-context", "8", "--strategy", "auto"],
+            "--objective and --target-context are for --strategy optimal",
+        ),
+        (["--what-if", "--svg", "x.svg"], "--what-if tries them all: leave out --svg"),
+    ],
+)
+def test_what_makes_no_workload(devctl, options, message):
+    done = devctl("plan", LLAMA, "--devices", "2x24GiB", *options)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"devctl: {message}")
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 1023, 1024, 1025, 3000, 70_001, 10**6])
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_largest_that_fits(limit, power):
+    asked = []
+
+    def left(number):
+        asked.append(number)
+        return limit**power - number**power
+
+    found = largest(left, 200_000)
+    assert found == min(limit, 200_000) if limit < 1000 or limit > 200_000 else limit * 0.998 <= found <= limit
+    assert len(asked) <= 25
