@@ -85,7 +85,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         real = not any(isinstance(tensor, FakeTensor) for tensor in given)
-        if not real and func in _OF_NO_VALUES:
+        if not real and func in _OF_NO_VALUES and not args[0].is_floating_point():
             with no_dispatch():
                 like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
             return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)

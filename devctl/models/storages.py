@@ -169,6 +169,7 @@ def peaks(
     held: dict[str, int] = defaultdict(int)
     highest: dict[str, int] = {}
     found: dict[str, int] = {}  # what was alive when a block began
+    furthest = -1
 
     def count(number: int, sign: int) -> None:
         nonlocal temporary
@@ -184,14 +185,15 @@ def peaks(
     for event, what in phase.events:
         if event is _Event.ENTERED:
             found[what] = temporary
+            furthest = max(furthest, order[what])
             continue
         count(what, 1 if event is _Event.BORN else -1)
         if event is _Event.BORN:
             owner = storages[what].owner
             # what the block's old state, or a growing one, holds beside its final state counts as well
             now = temporary + held[owner] - state.get(owner, 0)
-            if is_prefill:
-                place = order.get(owner, -1)
+            place = order.get(owner, -1)
+            if is_prefill and place < furthest:
                 now += sum(held[twins.get(name, name)] for name in found if order[name] > place)
             highest[owner] = max(highest.get(owner, 0), now)
     for name, original in twins.items():

@@ -66,7 +66,8 @@ def _trace(skeleton: Skeleton, workload: Workload, *, alike: bool) -> Footprint:
 def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
     """With an image in the prompt, else without; by the model's own generate, else by everybody's."""
     failed: Exception | None = None
-    for images in (True, False) if model.images else (False,):
+    had_images = model.images
+    for images in (True, False) if had_images else (False,):
         for plain in (False, True) if model.has_own_generate else (False,):
             model.images, model.plain_generate = images, plain
             try:
@@ -74,7 +75,7 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
             except Exception as error:  # noqa: BLE001 - as above
                 failed = failed or error
                 continue
-            why = model.no_images or (first_line(failed) if failed and not images else None)
+            why = first_line(failed) if failed and had_images and not images else model.no_images
             if why:
                 notes.append(f"images are not counted: {why}")
             return steps

@@ -68,7 +68,7 @@ CONFIGS = {
         t.GPT2LMHeadModel,
         t.GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=8, n_positions=4096),
     ),
-    "mamba": lambda: (t.MambaForCausalLM, t.MambaConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=4)),
+    "mamba": lambda: (t.MambaForCausalLM, t.MambaConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=2)),
     "qwen3-next": lambda: (
         t.Qwen3NextForCausalLM,
         t.Qwen3NextConfig(

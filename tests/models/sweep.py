@@ -44,6 +44,8 @@ def classes():
                 model_class = mapping[config_class]
             except ValueError:  # an entry whose class transformers does not export
                 continue
+            if config_class.base_config_key:  # a part of a model that is traced as a whole
+                continue
             found.setdefault(config_class, model_class[0] if isinstance(model_class, tuple | list) else model_class)
     return sorted(found.items(), key=lambda item: item[1].__name__)
 
@@ -61,6 +63,13 @@ def skeleton(config_class, model_class):
         return read_skeleton(resolve(folder), dtype="bfloat16")
 
 
+def workload(config):
+    """Few tokens, unless an image is among them."""
+    wanted = 640 if hasattr(config, "vision_config") else 96
+    most = most_tokens(config) or wanted
+    return Workload(context_length=min(wanted, most - most // 8), new_tokens=4)
+
+
 def sweep(report=lambda *_: None):
     """What came of each: its footprint, why it could not be traced, or None where there is no model to trace."""
     found = {}
@@ -72,9 +81,7 @@ def sweep(report=lambda *_: None):
             report(model_class.__name__, f"not built: {first_line(error)}")
             continue
         try:
-            most = most_tokens(built.config) or 640
-            workload = Workload(context_length=min(640, most - most // 8), new_tokens=4)
-            found[model_class.__name__] = trace_footprint(built, workload)
+            found[model_class.__name__] = trace_footprint(built, workload(built.config))
         except UntracedError as error:
             found[model_class.__name__] = error.message.partition(": ")[2]
         report(model_class.__name__, found[model_class.__name__])

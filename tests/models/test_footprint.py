@@ -210,7 +210,7 @@ def test_every_peak_is_what_the_allocator_gives_out(name, dtype):
 
 
 def within_bounds(found):
-    assert found.peak[1] > 10 * 2**20
+    assert found.peak[1] > 5 * 2**20
     assert -0.02 <= found.error <= 0.05, found
     # an encoder's output is state too, but not in the cache
     assert found.state[0] == pytest.approx(found.state[1], rel=0.2 if found.name in ("t5", "bart") else 0)

@@ -1,0 +1,23 @@
+"""Every architecture is traced, or the table says why not."""
+
+import json
+
+import pytest
+
+from devctl.models.footprint import Footprint, device_bytes, state_bytes
+from tests.models.sweep import TABLE, sweep, untraced
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_architecture_is_traced_or_in_the_table():
+    found = sweep()
+    table = json.loads(TABLE.read_text())
+    assert untraced(found).keys() == table.keys()
+    traced = {name: each for name, each in found.items() if isinstance(each, Footprint)}
+    assert len(traced) > 250
+    for name, footprint in traced.items():
+        assert device_bytes(footprint.blocks) > 0, name
+        assert footprint.exact == (not footprint.notes), name
+        if name.endswith("ForCausalLM"):
+            assert state_bytes(footprint) > 0, name
