@@ -215,11 +215,16 @@ def largest(left: Callable[[int], int], most: int) -> int:
     return at
 
 
+def least_offloaded(question: Question) -> int:
+    """Bytes that are offloaded even without a workload; a workload fits that needs no more."""
+    return place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded
+
+
 def largest_context(question: Question, device_map: dict[str, Device] | None, *, most: int | None = None) -> int:
     """Tokens of the longest sequences that fit: on the given map, or on the best one for each length."""
     most = most or longest(question.footprints.source) or _LONGEST
     new = question.workload.new_tokens
-    least = question.placed(Strategy.OPTIMAL, _with_context(question.workload, new + 1)).offloaded
+    least = least_offloaded(question)
 
     def left(context: int) -> int:
         workload = _with_context(question.workload, context + new)
@@ -233,8 +238,8 @@ def largest_context(question: Question, device_map: dict[str, Device] | None, *,
 
 
 def largest_batch(question: Question, most: int = 4096) -> int:
-    """The most sequences at once for which there is a placement that offloads no more than one of them needs."""
-    least = question.placed(Strategy.OPTIMAL, replace(question.workload, batch_size=1)).offloaded
+    """The most sequences at once for which there is a placement that offloads no more than the weights need."""
+    least = least_offloaded(question)
 
     def left(batch: int) -> int:
         footprint = question.footprints.scaled(replace(question.workload, batch_size=batch))
@@ -318,7 +323,7 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
     """Which contexts and batch sizes fit on the best placement, as a table or a document."""
     limit = longest(question.footprints.source) or 2**17
     contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
-    least = question.placed(Strategy.OPTIMAL, question.workload).offloaded
+    least = least_offloaded(question)
     found = []
     for context in contexts[-8:]:
         for batch in BATCHES:

@@ -58,6 +58,8 @@ def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
     if len(set(gpus.values())) == 1:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
+        if beside:  # what blocks need is counted for the worst case, so that a little less might do as well
+            return f"{who} would do with {format_bytes(each + beside)}" + _more(each, min(gpus.values()))
         return f"{who} would have to hold {format_bytes(each + beside)}" + _more(each, min(gpus.values()))
     told = [f"{device} {format_bytes(size + beside)}" for device, size in sizes.items()]
     return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}" + (

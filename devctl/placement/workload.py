@@ -56,7 +56,9 @@ def with_runtime(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) 
         needs: whether to count that need; it is there only while the block executes, perhaps before there is any state.
     """
     common = common_need(footprint)
-    own = {b.name: b.state + needs * max(0, b.prefill - common, b.decode - common) for b in footprint.blocks}
+    # a sliding window is cut off only after prefill, which holds all of the prompt's keys and values
+    states = {b.name: max(b.state, b.prompt_state) for b in footprint.blocks}
+    own = {b.name: states[b.name] + needs * max(0, b.prefill - common, b.decode - common) for b in footprint.blocks}
     known = [module for module in walk(tree.root) if module.name in own and is_atomic(module, tree.no_split)]
     placed = {module.name for module in known}
     # what belongs to no block is where the model begins to run
