@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device, DeviceType
-from devctl.loading.loader import hooks_of, main_device, to_device
+from devctl.loading.hooks import hooks_of
+from devctl.loading.loader import main_device, to_device
 from devctl.placement.placement import device_of
 
 if TYPE_CHECKING:
