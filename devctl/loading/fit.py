@@ -33,8 +33,8 @@ def require_fit(
     Raises:
         ModelError: the checkpoint is of another model, or lacks what the map puts on disk.
     """
-    wrong = [(key, tuple(stored), tuple(built)) for key, stored, built in sorted(info["mismatched_keys"])]
-    if mismatched := wrong or list(_mismatched_on_disk(model)):
+    wrong = [(key, tuple(stored), tuple(built)) for key, stored, built in info["mismatched_keys"]]
+    if mismatched := sorted([*wrong, *_mismatched_on_disk(model)]):
         first, stored, built = mismatched[0]
         more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
         raise ModelError(

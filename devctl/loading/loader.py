@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -138,6 +139,7 @@ def load(
 
 def _explained(error: Exception, source: ModelSource, folder: Path | None) -> DevctlError:
     """What a failed ``from_pretrained`` means."""
+    import torch.serialization
     from safetensors import SafetensorError
 
     text = first_line(error)
@@ -150,7 +152,7 @@ def _explained(error: Exception, source: ModelSource, folder: Path | None) -> De
             f"the pickled weights of {source.location} run code to be read ({code[1]}), which is refused",
             hint="give safetensors; if you trust whoever made it, load it with torch and save_pretrained it anew",
         )
-    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in text:
+    if any(frame.filename == torch.serialization.__file__ for frame in traceback.extract_tb(error.__traceback__)):
         reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
         why = reason[1] if reason else text
         return ModelError(f"the pickled weights of {source.location} are corrupt: {why[:200]}", hint=DOWNLOAD_AGAIN)

@@ -54,7 +54,9 @@ def fetch_weights(model: str, revision: str | None) -> Path:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
     names: tuple[str, ...] = ()
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+    for name in _first_in_cache(
+        model, revision, (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    ):
         with contextlib.suppress(NoSuchFileError):
             if name.endswith(".index.json"):
                 names = shards(fetch(model, name, revision))
@@ -71,12 +73,23 @@ def fetch_weights(model: str, revision: str | None) -> Path:
     _require_space(model, names, revision)
     for name in names:
         path = fetch(model, name, revision)
-    with contextlib.suppress(NoSuchFileError):
+    with contextlib.suppress(ModelError):  # nothing depends on it
         fetch(model, GENERATION_CONFIG, revision)
     folder = path
     for _ in Path(names[-1]).parts:
         folder = folder.parent
     return folder
+
+
+def _first_in_cache(model: str, revision: str | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names``; offline, from the first on that is in the cache, since nothing says whether those before it exist."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import is_offline_mode
+
+    if not is_offline_mode():
+        return names
+    there = [isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in names]
+    return names[there.index(True) :] if any(there) else names
 
 
 def _require_space(model: str, names: tuple[str, ...], revision: str | None) -> None:
@@ -184,9 +197,8 @@ def _unreachable(error: BaseException, model: str, name: str) -> ModelError:
             hint="unset HF_HUB_OFFLINE, or give a folder or a config file",
         )
     cause = error.__cause__
-    if getattr(getattr(cause, "response", None), "status_code", None) in (401, 403, 429) and isinstance(
-        cause, Exception
-    ):
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if isinstance(cause, Exception) and status is not None and status < 500:
         return _refused(cause, model, name)
     return ModelError(
         f"{there} is not in the cache, and the hub can't be reached: {first_line(cause or error)[:_SAID]}",
