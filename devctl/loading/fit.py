@@ -51,10 +51,10 @@ def require_fit(
             f"({shorten(missing)}), and have {len(unexpected)} that are not of it ({shorten(unexpected)})",
             hint=_RIGHT_CONFIG if own else "--model-class may name another class",
         )
-    if on_disk := [key for key in missing if device_of(key, device_map) == Device.disk()]:
+    if on_disk := _unreadable(model, device_map):
         raise ModelError(
             f"the weights of {name} lack {shorten(on_disk)}, which the map puts on disk, where nothing can be read",
-            hint="put these on a device that computes: there they are random",
+            hint="put these on a device that computes",
         )
     notes = []
     if missing:
@@ -62,6 +62,23 @@ def require_fit(
     if unexpected:
         notes.append(f"in the checkpoint, and not of {type(model).__name__}: {shorten(unexpected)}")
     return tuple(notes)
+
+
+def _unreadable(model: PreTrainedModel, device_map: Mapping[str, Device]) -> list[str]:
+    """Weights on disk that no file has: missing ones, and those that a model computes and does not save."""
+    found = []
+    kept = {name for pair in model.all_tied_weights_keys.items() for name in pair}  # read under either name
+    for module_name, module in model.named_modules():
+        for local, tensor in module._parameters.items():
+            name = f"{module_name}.{local}" if module_name else local
+            if tensor is None or tensor.device.type != "meta" or name in kept:
+                continue
+            stores = [
+                weights for hook in hooks_of(module) if (weights := getattr(hook, "weights_map", None)) is not None
+            ]
+            if device_of(name, device_map) == Device.disk() and not any(local in weights for weights in stores):
+                found.append(name)
+    return sorted(found)
 
 
 def _mismatched_on_disk(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:

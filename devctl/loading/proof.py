@@ -46,7 +46,9 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
     Buffers are not offloaded: those of an offloaded module belong on the device that runs it.
     """
     main = main_device(model, device_map)
-    tied = tied_places(model.all_tied_weights_keys.items(), device_map)
+    ties = model.all_tied_weights_keys
+    tied = tied_places(ties.items(), device_map)
+    twins = {**{source: target for target, source in ties.items()}, **ties}
     misplaced = []
     measured: dict[Device, int] = {}
     seen: set[object] = set()
@@ -60,6 +62,10 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
             name = f"{module_name}.{local}" if module_name else local
             expected = expected_device(name, local in module._buffers, device_map, main, tied)
             actual, identity = _find(module, local, tensor)
+            if actual is None and name in twins:  # on disk, and read under its other name alone
+                owner, _, other = twins[name].rpartition(".")
+                twin = model.get_submodule(owner)
+                actual, identity = _find(twin, other, getattr(twin, other))
             if actual != expected:
                 misplaced.append(Misplaced(name=name, expected=expected, actual=actual))
             if actual is not None and (actual, identity) not in seen:

@@ -186,9 +186,7 @@ def test_a_disk_that_fills_up(hub, monkeypatch):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_download_at_once(number, code, hub, tmp_path):
     hub.faults[SECOND] = Fault(keep=1000, hold=60)
-    clean = {
-        k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN") and "proxy" not in k.lower()
-    }
+    ours = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN") and "proxy" not in k.lower()}
     process = subprocess.Popen(
         [DEVCTL, "load", "org/shards", "--map", "cpu"],
         env=ours | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "cache")},
