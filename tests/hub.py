@@ -1,8 +1,10 @@
-"""A hub on loopback: the few answers of the Hugging Face hub that devctl and transformers ask for."""
+"""A hub on loopback: the few answers of the Hugging Face hub that devctl and transformers ask for, and its failures."""
 
 import contextlib
 import hashlib
 import json
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,14 +14,40 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
+class Fault:
+    """What goes wrong with a file, ``times`` over; then it is served as it is.
+
+    Attributes:
+        status: answered instead of the file.
+        keep: bytes of the body that are sent before the connection ends.
+        reset: it ends with a reset, as one does whose peer has crashed; else as one that is closed.
+        hold: seconds that nothing is sent for, after ``keep`` bytes.
+        heads: HEAD requests meet it too.
+    """
+
+    status: int = 0
+    keep: int | None = None
+    reset: bool = False
+    hold: float = 0
+    times: int = 10**9
+    heads: bool = False
+
+
+@dataclass
 class Hub:
-    """Repositories by id: a folder of files, or the status that every request for it gets."""
+    """Repositories by id: a folder of files, or the status that every request for it gets; faults by file's name."""
 
     url: str = ""
     repos: dict[str, Path | tuple[int, str]] = field(default_factory=dict)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    redirected: bool = False
+    """Files are answered with a redirect to another address, as the real hub's weights are."""
     requests: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    holding: threading.Event = field(default_factory=threading.Event)
+    """Set once a file is held back."""
+    closing: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
@@ -32,19 +60,33 @@ def serve():
         def log_message(self, *args):
             pass
 
-        def answer(self, status, body=b"", *, head=False, **headers):
+        def answer(self, status, body=b"", *, head=False, fault=None, **headers):
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if not head:
+            if head:
+                return
+            if fault is None:
                 self.wfile.write(body)
+                return
+            self.wfile.write(body[: fault.keep])
+            self.wfile.flush()
+            if fault.hold:
+                hub.holding.set()
+                hub.closing.wait(fault.hold)
+            self.close_connection = True
+            if fault.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
         def do_HEAD(self):
             self.do_GET(head=True)
 
         def do_GET(self, head=False):
             path = self.path.partition("?")[0].strip("/")
+            elsewhere = path.startswith("elsewhere/")
+            path = path.removeprefix("elsewhere/")
             hub.requests.append(f"{self.command} {path}")
             hub.tokens.append(self.headers.get("Authorization"))
             parts = path.split("/")
@@ -61,30 +103,48 @@ def serve():
                 info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p.name} for p in content.iterdir()]}
                 self.answer(200, json.dumps(info).encode(), head=head, Content_Type="application/json")
                 return
-            revision, name = parts[3], "/".join(parts[4:])
+            self.answer_file(content, parts[3], "/".join(parts[4:]), head=head, elsewhere=elsewhere)
+
+        def answer_file(self, folder, revision, name, *, head, elsewhere):
             if revision not in ("main", COMMIT):
                 self.answer(404, b"", head=head, X_Error_Code="RevisionNotFound")
                 return
-            file = content / name
+            file = folder / name
             if not file.is_file():
                 self.answer(404, b"", head=head, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
                 return
+            fault = hub.faults.get(name)
+            if fault is not None and (fault.times <= 0 or (head and not fault.heads)):
+                fault = None
+            if fault is not None:
+                fault.times -= 1
+                if fault.status:
+                    self.answer(fault.status, b"{}", head=head, X_Repo_Commit=COMMIT)
+                    return
             body = file.read_bytes()
             etag = f'"{hashlib.sha256(body).hexdigest()}"'
-            status = 200
+            if hub.redirected and not elsewhere:
+                facts = {"X_Linked_Size": str(len(body)), "X_Linked_Etag": etag, "X_Repo_Commit": COMMIT}
+                self.answer(302, b"", head=head, Location=f"{hub.url}/elsewhere{self.path}", **facts)
+                return
+            status, facts = 200, {}
             if wanted := self.headers.get("Range"):
                 hub.ranges.append(wanted)
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
-                status, body = 206, body[int(first) : int(last) + 1]
-            self.answer(status, body, head=head, ETag=etag, X_Repo_Commit=COMMIT)
+                end = int(last) + 1 if last else len(body)
+                facts["Content_Range"] = f"bytes {first}-{min(end, len(body)) - 1}/{len(body)}"
+                status, body = 206, body[int(first) : end]
+            self.answer(status, body, head=head, fault=fault, ETag=etag, X_Repo_Commit=COMMIT, **facts)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

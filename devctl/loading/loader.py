@@ -6,8 +6,9 @@ Imports torch and transformers, inside functions.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
+import pickle
+import re
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device, DeviceMap, DeviceType
-from devctl.errors import DevctlError, LoadError, ModelError, RefusedError, UsageError, first_line
+from devctl.errors import DevctlError, LoadError, ModelError, first_line
+from devctl.loading import fit, memory
 from devctl.loading.dummy import dummy_weights
-from devctl.models.checkpoint import DOWNLOAD_AGAIN, weights_file
+from devctl.loading.hooks import hooks_of
+from devctl.loading.offload import LARGER_FOLDER
+from devctl.models.checkpoint import weights_folder
+from devctl.models.index import DOWNLOAD_AGAIN
 from devctl.models.resolve import ModelSource, SourceKind
-from devctl.models.tree import ModuleTree, counted_bytes
+from devctl.models.tree import counted_bytes
 from devctl.placement.document import normal
-from devctl.placement.placement import bytes_per_device, disjoint, shorten, to_hf
-from devctl.units import format_bytes
+from devctl.placement.placement import bytes_per_device, disjoint, to_hf
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +44,6 @@ class LoadFormat(StrEnum):
     """Random numbers: no weight is read or downloaded."""
 
 
-_LARGER_FOLDER = "give a folder on a larger disk with --offload-folder"
 _TRY_DUMMY = "give the folder of a checkpoint, or try the placement with --load-format dummy"
 
 Progress = Callable[[int], None]
@@ -63,28 +66,18 @@ def unusable(devices: Collection[Device]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@contextmanager
-def offload_folder(needed: int, folder: Path | None) -> Iterator[Path]:
-    """A folder for ``needed`` bytes of weights left on disk: ``folder``, or a temporary one that is removed.
+def fetched(source: ModelSource) -> ModelSource:
+    """``source`` with its weights on this machine, all of them there and whole; a model of the hub as its folder.
 
     Raises:
-        UsageError: ``folder`` can't be made or written to.
-        RefusedError: it has less space.
+        ModelError: there are no weights, they can't be downloaded, or a file is missing, cut off or broken.
     """
-    with tempfile.TemporaryDirectory(prefix="devctl-offload-") as temporary:
-        chosen = folder or Path(temporary)
-        try:
-            chosen.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=chosen).close()
-        except OSError as error:
-            raise UsageError(f"cannot use the offload folder {chosen}: {error.strerror}") from None
-        free = shutil.disk_usage(chosen).free
-        if free < needed:
-            raise RefusedError(
-                f"the offload folder {chosen} may need {format_bytes(needed)}, its disk has {format_bytes(free)} free",
-                hint=_LARGER_FOLDER,
-            )
-        yield chosen
+    if source.kind is SourceKind.CONFIG:
+        raise ModelError(f"{source.location} is a config without weights", hint=_TRY_DUMMY)
+    folder = weights_folder(source)
+    if source.kind is SourceKind.DIRECTORY:
+        return source
+    return ModelSource(kind=SourceKind.DIRECTORY, location=str(folder), config_path=source.config_path)
 
 
 def load(
@@ -111,10 +104,6 @@ def load(
     """
     import torch
 
-    if source.kind is SourceKind.CONFIG and load_format is LoadFormat.AUTO:
-        raise ModelError(f"{source.location} is a config without weights", hint=_TRY_DUMMY)
-    if source.kind is SourceKind.DIRECTORY and load_format is LoadFormat.AUTO:
-        weights_file(source.config_path.parent)  # transformers' own words for a broken index help nobody
     tree = skeleton.tree
     arguments: dict[str, Any] = {
         "config": skeleton.config,
@@ -127,67 +116,49 @@ def load(
     if load_format is LoadFormat.DUMMY:
         location, arguments["state_dict"] = None, dummy_weights(tree)
     else:
-        location, arguments["revision"] = source.location, source.revision
+        location = fetched(source).location
     # it warns of every offload that the map asks for
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    with _progress(counted_bytes(tree), on_progress), _memory_errors(tree, device_map):
+    predicted = bytes_per_device(tree, device_map)
+    with _progress(counted_bytes(tree), on_progress), memory.explained("while loading", predicted):
         try:
             loaded: Any = skeleton.model_class.from_pretrained(location, **arguments)
         except Exception as error:  # transformers' and accelerate's own code, and that of the model
-            if is_out_of_memory(error):
+            if memory.is_out_of_memory(error):
                 raise
-            raise _explained(error, source, folder) from error
+            failure = _explained(error, source, folder)
+            memory.release(error)
+            raise failure from error
     model, info = loaded
-    if mismatched := sorted(info["mismatched_keys"]):
-        name, stored, built = mismatched[0]
-        more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
-        raise ModelError(
-            f"the weights of {source.location} do not fit its config: {name} is {list(stored)} in the checkpoint and "
-            f"{list(built)} in the model{more}",
-            hint="is it the config of this checkpoint?",
-        )
     # the buffers of dummy weights are not missing: the model makes them itself
-    missing = [] if load_format is LoadFormat.DUMMY else sorted(info["missing_keys"])
-    notes = (f"not in the checkpoint, so random: {shorten(missing)}",) if missing else ()
+    if load_format is LoadFormat.DUMMY:
+        return model, ()
+    notes = fit.require_fit(skeleton, device_map, model, info, source.location)
     return model, notes
 
 
 def _explained(error: Exception, source: ModelSource, folder: Path | None) -> DevctlError:
     """What a failed ``from_pretrained`` means."""
+    import torch.serialization
     from safetensors import SafetensorError
 
     text = first_line(error)
     if isinstance(error, SafetensorError):
         if "serializ" in text and "deserializ" not in text.lower():
-            return LoadError(f"cannot write to the offload folder {folder}: {text}", hint=_LARGER_FOLDER)
+            return LoadError(f"cannot write to the offload folder {folder}: {text}", hint=LARGER_FOLDER)
         return ModelError(f"a safetensors file of {source.location} is corrupt or cut off: {text}", hint=DOWNLOAD_AGAIN)
+    if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL (\S+)", str(error))):
+        return ModelError(
+            f"the pickled weights of {source.location} run code to be read ({code[1]}), which is refused",
+            hint="give safetensors; if you trust whoever made it, load it with torch and save_pretrained it anew",
+        )
+    if any(frame.filename == torch.serialization.__file__ for frame in traceback.extract_tb(error.__traceback__)):
+        reason = re.search(r"WeightsUnpickler error: (.+)", str(error))
+        why = reason[1] if reason else text
+        return ModelError(f"the pickled weights of {source.location} are corrupt: {why[:200]}", hint=DOWNLOAD_AGAIN)
     if isinstance(error, OSError) and error.errno is None:  # how transformers says that there is no such file
         return ModelError(f"{source.location} has no weights to load: {text}", hint=_TRY_DUMMY)
     return LoadError(f"loading {source.location} failed: {type(error).__name__}: {text}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left. torch's allocator for the CPU raises a plain RuntimeError."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
-@contextmanager
-def _memory_errors(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[None]:
-    """Out of memory, as a line that says where and how much was predicted."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        predicted = ", ".join(f"{format_bytes(n)} on {d}" for d, n in bytes_per_device(tree, device_map).items())
-        raise LoadError(
-            f"out of memory while loading: {first_line(error)}",
-            hint=f"the map puts {predicted}; plan with a smaller --max-memory",
-        ) from error
 
 
 @contextmanager
@@ -227,12 +198,6 @@ def main_device(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Dev
         if device is not None:
             return to_device(device)
     return next(iter(device_map.values()))
-
-
-def hooks_of(module: torch.nn.Module) -> list[Any]:
-    """accelerate's hooks on ``module``; a sequential one stands for several."""
-    hook = getattr(module, "_hf_hook", None)
-    return list(getattr(hook, "hooks", [hook]))
 
 
 def to_device(device: torch.device | int | str) -> Device:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from devctl.devices import Device
-from devctl.loading.proof import Misplaced, Places, expected_device
+from devctl.loading.proof import Misplaced, Places, expected_device, tied_places
 from devctl.loading.smoke import Smoke
 from devctl.models.tree import ModuleTree, TensorKind
 from devctl.placement.placement import add_up
@@ -51,7 +51,8 @@ def device_bytes(
     tree: ModuleTree, device_map: Mapping[str, Device], main: Device, places: Places
 ) -> tuple[DeviceBytes, ...]:
     """Predicted beside measured, for every device that has or should have something, in the map's order."""
-    predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main))
+    tied = tied_places(tree.ties, device_map)
+    predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main, tied))
     measured = dict(places.measured)
     order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device, DeviceType
-from devctl.loading.loader import hooks_of, main_device, to_device
+from devctl.loading.hooks import hooks_of
+from devctl.loading.loader import main_device, to_device
+from devctl.placement.placement import holder, split_ties
 from devctl.placement.strategy import device_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
     Buffers are not offloaded: those of an offloaded module belong on the device that runs it.
     """
     main = main_device(model, device_map)
+    ties = model.all_tied_weights_keys
+    tied = tied_places(ties.items(), device_map)
+    twins = {**{source: target for target, source in ties.items()}, **ties}
     misplaced = []
     measured: dict[Device, int] = {}
     seen: set[object] = set()
@@ -56,8 +61,12 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
                 continue
             count += 1
             name = f"{module_name}.{local}" if module_name else local
-            expected = expected_device(name, local in module._buffers, device_map, main)
+            expected = expected_device(name, local in module._buffers, device_map, main, tied)
             actual, identity = _find(module, local, tensor)
+            if actual is None and name in twins:  # on disk, and read under its other name alone
+                owner, _, other = twins[name].rpartition(".")
+                twin = model.get_submodule(owner)
+                actual, identity = _find(twin, other, getattr(twin, other))
             if actual != expected:
                 misplaced.append(Misplaced(name=name, expected=expected, actual=actual))
             if actual is not None and (actual, identity) not in seen:
@@ -66,12 +75,30 @@ def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Pla
     return Places(count=count, misplaced=tuple(misplaced), measured=tuple(measured.items()))
 
 
-def expected_device(name: str, is_buffer: bool, device_map: Mapping[str, Device], main: Device) -> Device:
-    """Where a tensor belongs: what the map says, but buffers of offloaded modules stay where those run, on ``main``."""
+def expected_device(
+    name: str, is_buffer: bool, device_map: Mapping[str, Device], main: Device, tied: Mapping[str, Device]
+) -> Device:
+    """Where a tensor belongs: what the map says, but for what accelerate decides.
+
+    Buffers of offloaded modules stay where those run, on ``main``. So do the tensors of the model itself, that are in
+    no module of it. ``tied`` are those of ``tied_places``.
+    """
+    if name in tied:
+        return tied[name]
     device = device_of(name, device_map) or Device.cpu()
     computing = (DeviceType.CPU, DeviceType.MPS)  # on these, what the map puts on the CPU runs there
     offloaded = device == Device.disk() or (device == Device.cpu() and main.type not in computing)
-    return main if is_buffer and offloaded else device
+    belongs_to_main = is_buffer if offloaded else "." not in name
+    return main if belongs_to_main else device
+
+
+def tied_places(ties: Iterable[tuple[str, str]], device_map: Mapping[str, Device]) -> dict[str, Device]:
+    """Where the tied tensors are that the map puts on two devices, as both names of one tensor."""
+    found: dict[str, Device] = {}
+    for target, source, there, here in split_ties(ties, device_map):
+        if (held := holder(there, here)) is not None:
+            found |= {target: held, source: held}
+    return found
 
 
 def _find(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> tuple[Device | None, object]:

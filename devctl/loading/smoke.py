@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.devices import Device
 from devctl.errors import LoadError, first_line
 from devctl.loading.inputs import Inputs
-from devctl.loading.loader import is_out_of_memory
+from devctl.loading.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,8 @@ def run(model: PreTrainedModel, inputs: Inputs, *, device: Device, new_tokens: i
         device: where the inputs go.
 
     Raises:
-        LoadError: the model raised, or memory ran out.
+        LoadError: the model raised.
+        Exception: memory ran out, as the allocator says it.
     """
     import torch
 
@@ -91,10 +92,7 @@ def run(model: PreTrainedModel, inputs: Inputs, *, device: Device, new_tokens: i
                 generated = _generate(model, inputs.tokenizer, given, new_tokens, device)
     except Exception as error:  # the model's own code
         if is_out_of_memory(error):
-            raise LoadError(
-                f"out of memory in the smoke inference: {first_line(error)}",
-                hint="leave more room: plan with a smaller --max-memory",
-            ) from error
+            raise
         raise LoadError(
             f"the smoke inference failed in {_blame(error, model)}: {type(error).__name__}: {first_line(error)}",
             hint=_META_HINT if re.search(r"\bmeta\b", str(error)) else "",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from devctl.devices import Device
 from devctl.errors import RefusedError
-from devctl.loading import loader, smoke
+from devctl.loading import loader, memory, nonfinite, offload, smoke
 from devctl.loading.inputs import prepare
 from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import LoadReport, device_bytes
@@ -79,10 +79,14 @@ def try_out(
     )
     total = sum(use.used for use in placement.devices)
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
-    # most weights on disk are read from the checkpoint, where they are; made-up ones have to be written
-    written = on_disk if options.load_format is LoadFormat.DUMMY else 0
+    random_weights = options.load_format is LoadFormat.DUMMY
+    if not random_weights:
+        source = loader.fetched(source)
     with ExitStack() as stack:
-        folder = stack.enter_context(loader.offload_folder(written, options.offload_folder)) if on_disk else None
+        folder = None
+        if on_disk:
+            written = offload.bytes_to_write(source, skeleton, device_map, random_weights=random_weights)
+            folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
         start = time.perf_counter()
         with progress("loading", total) as advance:
             model, missing = loader.load(
@@ -91,8 +95,10 @@ def try_out(
         load_seconds = time.perf_counter() - start
         places = find_places(model, device_map)
         main = loader.main_device(model, device_map)
-        with status("running the smoke inference"):
+        predicted = {use.device: use.used for use in placement.devices}
+        with status("running the smoke inference"), memory.explained("in the smoke inference", predicted):
             ran = smoke.run(model, inputs, device=main, new_tokens=options.max_new_tokens)
+        blamed = (nonfinite.blame(model),) if ran.nonfinite else ()
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
@@ -106,5 +112,5 @@ def try_out(
         misplaced=places.misplaced,
         smoke=ran,
         ok=not places.misplaced and not ran.nonfinite,
-        notes=(*placement.notes, *missing, *inputs.notes),
+        notes=(*placement.notes, *missing, *inputs.notes, *blamed),
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import is_zipfile
 
 from devctl.errors import ModelError, first_line
+from devctl.models.hub import fetch_weights
+from devctl.models.index import shards
 from devctl.models.resolve import ModelSource, SourceKind
+from devctl.models.whole import require_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import SafetensorsRepoMetadata
-
-DOWNLOAD_AGAIN = "download it again"
 
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FLOATING_DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
@@ -47,8 +48,22 @@ def weights_file(folder: Path) -> Path | None:
         if (folder / whole).is_file():
             return folder / whole
         if (folder / index).is_file():
-            return folder / _first_shard(folder / index)
+            return folder / shards(folder / index)[0]
     return None
+
+
+def weights_folder(source: ModelSource) -> Path:
+    """The folder of a checkpoint's weights, downloaded if it is on the hub, and found whole.
+
+    Raises:
+        ModelError: there are none, they can't be downloaded, or a file is missing, cut off or broken.
+    """
+    if source.kind is SourceKind.HUB:
+        folder = fetch_weights(source.location, source.revision)
+    else:
+        folder = source.config_path.parent
+    require_whole(folder)
+    return folder
 
 
 def _local_dtypes(folder: Path) -> Iterator[str]:
@@ -65,22 +80,12 @@ def _local_dtypes(folder: Path) -> Iterator[str]:
                 for key in file.keys():  # noqa: SIM118 - no mapping
                     yield _SAFETENSORS_DTYPES.get(file.get_slice(key).get_dtype(), "")
         else:
-            weights = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            # a pickle of before 2020 is no zip archive, and is read whole
+            weights = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
             dtypes = (str(value.dtype) for value in weights.values() if isinstance(value, torch.Tensor))
             yield from (dtype.removeprefix("torch.") for dtype in dtypes)
     except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(f"the weights in {path} can't be read: {first_line(error)}") from None
-
-
-def _first_shard(index: Path) -> str:
-    """The file that a checkpoint's index names first."""
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return min(str(file) for file in files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"{index} is no index of a checkpoint: {first_line(error)}", hint="download it again"
-        ) from None
 
 
 @cache

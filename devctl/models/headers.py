@@ -141,16 +141,18 @@ def _elements_differ(model: PreTrainedModel, stored: dict[str, Stored], built: d
         return None
     # only now is each name looked up: a checkpoint may have 90,000, and patterns that rename them
     unexpected = _pattern(model._keys_to_ignore_on_load_unexpected)
-    renamed = {
-        old: new for old, new in _renamed(model, stored, built).items() if new in built or not unexpected.search(new)
+    names = {
+        old: new
+        for old, (new, _) in renamed(model, stored, built).items()
+        if new in built or not unexpected.search(new)
     }
-    found = set(renamed.values())
+    found = set(names.values())
     absent = _pattern(model._keys_to_ignore_on_load_missing)
     expected = {name: t for name, t in built.items() if name in found or not absent.search(name)}
-    there, here = sum(stored[name].count for name in renamed), sum(t.count for t in expected.values())
+    there, here = sum(stored[name].count for name in names), sum(t.count for t in expected.values())
     if there == here:
         return None
-    extra = {old for old, new in renamed.items() if new not in built}
+    extra = {old for old, new in names.items() if new not in built}
     return _line(f"{there:,} elements", f"{here:,}", extra, set(expected) - found)
 
 
@@ -159,8 +161,11 @@ def _pattern(patterns: Iterable[str] | None) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns or ()) or "(?!)")
 
 
-def _renamed(model: PreTrainedModel, stored: Iterable[str], built: Iterable[str]) -> dict[str, str]:
-    """The model's name for each name in the checkpoint, by transformers' own rules for loading it."""
+def renamed(model: PreTrainedModel, stored: Iterable[str], built: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """The model's name for each name in the checkpoint, by transformers' own rules for loading it.
+
+    Beside it, whether the tensor is also converted, as experts are that the model keeps in one tensor.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -169,11 +174,13 @@ def _renamed(model: PreTrainedModel, stored: Iterable[str], built: Iterable[str]
         renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
         converters = [m for m in mapping if isinstance(m, WeightConverter)]
         known = dict.fromkeys(built, True)
-        return {
-            name: rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0] for name in stored
-        }
+        found = {}
+        for name in stored:
+            new, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+            found[name] = (new, pattern is not None)
+        return found
     except Exception:  # noqa: BLE001 - the rules may be of a model that brings its own code
-        return {name: name for name in stored}
+        return {name: (name, False) for name in stored}
 
 
 def _line(there: str, here: str, extra: set[str], missing: set[str]) -> str:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from devctl.errors import ModelError, UsageError, first_line
+from devctl.models.hub import CONFIG, fetch
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -112,59 +113,6 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
-    import logging
-
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
-    try:
-        path = Path(hf_hub_download(model, "config.json", revision=revision))
-    except HFValidationError:
-        raise ModelError(
-            f"{model!r} is neither a file or folder here nor a model id", hint="a model id is written org/name"
-        ) from None
-    except GatedRepoError:
-        raise ModelError(
-            f"{model} is gated and this token has no access",
-            hint="accept its licence on the model's page, then `hf auth login` or set HF_TOKEN",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"{model} is neither a file or folder here nor a model on the hub that you can see",
-            hint="check the spelling; for a private model `hf auth login` or set HF_TOKEN",
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(f"{model} has no revision {revision!r}", hint="give a branch, a tag or a commit") from None
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(model, error) from None
-    except EntryNotFoundError:
-        raise ModelError(f"{model} has no config.json", hint="is it a transformers model?") from None
-    except HfHubHTTPError as error:
-        raise ModelError(f"the hub answered for {model}: {first_line(error)}", hint="try again later") from None
-    except OSError as error:
-        raise ModelError(f"cannot fetch the config of {model}: {error}") from None
+    path = fetch(model, CONFIG, revision)
     commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
     return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)
-
-
-def _unreachable(model: str, error: BaseException) -> ModelError:
-    from huggingface_hub.constants import is_offline_mode
-
-    if is_offline_mode():
-        return ModelError(
-            f"{model} is not in the cache, and HF_HUB_OFFLINE=1 forbids to fetch its config",
-            hint="unset HF_HUB_OFFLINE, or give a folder or a config file",
-        )
-    return ModelError(
-        f"{model} is not in the cache, and the hub can't be reached: {first_line(error.__cause__ or error)}",
-        hint="check the network and HF_ENDPOINT, or give a folder or a config file",
-    )

@@ -113,6 +113,13 @@ def read_skeleton(
     return Skeleton(config=config, model_class=found, tree=replace(tree, notes=tuple(notes)))
 
 
+def empty_model(skeleton: Skeleton) -> PreTrainedModel:
+    """The model of ``skeleton`` once more, on the meta device; its weights are not tied yet."""
+    import torch
+
+    return _build(skeleton.model_class, skeleton.config, getattr(torch, skeleton.tree.dtype))
+
+
 def _build_quantised(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,

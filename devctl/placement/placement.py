@@ -1,6 +1,6 @@
 """A placement: the device map, the bytes it puts on each device, and whether a map holds for a model."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -125,7 +125,7 @@ def make_placement(
             *_not_offloaded(tree, device_map),
             # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
             *over_budget(uses),
-            *_copied_ties(tree, device_map),
+            *_parted_ties(tree, device_map),
         ),
     )
 
@@ -154,8 +154,11 @@ def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, 
 
 
 def _crossings(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
+    """Of weights alone: a buffer is used by what is around it. A tied weight is used in each of its places."""
     size = counted_bytes(tree)
-    devices = [device_of(t.name, device_map) or Device.cpu() for t in tensors(tree.root) if size[t.name]]
+    targets = {target for target, _ in tree.ties}
+    weights = [t.name for m in walk(tree.root) for t in m.parameters if size[t.name] or t.name in targets]
+    devices = [device_of(name, device_map) or Device.cpu() for name in weights]
     return sum(1 for here, there in pairwise(devices) if here != there)
 
 
@@ -180,9 +183,9 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
     ]
 
     findings += [
-        f"{target} and {source} are one tensor, but on {there} and {here}: transformers can't run it with one on disk"
-        for target, source, there, here in _split_ties(tree, device_map)
-        if Device.disk() in (there, here)
+        f"{target} and {source} are one tensor, but on {there} and {here}: transformers can't run it so"
+        for target, source, there, here in split_ties(tree.ties, device_map)
+        if holder(there, here) is None
     ]
 
     unplaced = tree.unplaced or frozenset()
@@ -199,13 +202,13 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
 def find_faults(tree: ModuleTree, device_map: Mapping[str, Device]) -> tuple[str, ...]:
     """What is wrong with a map that could be loaded all the same: ties and blocks that are split.
 
-    A copy of a tied weight costs its bytes twice. A no-split block adds up tensors of all its parts: spread over
+    A tied weight is held once, on the accelerator. A no-split block adds up tensors of all its parts: spread over
     accelerators it fails when it runs; with parts offloaded it works if the rest is on the device that runs those.
     """
     found = [
-        f"{target} on {there} and {source} on {here} are one tensor: each would hold a copy"
-        for target, source, there, here in _split_ties(tree, device_map)
-        if Device.disk() not in (there, here)
+        f"{target} on {there} and {source} on {here} are one tensor: it would be on {held}"
+        for target, source, there, here in split_ties(tree.ties, device_map)
+        if (held := holder(there, here)) is not None
     ]
     for module in walk(tree.root):
         if module.class_name not in tree.no_split:
@@ -274,18 +277,31 @@ def _not_offloaded(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[s
     return [f"transformers refuses to load {tree.quantisation} weights with a part on {' or '.join(refused)}"]
 
 
-def _copied_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
+def _parted_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
     return [
-        f"{target} on {there} and {source} on {here} are one tensor: each device holds a copy"
-        for target, source, there, here in _split_ties(tree, device_map)
+        f"{target} on {there} and {source} on {here} are one tensor: "
+        + (f"loaded, it is on {held}" if (held := holder(there, here)) else "transformers can't run it so")
+        for target, source, there, here in split_ties(tree.ties, device_map)
     ]
 
 
-def _split_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[tuple[str, str, Device, Device]]:
+def split_ties(
+    ties: Iterable[tuple[str, str]], device_map: Mapping[str, Device]
+) -> list[tuple[str, str, Device, Device]]:
     """(target, source, the target's device, the source's) of tied tensors that are not on one device."""
     found = []
-    for target, source in tree.ties:
+    for target, source in ties:
         there, here = device_of(target, device_map), device_of(source, device_map)
         if there is not None and here is not None and there != here:
             found.append((target, source, there, here))
     return found
+
+
+def holder(there: Device, here: Device) -> Device | None:
+    """Which of two devices holds a tied weight that a map puts on both: the accelerator, if the other is the CPU.
+
+    None where it can't run. accelerate ties what is loaded once more, to the one that it finds first: on two
+    accelerators each module but one then has its weight on another device than its inputs, and on disk it has none.
+    """
+    accelerators = [device for device in (there, here) if is_accelerator(device)]
+    return accelerators[0] if len(accelerators) == 1 and Device.cpu() in (there, here) else None

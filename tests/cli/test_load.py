@@ -85,13 +85,6 @@ def test_a_prompt(devctl, minilm):
     assert inputs["input_ids"] == [1, 7]
 
 
-def test_the_offload_folder(devctl, checkpoint, tmp_path):
-    folder = tmp_path / "off"
-    done = devctl("load", checkpoint("mixtral"), "--max-memory", "cpu=1KB", "--offload-folder", folder)
-    assert done.code == 0
-    assert any(folder.iterdir())
-
-
 @pytest.mark.parametrize(
     ("device_map", "code", "said"),
     [

@@ -8,7 +8,8 @@ from devctl.models.tree import is_under, sizes, tensors
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.explain import explain
-from devctl.placement.placement import Placement, device_of
+from devctl.placement.placement import Placement
+from devctl.placement.strategy import device_of
 from tests.placement.test_greedy import LIMITS, TIED_TWICE, TIES
 from tests.trees import layers, random_trees, tree
 

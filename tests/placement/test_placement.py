@@ -93,7 +93,7 @@ def test_split_ties_are_noted():
     whole = make_placement(model, {"": GPU0}, budgets, strategy=None)
     split = make_placement(model, {"embed": GPU0, "layers": GPU0, "head": CPU}, budgets, strategy=None)
     assert whole.notes == ()
-    assert split.notes == ("head.w on cpu and embed.w on cuda:0 are one tensor: each device holds a copy",)
+    assert split.notes == ("head.w on cpu and embed.w on cuda:0 are one tensor: loaded, it is on cuda:0",)
 
 
 def test_more_than_a_device_may_hold_is_noted():

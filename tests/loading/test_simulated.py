@@ -1,0 +1,106 @@
+"""Several accelerators in one map, on simulated devices: copies, hooks, offload, ties, and what a plan says of them.
+
+No claim here rests on a real accelerator.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OUT_OF_ORDER = {
+    "bart": "its encoder and decoder define their norm of the embeddings after the layers, and run it before",
+    "bert": "its head defines its bias, and the tied decoder, in another order than it runs them",
+}
+"""Models that do not run in the order of definition, which a plan's crossings are counted in."""
+
+
+def told(*names):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.loading.on_simulated", *names],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def judge(cases):
+    """Every map ran as on one device, each tensor in its place, each byte where it was predicted."""
+    for case in cases:
+        name = f"{case['model']}, {case['map']}"
+        assert case["failed"] is None, f"{name}: {case['failed']}"
+        assert case["refused"] == [], name
+        assert case["misplaced"] == [], name
+        assert case["nonfinite"] == [], name
+        assert case["apart"] <= 1e-5, name
+        assert case["same_tokens"], name
+        assert all(predicted == measured for predicted, measured in case["bytes"].values()), name
+        assert case["copies"] > 0, name
+        if case["predicted"].keys() <= {"cuda:0", "cuda:1", "cuda:2"} and case["model"] not in OUT_OF_ORDER:
+            assert case["crossings"] == case["planned"], name
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return told("llama-tied")
+
+
+def test_all_strategies_over_accelerators_cpu_and_disk(llama):
+    whole = [case for case in llama if not case["map"].startswith("tie on")]
+    judge(whole)
+    assert len(whole) == 13
+    assert max(len(case["predicted"]) for case in whole) == 4
+    assert {case["crossings"] for case in whole} >= {2, 3}
+
+
+def test_a_weight_that_a_map_ties_over_the_cpu_is_on_the_accelerator(llama):
+    cases = [case for case in llama if case["map"] in ("tie on cuda:0 and cpu", "tie on cpu and cuda:1")]
+    assert len(cases) == 2
+    judge(cases)
+
+
+def test_a_weight_that_a_map_ties_over_two_accelerators_can_not_run_and_is_refused(llama):
+    (case,) = [case for case in llama if case["map"] == "tie on cuda:0 and cuda:1"]
+    assert "Expected all tensors to be on the same device" in case["failed"]
+    assert case["refused"] == [
+        "lm_head.weight and model.embed_tokens.weight are one tensor, but on cuda:1 and cuda:0: "
+        "transformers can't run it so"
+    ]
+
+
+@pytest.mark.slow
+def test_models_of_other_kinds():
+    cases = told("llama", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
+    judge(cases)
+    assert len(cases) == 7 * 12 + 5, "bart's and bert's maps name tensors, which dispatch_model does not move"
+
+
+SCRIPT = """
+import torch
+from tests import simulated
+simulated.register()
+with simulated.running() as record:
+    here, there = torch.ones(2, 3).to("sim:0"), torch.ones(2, 3, device="sim:1")
+    try:
+        here + there
+    except RuntimeError as error:
+        print(error)
+    print((here + there.to("sim:0")).cpu().sum().item(), record.copies)
+"""
+
+
+def test_the_simulation_refuses_operands_on_two_devices_and_counts_copies():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    refused, ran = done.stdout.splitlines()
+    assert refused == "Expected all tensors to be on the same device, found {0, 1} in aten.add.Tensor"
+    assert ran == "12.0 [('cpu', 0, 24), (1, 0, 24), (0, 'cpu', 24)]"
