@@ -168,6 +168,7 @@ def test_an_image_is_prompt_and_needs_its_tower():
     assert any("vision_tower" in block.name for block in footprint.blocks)
 
 
+@pytest.mark.slow
 def test_a_loop_over_the_sequence_is_extrapolated():
     """Mamba without its kernel goes token by token; its state does not grow."""
     config = transformers.MambaConfig(hidden_size=64, num_hidden_layers=3)
