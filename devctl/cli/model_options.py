@@ -99,6 +99,9 @@ TargetContext = Annotated[
     ),
 ]
 WhatIf = Annotated[bool, typer.Option("--what-if", help="Print which contexts and batch sizes fit, instead.")]
+PlanJson = Annotated[
+    bool, typer.Option("--json", help="Print the plan document instead of the map; with others, theirs as JSON.")
+]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
 ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devctl.cli import gather, hardware, model_options, options, render, render_plan
+from devctl.cli import gather, hardware, model_options, render, render_plan
 from devctl.errors import UntracedError, UsageError
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy
@@ -44,7 +44,7 @@ def plan(
     revision: model_options.Revision = None,
     quantize: model_options.QuantizeOption = None,
     compare: model_options.Compare = False,
-    json: options.Json = False,
+    json: model_options.PlanJson = False,
     report: model_options.Report = None,
     why: model_options.Explain = False,
     svg: model_options.Svg = None,
@@ -135,7 +135,7 @@ def plan(
             runtime,
             offload=not no_offload,
             disk=not (no_offload or no_disk or disk_unnamed),
-            hint="" if no_offload or no_disk else "or add disk to --devices",
+            hint="or add disk to --devices" if disk_unnamed and not (no_offload or no_disk) else "",
         )
     if max_context:
         notes += workload.most_tokens(question, placement)
