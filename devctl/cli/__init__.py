@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from importlib import import_module
@@ -122,8 +123,19 @@ def _root(
     pass
 
 
+def _interrupt_again(ignored: Any) -> None:
+    """Keep a Ctrl-C that came within a callback, whose exceptions Python only prints; importing torch has many."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt) and hasattr(signal, "pthread_kill"):
+        main_thread = threading.main_thread().ident or 0
+        # to that thread itself, so that it also ends what it waits for
+        threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def main() -> None:
     """The ``devctl`` entry point."""
+    sys.unraisablehook = _interrupt_again
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
     # a job that is cancelled cleans up behind itself as one that is interrupted does

@@ -205,6 +205,34 @@ def test_a_signal_leaves_nothing_behind(number, code, tmp_path):
     assert list(temporary.glob("devctl-*")) == []
 
 
+INTERRUPTED = """
+import time, weakref
+import devctl.cli.list as l
+
+class Gone:
+    pass
+
+def raises(_):
+    raise KeyboardInterrupt
+
+def take_inventory(**_):
+    gone = Gone()
+    kept = weakref.ref(gone, raises)
+    del gone
+    time.sleep(60)
+
+l.take_inventory = take_inventory
+"""
+
+
+def test_an_interrupt_within_a_callback_is_not_lost(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    path = os.pathsep.join((str(tmp_path), str(CONFIGS.parents[1])))
+    done = run("list", env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 130
+    assert done.stderr == "devctl: interrupted\n"
+
+
 def test_a_bug_asks_for_a_report(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import devctl.cli.list as l\nl.take_inventory = lambda **_: 1 / 0\n")
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
