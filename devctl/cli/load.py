@@ -38,12 +38,24 @@ def load(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text to run, where the model has a tokenizer.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8,
+    repeat: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
+    ] = 1,
+    warmup: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Run each so often before it is timed.  [default: one forward]"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every block, and the outputs, with the same model on the CPU.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Load MODEL on a device map, run it, and prove that every tensor is where the map says.
 
-    Runs a forward, and a short greedy generate where the model generates, and reports seconds, tokens per second, and
-    predicted beside measured bytes. Exits 5 when a tensor is misplaced or an output is not finite.
+    Runs a forward twice, and a short greedy generate where the model generates, and reports seconds, tokens per second,
+    and predicted beside measured bytes. Exits 5 when a proof fails: a tensor is misplaced, a tie is broken, an output
+    is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
+    do what it does on the CPU.
     """
     if map is not None and (strategy is not None or max_memory is not None):
         raise UsageError("--map says where everything goes: leave out --strategy and --max-memory")
@@ -73,8 +85,16 @@ def load(
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,
+        repeat=repeat,
+        warmup=warmup,
+        verify=verify,
+        ram=inventory.host.ram_available,
     )
     report = try_out(model, source, skeleton, placement, trial, progress=render.progress, status=render.status)
     render.answer(render.to_json("devctl.load", report) if json else render_load.load_report(report))
     if not report.ok:
-        raise LoadError("the model does not run as the map says: see the report")
+        wrong = next(proof for proof in report.proofs if not proof.passed)
+        where = f" of {wrong.block}" if wrong.block else ""
+        raise LoadError(
+            f"the model does not run as the map says: the proof of {wrong.name} fails{where}, see the report"
+        )

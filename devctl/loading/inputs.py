@@ -42,6 +42,7 @@ class Inputs:
     source: str
     tokenizer: PreTrainedTokenizerBase | None
     notes: tuple[str, ...] = ()
+    batch_size: int = 1
 
 
 def prepare(

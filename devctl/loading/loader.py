@@ -146,10 +146,21 @@ def load(
             f"{list(built)} in the model{more}",
             hint="is it the config of this checkpoint?",
         )
+    _share_ties_on_disk(model, tree)
     # the buffers of dummy weights are not missing: the model makes them itself
     missing = [] if load_format is LoadFormat.DUMMY else sorted(info["missing_keys"])
     notes = (f"not in the checkpoint, so random: {shorten(missing)}",) if missing else ()
     return model, notes
+
+
+def _share_ties_on_disk(model: PreTrainedModel, tree: ModuleTree) -> None:
+    """Let a tied tensor be read from where its source is, which transformers forgets when it writes weights to disk."""
+    hooks = (hook for module in model.modules() for hook in hooks_of(module))
+    maps = (getattr(getattr(hook, "weights_map", None), "dataset", None) for hook in hooks)
+    for index in {id(found): found for found in (getattr(each, "index", None) for each in maps) if found}.values():
+        for target, source in tree.ties:
+            if source in index:
+                index.setdefault(target, {"weight_name": source, **index[source]})
 
 
 def _explained(error: Exception, source: ModelSource, folder: Path | None) -> DevctlError:
