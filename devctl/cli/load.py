@@ -37,6 +37,12 @@ def load(
         typer.Option(metavar="FOLDER", help="For weights on disk.  [default: a temporary folder, removed afterwards]"),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text to run, where the model has a tokenizer.")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture, for a model that sees.")] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="FILE.wav", help="A sound, for a model that hears.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Run so many inputs at a time.")] = 1,
+    context_length: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8,
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
@@ -83,6 +89,10 @@ def load(
         load_format=load_format,
         offload_folder=offload_folder,
         prompt=prompt,
+        image=image,
+        audio=audio,
+        batch_size=batch_size,
+        context_length=context_length,
         max_new_tokens=max_new_tokens,
         trust_remote_code=trust_remote_code,
         repeat=repeat,

@@ -64,7 +64,7 @@ class Smoke:
 
     Attributes:
         inputs: what the forward was given.
-        source: where the inputs came from: "tokenizer", "processor", "image", "audio" or "random".
+        source: where the inputs came from: "tokenizer", "image", "audio" or "random".
         batch_size: sequences, images or sounds at a time.
         forward_seconds: of a forward, after those that warmed up.
         nonfinite: names of the outputs that have a NaN or an infinity.
@@ -130,7 +130,7 @@ def run(
         repeated = _repeated(model, first, second, blocks, forward, device)
         del first, second
         made = None
-        if new_tokens > 0 and model.can_generate():
+        if new_tokens > 0 and model.can_generate() and inputs.generates:
             for _ in range(warmup or 0):
                 generate(model, given, new_tokens, device)
             made = generated([generate(model, given, new_tokens, device) for _ in range(repeat)], inputs)
@@ -236,5 +236,8 @@ def _decoder_inputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> 
 
     if not model.config.is_encoder_decoder or "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    main = next(iter(inputs.values()))
-    return {"decoder_input_ids": torch.full((len(main), 1), decoder_start(model), dtype=torch.long, device=main.device)}
+    rows = len(next(iter(inputs.values())))
+    # a decoder of sounds takes a row for each of its codebooks
+    rows *= getattr(model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
+    device = next(iter(inputs.values())).device
+    return {"decoder_input_ids": torch.full((rows, 1), decoder_start(model), dtype=torch.long, device=device)}

@@ -46,6 +46,10 @@ class TrialOptions:
         prompt: text to run; None is a sentence of our own.
         trust_remote_code: run Python code that comes with the tokenizer.
         max_new_tokens: tokens to generate, where the model generates.
+        image: a picture to run, where the model sees.
+        audio: a .wav file to run, where the model hears.
+        batch_size: how many inputs to run at a time.
+        context_length: tokens that the text is made up to.
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare with the same model on the CPU.
@@ -57,6 +61,10 @@ class TrialOptions:
     prompt: str | None
     max_new_tokens: int
     trust_remote_code: bool
+    image: Path | None = None
+    audio: Path | None = None
+    batch_size: int = 1
+    context_length: int | None = None
     repeat: int = 1
     warmup: int | None = None
     verify: bool = False
@@ -76,7 +84,7 @@ def try_out(
     """Load the model called ``name`` as ``placement`` says, run it, and report.
 
     Raises:
-        UsageError: a prompt without a tokenizer, too many tokens, or an offload folder that can't be used.
+        UsageError: an input that the model does not take, or an offload folder that can't be used.
         RefusedError: torch can't use a device of the map, or there is no room for the weights on disk.
         ModelError: the weights are missing or corrupt.
         LoadError: loading or the smoke inference failed.
@@ -89,6 +97,10 @@ def try_out(
         source,
         skeleton,
         prompt=options.prompt,
+        image=options.image,
+        audio=options.audio,
+        batch_size=options.batch_size,
+        context_length=options.context_length,
         new_tokens=options.max_new_tokens,
         trust_remote_code=options.trust_remote_code,
     )
