@@ -38,6 +38,7 @@ class LoadReport:
     Attributes:
         load_format: "auto" or "dummy".
         device_map: as Hugging Face has it.
+        max_new_tokens: tokens to generate, where the model generates.
         load_seconds: from the first byte asked for to the dispatched model.
         loaded_bytes: bytes of all weights and buffers.
         host_peak: the most RAM that the whole process held at a time, with Python, torch and pages of mapped files,
@@ -56,6 +57,7 @@ class LoadReport:
     strategy: str | None
     load_format: str
     device_map: Mapping[str, HfDevice]
+    max_new_tokens: int
     load_seconds: float
     loaded_bytes: int
     devices: tuple[DeviceBytes, ...]

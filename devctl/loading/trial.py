@@ -13,7 +13,7 @@ from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.loading import loader, smoke
 from devctl.loading.copies import check_copies
-from devctl.loading.inputs import prepare
+from devctl.loading.inputs import Inputs
 from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import LoadReport, device_bytes, device_peaks, forget_peaks, host_peak
 from devctl.loading.proof import find_places, find_ties
@@ -43,13 +43,7 @@ class TrialOptions:
 
     Attributes:
         offload_folder: for weights on disk; None is a temporary folder, removed afterwards.
-        prompt: text to run; None is a sentence of our own.
-        trust_remote_code: run Python code that comes with the tokenizer.
         max_new_tokens: tokens to generate, where the model generates.
-        image: a picture to run, where the model sees.
-        audio: a .wav file to run, where the model hears.
-        batch_size: how many inputs to run at a time.
-        context_length: tokens that the text is made up to.
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare with the same model on the CPU.
@@ -58,13 +52,7 @@ class TrialOptions:
 
     load_format: LoadFormat
     offload_folder: Path | None
-    prompt: str | None
     max_new_tokens: int
-    trust_remote_code: bool
-    image: Path | None = None
-    audio: Path | None = None
-    batch_size: int = 1
-    context_length: int | None = None
     repeat: int = 1
     warmup: int | None = None
     verify: bool = False
@@ -76,15 +64,16 @@ def try_out(
     source: ModelSource,
     skeleton: Skeleton,
     placement: Placement,
+    inputs: Inputs,
     options: TrialOptions,
     *,
     progress: Progress,
     status: Status,
 ) -> LoadReport:
-    """Load the model called ``name`` as ``placement`` says, run it, and report.
+    """Load the model called ``name`` as ``placement`` says, run it on ``inputs``, and report.
 
     Raises:
-        UsageError: an input that the model does not take, or an offload folder that can't be used.
+        UsageError: the offload folder can't be used.
         RefusedError: torch can't use a device of the map, or there is no room for the weights on disk.
         ModelError: the weights are missing or corrupt.
         LoadError: loading or the smoke inference failed.
@@ -93,17 +82,6 @@ def try_out(
     computing = sorted({device for device in device_map.values() if is_accelerator(device)}, key=str)
     if findings := loader.unusable(computing):
         raise RefusedError("the map does not hold for this installation of torch", findings=findings)
-    inputs = prepare(
-        source,
-        skeleton,
-        prompt=options.prompt,
-        image=options.image,
-        audio=options.audio,
-        batch_size=options.batch_size,
-        context_length=options.context_length,
-        new_tokens=options.max_new_tokens,
-        trust_remote_code=options.trust_remote_code,
-    )
     total = sum(use.used for use in placement.devices)
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
     # most weights on disk are read from the checkpoint, where they are; made-up ones have to be written
@@ -156,6 +134,7 @@ def try_out(
         strategy=placement.strategy,
         load_format=options.load_format,
         device_map=to_hf(placement.device_map),
+        max_new_tokens=options.max_new_tokens,
         load_seconds=load_seconds,
         loaded_bytes=total,
         devices=device_bytes(skeleton.tree, device_map, main, places, peaks),

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from devctl.errors import UsageError
-from devctl.loading.media import image_inputs, read_wave, resampledfrom devctl.models.resolve import resolve
+from devctl.loading.media import image_inputs, read_wave, resampled
+from devctl.models.resolve import resolve
 from tests import modalities
 
 IMAGES = {"llava", "paligemma", "gemma3", "qwen2-vl", "qwen2.5-vl", "idefics3", "internvl"}
@@ -103,14 +104,15 @@ def test_wrong_use(devctl, checkpoint, name, options, said):
 # pictures
 
 
+# transformers imports Pillow's own parts where it is installed
+no_pillow = pytest.mark.skipif(importlib.util.find_spec("PIL") is not None, reason="the real Pillow is tested instead")
+
+
+@no_pillow
 def test_a_picture_needs_pillow(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError, match="reading pictures needs Pillow, which is not installed"):
         image_inputs(tmp_path / "cat.png", resolve(str(checkpoint("vit"))), None)
-
-
-# transformers imports Pillow's own parts where it is installed
-no_pillow = pytest.mark.skipif(importlib.util.find_spec("PIL") is not None, reason="the real Pillow is tested instead")
 
 
 class Picture:
