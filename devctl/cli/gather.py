@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.cli import render
-from devctl.cli.map_file import read_map_file
+from devctl.cli.map_file import read_map_file, read_text
 from devctl.devices import Device
 from devctl.errors import DevctlError, RefusedError, UsageError
 from devctl.inventory import Inventory
+from devctl.loading.baseline import BASELINE_HINT, Baseline, parse_baseline
 from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
@@ -262,6 +263,22 @@ def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:
     except ValueError:
         found = dict(read_map_file(Path(argument)).device_map)
     return {name: as_here(device, inventory) for name, device in found.items()}
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The earlier report of a load that ``--baseline`` names.
+
+    Raises:
+        UsageError: it can't be read, or is none.
+    """
+    import json
+
+    text, origin = read_text(path, "the baseline", BASELINE_HINT)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{origin} is broken JSON, and so no baseline", hint=BASELINE_HINT) from None
+    return parse_baseline(document, origin)
 
 
 def bare_device(text: str) -> Device:

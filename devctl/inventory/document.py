@@ -30,6 +30,8 @@ def to_json_values(value: Any) -> Any:
         return value.value
     if isinstance(value, tuple):
         return [to_json_values(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json_values(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
         return {name: to_json_values(getattr(value, name)) for name in value.__dataclass_fields__}
     return value

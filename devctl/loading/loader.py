@@ -24,7 +24,7 @@ from devctl.loading.offload import LARGER_FOLDER
 from devctl.models.checkpoint import weights_folder
 from devctl.models.index import DOWNLOAD_AGAIN
 from devctl.models.resolve import ModelSource, SourceKind
-from devctl.models.tree import counted_bytes
+from devctl.models.tree import ModuleTree, counted_bytes
 from devctl.placement.document import normal
 from devctl.placement.placement import bytes_per_device, disjoint, to_hf
 
@@ -130,11 +130,22 @@ def load(
             memory.release(error)
             raise failure from error
     model, info = loaded
+    _share_ties_on_disk(model, tree)
     # the buffers of dummy weights are not missing: the model makes them itself
     if load_format is LoadFormat.DUMMY:
         return model, ()
     notes = fit.require_fit(skeleton, device_map, model, info, source.location)
     return model, notes
+
+
+def _share_ties_on_disk(model: PreTrainedModel, tree: ModuleTree) -> None:
+    """Let a tied tensor be read from where its source is, which transformers forgets when it writes weights to disk."""
+    hooks = (hook for module in model.modules() for hook in hooks_of(module))
+    maps = (getattr(getattr(hook, "weights_map", None), "dataset", None) for hook in hooks)
+    for index in {id(found): found for found in (getattr(each, "index", None) for each in maps) if found}.values():
+        for target, source in tree.ties:
+            if source in index:
+                index.setdefault(target, {"weight_name": source, **index[source]})
 
 
 def _explained(error: Exception, source: ModelSource, folder: Path | None) -> DevctlError:

@@ -1,22 +1,34 @@
 """What loading took, and predicted against measured bytes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from __future__ import annotations
 
-from devctl.devices import Device
-from devctl.loading.proof import Misplaced, Places, expected_device, tied_places
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from devctl.devices import Device, DeviceType
+from devctl.loading.copies import Copied
+from devctl.loading.proof import Misplaced, Places, Ties, expected_device, tied_places
 from devctl.loading.smoke import Smoke
+from devctl.loading.verdict import Proof
+from devctl.loading.verify import Verification
 from devctl.models.tree import ModuleTree, TensorKind
-from devctl.placement.placement import add_up
+from devctl.placement.placement import HfDevice, add_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBytes:
-    """Bytes of weights and buffers on one device: what the map predicts, and what is there."""
+    """Bytes of weights and buffers on one device: what the map predicts, and what is there.
+
+    Attributes:
+        peak: the most that torch held on it at a time, while loading and in the smoke inference; None for the CPU and
+            the disk, and where torch keeps no such count.
+    """
 
     device: Device
     predicted: int
     measured: int
+    peak: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +37,18 @@ class LoadReport:
 
     Attributes:
         load_format: "auto" or "dummy".
+        device_map: as Hugging Face has it.
+        max_new_tokens: tokens to generate, where the model generates.
         load_seconds: from the first byte asked for to the dispatched model.
         loaded_bytes: bytes of all weights and buffers.
+        host_peak: the most RAM that the whole process held at a time, with Python, torch and pages of mapped files,
+            until the smoke inference was done; None where the system does not say.
         tensors: parameters and buffers looked up.
         misplaced: those that are not where the map says.
-        ok: every tensor is in its place and every output finite.
+        copies: what accelerators made of bytes that were copied between them; empty unless the map uses several.
+        verification: the model beside the same one on the CPU; None unless asked for.
+        proofs: the outcome of each, in the order in which they are told.
+        ok: every proof holds.
     """
 
     model: str
@@ -37,18 +56,29 @@ class LoadReport:
     dtype: str
     strategy: str | None
     load_format: str
+    device_map: Mapping[str, HfDevice]
+    max_new_tokens: int
     load_seconds: float
     loaded_bytes: int
     devices: tuple[DeviceBytes, ...]
+    host_peak: int | None
     tensors: int
     misplaced: tuple[Misplaced, ...]
+    ties: Ties
+    copies: tuple[Copied, ...]
     smoke: Smoke
+    verification: Verification | None
+    proofs: tuple[Proof, ...]
     ok: bool
     notes: tuple[str, ...]
 
 
 def device_bytes(
-    tree: ModuleTree, device_map: Mapping[str, Device], main: Device, places: Places
+    tree: ModuleTree,
+    device_map: Mapping[str, Device],
+    main: Device,
+    places: Places,
+    peaks: Mapping[Device, int] | None = None,
 ) -> tuple[DeviceBytes, ...]:
     """Predicted beside measured, for every device that has or should have something, in the map's order."""
     tied = tied_places(tree.ties, device_map)
@@ -56,7 +86,63 @@ def device_bytes(
     measured = dict(places.measured)
     order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(
-        DeviceBytes(device=device, predicted=predicted.get(device, 0), measured=measured.get(device, 0))
+        DeviceBytes(
+            device=device,
+            predicted=predicted.get(device, 0),
+            measured=measured.get(device, 0),
+            peak=(peaks or {}).get(device),
+        )
         for device in order
         if predicted.get(device) or measured.get(device)
     )
+
+
+def forget_peaks(devices: Iterable[Device]) -> None:
+    """Count the peaks of ``devices`` from now on."""
+    import torch
+
+    for device in devices:
+        if device.type is DeviceType.GPU:
+            torch.cuda.reset_peak_memory_stats(device.id)
+        elif device.type is DeviceType.XPU:
+            torch.xpu.reset_peak_memory_stats(device.id)
+
+
+def device_peaks(devices: Iterable[Device]) -> dict[Device, int]:
+    """The most bytes that torch's tensors took on each device at a time."""
+    import torch
+
+    found = {}
+    for device in devices:
+        if device.type is DeviceType.GPU:
+            found[device] = int(torch.cuda.max_memory_allocated(device.id))
+        elif device.type is DeviceType.XPU:
+            found[device] = int(torch.xpu.max_memory_allocated(device.id))
+    return found
+
+
+def host_peak() -> int | None:
+    """The most bytes of RAM that this process held at a time; None where the system does not say."""
+    try:
+        # Linux: the resource module's figure would count what the process that started this one had held
+        return parse_peak(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        peak = getattr(psutil.Process().memory_info(), "peak_wset", None)
+        return None if peak is None else int(peak)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+
+
+def parse_peak(status: str) -> int | None:
+    """The bytes in the line "VmHWM:   123456 kB" of a process' status; None without one."""
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            number = value.split()[:1]
+            return int(number[0]) * 1024 if number and number[0].isdecimal() else None
+    return None

@@ -1,4 +1,4 @@
-"""Is every tensor where the map says?"""
+"""Is every tensor where the map says, and are tied ones still one?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from devctl.devices import Device, DeviceType
 from devctl.loading.hooks import hooks_of
 from devctl.loading.loader import main_device, to_device
+from devctl.models.tree import ModuleTree
 from devctl.placement.placement import holder, split_ties
 from devctl.placement.strategy import device_of
 
@@ -39,6 +40,51 @@ class Places:
     count: int
     misplaced: tuple[Misplaced, ...]
     measured: tuple[tuple[Device, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ties:
+    """What became of the tensors that the model ties.
+
+    Attributes:
+        shared: pairs that share their storage.
+        copied: pairs, as "a = b", that the map puts on two devices, each of which holds a copy.
+        untied: pairs on one device that do not share their storage, though they should.
+    """
+
+    shared: int
+    copied: tuple[str, ...]
+    untied: tuple[str, ...]
+
+
+def find_ties(model: PreTrainedModel, tree: ModuleTree) -> Ties:
+    """Look at the storage of both tensors of every tie."""
+    shared = 0
+    copied, untied = [], []
+    for target, source in tree.ties:
+        ends = [_find_by_name(model, name) for name in (target, source)]
+        if None in ends:
+            continue
+        (there, at), (here, same) = (end for end in ends if end is not None)
+        if there != here:
+            copied.append(f"{target} = {source}")
+        # on disk, a tied tensor may be in the checkpoint once or twice: it is only read
+        elif at == same or there == Device.disk():
+            shared += 1
+        else:
+            untied.append(f"{target} = {source}")
+    return Ties(shared=shared, copied=tuple(copied), untied=tuple(untied))
+
+
+def _find_by_name(model: PreTrainedModel, name: str) -> tuple[Device | None, object] | None:
+    """As ``_find``, for a full name; None where the model has no such tensor, as some of quantised ones."""
+    owner, _, local = name.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        return None
+    tensor = {**module._parameters, **module._buffers}.get(local)
+    return None if tensor is None else _find(module, local, tensor)
 
 
 def find_places(model: PreTrainedModel, device_map: Mapping[str, Device]) -> Places:

@@ -1,4 +1,4 @@
-"""A smoke inference: one forward, and a short greedy generate."""
+"""A smoke inference: forwards, and a short greedy generate."""
 
 from __future__ import annotations
 
@@ -6,32 +6,28 @@ import inspect
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
-from devctl.errors import LoadError, first_line
+from devctl.errors import DevctlError, LoadError, first_line
+from devctl.loading.compare import Difference, compare_all, kept, tolerance_of, worst
+from devctl.loading.generating import Generated, decoder_start, generate, generated
 from devctl.loading.inputs import Inputs
 from devctl.loading.memory import is_out_of_memory
+from devctl.loading.timing import Spread, spread, synchronize
+from devctl.loading.watch import first_nonfinite, first_unsteady
+from devctl.placement.budget import is_accelerator
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _META_HINT = (
     "transformers used an offloaded weight, or its device, outside the module that owns it: keep more of the model on "
     "a device that computes"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generated:
-    """A greedy generate of ``tokens`` new tokens; ``seconds`` count the prompt's prefill too."""
-
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    text: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +39,68 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """Whether a second forward gave the same bits.
+
+    Attributes:
+        bit_equal: every bit of every output is the same.
+        worst: the output that differs most; None where none does.
+        allowed: the share of each value, and of the mean size of all, by which accelerators may differ, whose kernels
+            add up in any order. The CPU's may not.
+        steady: bit-equal, or within ``allowed`` on an accelerator.
+        block: the first whose output differs; None where none was found.
+    """
+
+    bit_equal: bool
+    worst: Difference | None
+    allowed: float
+    steady: bool
+    block: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Smoke:
     """What the smoke inference did.
 
     Attributes:
         inputs: what the forward was given.
-        source: where the inputs came from: "tokenizer" or "random".
-        forward_seconds: one forward, after one that warmed up.
+        source: where the inputs came from: "tokenizer", "image", "audio" or "random".
+        batch_size: sequences, images or sounds at a time.
+        forward_seconds: of a forward, after those that warmed up.
         nonfinite: names of the outputs that have a NaN or an infinity.
+        nonfinite_block: the first block whose output has one; None where none has.
+        repeated: a second forward beside the first.
         generated: None where the model does not generate.
     """
 
     inputs: tuple[Input, ...]
     source: str
-    forward_seconds: float
+    batch_size: int
+    forward_seconds: Spread
     nonfinite: tuple[str, ...]
+    nonfinite_block: str | None
+    repeated: Repeated
     generated: Generated | None
 
 
-def run(model: PreTrainedModel, inputs: Inputs, *, device: Device, new_tokens: int) -> Smoke:
-    """Run one forward, and a greedy generate of ``new_tokens`` where the model generates.
+def run(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    *,
+    device: Device,
+    new_tokens: int,
+    blocks: tuple[str, ...] = (),
+    repeat: int = 1,
+    warmup: int | None = None,
+) -> Smoke:
+    """Run forwards, and a greedy generate of ``new_tokens`` where the model generates.
 
     Args:
         device: where the inputs go.
+        blocks: modules among which a fault is looked for.
+        repeat: how often each is timed.
+        warmup: how often each runs before; None is one forward and no generate. The forward runs twice at least, to
+            be compared with itself.
 
     Raises:
         LoadError: the model raised.
@@ -73,23 +108,106 @@ def run(model: PreTrainedModel, inputs: Inputs, *, device: Device, new_tokens: i
     """
     import torch
 
+    with torch.inference_mode(), explained(model):
+        given = _given(model, inputs, device)
+        forward = {**given, **_decoder_inputs(model, given)}
+        before = 1 if warmup is None else warmup
+        first: dict[str, torch.Tensor] | None = None
+        second: dict[str, torch.Tensor] | None = None
+        seconds = []
+        for number in range(max(before + repeat, 2)):
+            output, taken = _timed(model, forward, device)
+            if before <= number < before + repeat:
+                seconds.append(taken)
+            if first is None:
+                first = kept(output)
+            elif second is None:
+                second = kept(output)
+            del output  # its KV cache would stay beside that of the next
+        assert first is not None
+        assert second is not None
+        nonfinite = tuple(name for name, value in second.items() if not value.isfinite().all())
+        block = first_nonfinite(model, blocks, lambda: _seeded(model, forward)) if nonfinite else None
+        repeated = _repeated(model, first, second, blocks, forward, device)
+        del first, second
+        made = None
+        if new_tokens > 0 and model.can_generate() and inputs.generates:
+            for _ in range(warmup or 0):
+                generate(model, given, new_tokens, device)
+            made = generated([generate(model, given, new_tokens, device) for _ in range(repeat)], inputs)
+    return Smoke(
+        inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
+        source=inputs.source,
+        batch_size=inputs.batch_size,
+        forward_seconds=spread(seconds),
+        nonfinite=nonfinite,
+        nonfinite_block=block,
+        repeated=repeated,
+        generated=made,
+    )
+
+
+def forward_arguments(model: PreTrainedModel, inputs: Inputs, device: Device) -> dict[str, torch.Tensor]:
+    """What a forward is given, on ``device``."""
+    given = _given(model, inputs, device)
+    return {**given, **_decoder_inputs(model, given)}
+
+
+def _given(model: PreTrainedModel, inputs: Inputs, device: Device) -> dict[str, torch.Tensor]:
+    """The inputs on ``device``, in the model's dtype where they are floating."""
+    return {
+        name: value.to(device=str(device), dtype=model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.tensors.items()
+    }
+
+
+def _seeded(model: PreTrainedModel, forward: dict[str, torch.Tensor]) -> Any:
+    """A forward; one that draws random numbers, as some do to mask, draws the same each time."""
+    import torch
+
+    torch.manual_seed(0)
+    return model(**forward)
+
+
+def _timed(model: PreTrainedModel, forward: dict[str, torch.Tensor], device: Device) -> tuple[Any, float]:
+    synchronize(device)
+    start = time.perf_counter()
+    output = _seeded(model, forward)
+    synchronize(device)
+    return output, time.perf_counter() - start
+
+
+def _repeated(
+    model: PreTrainedModel,
+    first: dict[str, torch.Tensor],
+    second: dict[str, torch.Tensor],
+    blocks: tuple[str, ...],
+    forward: dict[str, torch.Tensor],
+    device: Device,
+) -> Repeated:
+    allowed = tolerance_of(str(model.dtype).removeprefix("torch.")).outputs
+    found = worst(compare_all(second, first, allowed))
+    equal = found is None or found.absolute == 0
+    return Repeated(
+        bit_equal=equal,
+        worst=None if equal else found,
+        allowed=allowed,
+        steady=equal or (found is not None and not found.is_too_much and is_accelerator(device)),
+        block=None if equal else first_unsteady(model, blocks, lambda: _seeded(model, forward)),
+    )
+
+
+@contextmanager
+def explained(model: PreTrainedModel) -> Iterator[None]:
+    """What goes wrong in the model's own code, as a line that says where.
+
+    Raises:
+        LoadError: the model raised, or memory ran out.
+    """
     try:
-        with torch.inference_mode():
-            given = {
-                name: value.to(device=str(device), dtype=model.dtype if value.is_floating_point() else None)
-                for name, value in inputs.tensors.items()
-            }
-            forward = {**given, **_decoder_inputs(model, given)}
-            model(**forward)
-            _synchronize(device)
-            start = time.perf_counter()
-            output = model(**forward)
-            _synchronize(device)
-            seconds = time.perf_counter() - start
-            nonfinite = tuple(name for name, value in _floats(output, "output") if not value.isfinite().all())
-            generated = None
-            if new_tokens > 0 and model.can_generate():
-                generated = _generate(model, inputs.tokenizer, given, new_tokens, device)
+        yield
+    except DevctlError:
+        raise
     except Exception as error:  # the model's own code
         if is_out_of_memory(error):
             raise
@@ -97,13 +215,6 @@ def run(model: PreTrainedModel, inputs: Inputs, *, device: Device, new_tokens: i
             f"the smoke inference failed in {_blame(error, model)}: {type(error).__name__}: {first_line(error)}",
             hint=_META_HINT if re.search(r"\bmeta\b", str(error)) else "",
         ) from error
-    return Smoke(
-        inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
-        source=inputs.source,
-        forward_seconds=seconds,
-        nonfinite=nonfinite,
-        generated=generated,
-    )
 
 
 def _blame(error: BaseException, model: PreTrainedModel) -> str:
@@ -123,91 +234,8 @@ def _decoder_inputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> 
 
     if not model.config.is_encoder_decoder or "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    start, device = _decoder_start(model), next(iter(inputs.values())).device
-    return {"decoder_input_ids": torch.full((1, 1), start, dtype=torch.long, device=device)}
-
-
-def _decoder_start(model: PreTrainedModel) -> int:
-    """The token that a decoder begins with: what the model says, else its first of text, else padding, else 0."""
-    places = (getattr(model, "generation_config", None), model.config, model.config.get_text_config(decoder=True))
-    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
-        for place in places:
-            token = getattr(place, name, None)
-            if isinstance(token, int):
-                return token
-    return 0
-
-
-def _generate(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    inputs: dict[str, torch.Tensor],
-    new_tokens: int,
-    device: Device,
-) -> Generated:
-    settings = model.generation_config
-    if not isinstance(settings.pad_token_id, int):
-        settings.pad_token_id = 0  # one sequence needs no padding, and it is warned of where there is none
-    arguments = {"decoder_start_token_id": _decoder_start(model)} if model.config.is_encoder_decoder else {}
-    steps = 0
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-
-    counting = model.register_forward_hook(count)  # a forward makes a token
-    try:
-        _synchronize(device)
-        start = time.perf_counter()
-        output = model.generate(
-            **inputs,
-            **arguments,
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-        )
-        _synchronize(device)
-        seconds = time.perf_counter() - start
-    finally:
-        counting.remove()
-    # a model that generates with a part of it has no forward of its own; its tokens are those asked for
-    steps = steps or new_tokens
-    ids = output if hasattr(output, "shape") else output.sequences
-    text = None if tokenizer is None else tokenizer.decode(ids[0, -steps:], skip_special_tokens=True)
-    return Generated(
-        tokens=steps,
-        seconds=seconds,
-        tokens_per_second=steps / seconds,
-        text=text if isinstance(text, str) else None,
-    )
-
-
-def _synchronize(device: Device) -> None:
-    """Wait for the accelerators, whose work is asynchronous."""
-    import torch
-
-    if device.type in ("cuda", "xpu"):
-        module = getattr(torch, device.type.value)
-        for index in range(module.device_count()):
-            # waiting for one that holds nothing of ours would only make a context on it, of some hundred MiB
-            if module.memory_reserved(index):
-                module.synchronize(index)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _floats(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The floating tensors within a model's output, with their names."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield name, value
-    elif hasattr(value, "items"):
-        for key, item in value.items():
-            yield from _floats(item, str(key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _floats(item, f"{name}[{index}]")
+    rows = len(next(iter(inputs.values())))
+    # a decoder of sounds takes a row for each of its codebooks
+    rows *= getattr(model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
+    device = next(iter(inputs.values())).device
+    return {"decoder_input_ids": torch.full((rows, 1), decoder_start(model), dtype=torch.long, device=device)}

@@ -1,4 +1,4 @@
-"""One trial of a placement: load, look every tensor up, run, and report."""
+"""One trial of a placement: load, look every tensor up, run, compare, and report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING
 from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.loading import loader, memory, nonfinite, offload, smoke
-from devctl.loading.inputs import prepare
+from devctl.loading.copies import check_copies
+from devctl.loading.inputs import Inputs
 from devctl.loading.loader import LoadFormat
-from devctl.loading.measure import LoadReport, device_bytes
-from devctl.loading.proof import find_places
+from devctl.loading.measure import LoadReport, device_bytes, device_peaks, forget_peaks, host_peak
+from devctl.loading.proof import find_places, find_ties
+from devctl.loading.verdict import judge
+from devctl.loading.verify import Reference, Verification, fits_in_ram, reference_map, verify
+from devctl.loading.watch import block_names
 from devctl.placement.budget import is_accelerator
-from devctl.placement.placement import Placement
+from devctl.placement.placement import Placement, to_hf
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from devctl.models.resolve import ModelSource
     from devctl.models.skeleton import Skeleton
 
@@ -36,16 +43,20 @@ class TrialOptions:
 
     Attributes:
         offload_folder: for weights on disk; None is a temporary folder, removed afterwards.
-        prompt: text to run; None is a sentence of our own.
-        trust_remote_code: run Python code that comes with the tokenizer.
         max_new_tokens: tokens to generate, where the model generates.
+        repeat: how often the forward and the generate are timed.
+        warmup: how often each runs before; None is one forward.
+        verify: compare with the same model on the CPU.
+        ram: bytes of RAM that are free, for a second copy of the model; None where that is not known.
     """
 
     load_format: LoadFormat
     offload_folder: Path | None
-    prompt: str | None
     max_new_tokens: int
-    trust_remote_code: bool
+    repeat: int = 1
+    warmup: int | None = None
+    verify: bool = False
+    ram: int | None = None
 
 
 def try_out(
@@ -53,40 +64,38 @@ def try_out(
     source: ModelSource,
     skeleton: Skeleton,
     placement: Placement,
+    inputs: Inputs,
     options: TrialOptions,
     *,
     progress: Progress,
     status: Status,
 ) -> LoadReport:
-    """Load the model called ``name`` as ``placement`` says, run it, and report.
+    """Load the model called ``name`` as ``placement`` says, run it on ``inputs``, and report.
 
     Raises:
-        UsageError: a prompt without a tokenizer, too many tokens, or an offload folder that can't be used.
+        UsageError: the offload folder can't be used.
         RefusedError: torch can't use a device of the map, or there is no room for the weights on disk.
         ModelError: the weights are missing or corrupt.
         LoadError: loading or the smoke inference failed.
     """
     device_map = dict(placement.device_map)
-    computing = {device for device in device_map.values() if is_accelerator(device)}
-    if findings := loader.unusable(sorted(computing, key=str)):
+    computing = sorted({device for device in device_map.values() if is_accelerator(device)}, key=str)
+    if findings := loader.unusable(computing):
         raise RefusedError("the map does not hold for this installation of torch", findings=findings)
-    inputs = prepare(
-        source,
-        skeleton,
-        prompt=options.prompt,
-        new_tokens=options.max_new_tokens,
-        trust_remote_code=options.trust_remote_code,
-    )
     total = sum(use.used for use in placement.devices)
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
     random_weights = options.load_format is LoadFormat.DUMMY
     if not random_weights:
         source = loader.fetched(source)
+    blocks = block_names(skeleton.tree)
+    with status("copying between accelerators"):
+        copies = check_copies(computing)
     with ExitStack() as stack:
         folder = None
         if on_disk:
             written = offload.bytes_to_write(source, skeleton, device_map, random_weights=random_weights)
             folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
+        forget_peaks(computing)
         start = time.perf_counter()
         with progress("loading", total) as advance:
             model, missing = loader.load(
@@ -94,23 +103,89 @@ def try_out(
             )
         load_seconds = time.perf_counter() - start
         places = find_places(model, device_map)
+        ties = find_ties(model, skeleton.tree)
         main = loader.main_device(model, device_map)
         predicted = {use.device: use.used for use in placement.devices}
         with status("running the smoke inference"), memory.explained("in the smoke inference", predicted):
-            ran = smoke.run(model, inputs, device=main, new_tokens=options.max_new_tokens)
+            ran = smoke.run(
+                model,
+                inputs,
+                device=main,
+                new_tokens=options.max_new_tokens,
+                blocks=blocks,
+                repeat=options.repeat,
+                warmup=options.warmup,
+            )
         blamed = (nonfinite.blame(model),) if ran.nonfinite else ()
+        peaks, in_ram = device_peaks(computing), host_peak()
+        verification = None
+        if options.verify:
+            forward = smoke.forward_arguments(model, inputs, main)
+            verification = _verify(
+                source, skeleton, placement, options, model, forward, progress=progress, status=status
+            )
+    proofs = judge(
+        tensors=places.count,
+        misplaced=places.misplaced,
+        ties=ties,
+        smoke=ran,
+        copies=copies,
+        verification=verification,
+        blocks=blocks,
+    )
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
         dtype=skeleton.tree.dtype,
         strategy=placement.strategy,
         load_format=options.load_format,
+        device_map=to_hf(placement.device_map),
+        max_new_tokens=options.max_new_tokens,
         load_seconds=load_seconds,
         loaded_bytes=total,
-        devices=device_bytes(skeleton.tree, device_map, main, places),
+        devices=device_bytes(skeleton.tree, device_map, main, places, peaks),
+        host_peak=in_ram,
         tensors=places.count,
         misplaced=places.misplaced,
+        ties=ties,
+        copies=copies,
         smoke=ran,
-        ok=not places.misplaced and not ran.nonfinite,
+        verification=verification,
+        proofs=proofs,
+        ok=all(proof.passed for proof in proofs),
         notes=(*placement.notes, *missing, *inputs.notes, *blamed),
     )
+
+
+def _verify(
+    source: ModelSource,
+    skeleton: Skeleton,
+    placement: Placement,
+    options: TrialOptions,
+    model: PreTrainedModel,
+    forward: dict[str, torch.Tensor],
+    *,
+    progress: Progress,
+    status: Status,
+) -> Verification:
+    """Load the same model again, in RAM where it fits beside the first and else on disk, and compare."""
+    total = sum(use.used for use in placement.devices)
+    on_cpu = sum(use.used for use in placement.devices if use.device == Device.cpu())
+    kind = Reference.RAM if fits_in_ram(total, on_cpu, options.ram) else Reference.DISK
+    random_weights = options.load_format is LoadFormat.DUMMY
+    with ExitStack() as stack:
+        folder = None
+        if kind is Reference.DISK:
+            written = offload.bytes_to_write(source, skeleton, reference_map(kind), random_weights=random_weights)
+            folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
+        with progress("loading the reference", total) as advance:
+            reference, _ = loader.load(
+                source,
+                skeleton,
+                reference_map(kind),
+                load_format=options.load_format,
+                folder=folder,
+                on_progress=advance,
+            )
+        with status("comparing with the CPU"):
+            return verify(model, reference, forward, block_names(skeleton.tree), dtype=skeleton.tree.dtype, kind=kind)
