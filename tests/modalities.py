@@ -212,6 +212,25 @@ CONFIGS = {
             visual_feat_dim=16,
         ),
     ),
+    "blip2": lambda: (
+        t.Blip2ForConditionalGeneration,
+        t.Blip2Config(
+            vision_config=VISION,
+            qformer_config={**LAYERS, "vocab_size": 64, "encoder_hidden_size": 32},
+            text_config={
+                "model_type": "opt",
+                "vocab_size": 256,
+                "hidden_size": 32,
+                "ffn_dim": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "word_embed_proj_dim": 32,
+                "max_position_embeddings": 128,
+            },
+            num_query_tokens=4,
+            image_token_index=255,
+        ),
+    ),
     "llava": lambda: (
         t.LlavaForConditionalGeneration,
         t.LlavaConfig(vision_config=CLIP_VISION, text_config=LLAMA, image_token_id=255, vision_feature_layer=-1),
@@ -361,3 +380,22 @@ CONFIGS = {
         ),
     ),
 }
+
+PARTLY = {
+    "qwen2-audio": lambda: (
+        t.Qwen2AudioForConditionalGeneration,
+        t.Qwen2AudioConfig(
+            text_config={**LLAMA, "model_type": "qwen2"},
+            audio_config={
+                "d_model": 32,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 4,
+                "encoder_ffn_dim": 32,
+                "num_mel_bins": 16,
+                "max_source_positions": 20,
+            },
+            audio_token_index=255,
+        ),
+    ),
+}
+"""Of which only the text is tried."""

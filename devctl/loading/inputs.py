@@ -110,8 +110,9 @@ def prepare(
         raise
     except Exception as error:  # a config, also one from remote code, may lack or refuse anything
         raise LoadError(f"no inputs are known for {model_class.__name__}: {first_line(error)}") from error
-    if wants.image_tokens is None:
-        notes = (*notes, f"only its text is tried: no images are known for {model_class.__name__}")
+    untried = (["images"] if wants.image_tokens is None else []) + (["sounds"] if wants.deaf else [])
+    if untried:
+        notes = (*notes, f"no {' or '.join(untried)} are known for {model_class.__name__}: only the rest is tried")
     return Inputs(
         tensors={name: tensor.repeat(batch_size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()},
         source=origin,
@@ -156,7 +157,8 @@ def _refuse_misuse(
         known = "no images are known for" if wants.image_tokens is None else "no image goes into"
         raise UsageError(f"--image {image}: {known} {name}", hint="leave it out")
     if audio is not None and not wants.sound:
-        raise UsageError(f"--audio {audio}: no sound goes into {name}", hint="leave it out")
+        known = "no sounds are known for" if wants.deaf else "no sound goes into"
+        raise UsageError(f"--audio {audio}: {known} {name}", hint="leave it out")
     if context_length is not None and not wants.text:
         raise UsageError(f"--context-length {context_length}: no text goes into {name}", hint="leave it out")
     if most is None:

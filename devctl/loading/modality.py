@@ -28,6 +28,7 @@ class Wants:
         text: token ids.
         image: pixels.
         sound: a waveform, or its spectrum.
+        deaf: it takes sounds between its words, and it is not known how.
         image_tokens: tokens of the text that stand for one image; 0 where none do, None where it is not known how many.
     """
 
@@ -35,6 +36,7 @@ class Wants:
     text: bool
     image: bool
     sound: bool
+    deaf: bool
     image_tokens: int | None
 
 
@@ -44,17 +46,22 @@ def wants_of(config: Any, model_class: type[PreTrainedModel]) -> Wants:
     needed = {name for name, p in takes.items() if p.default is p.empty}
     # one that compares texts with images or sounds; a page's words with their boxes are read without its picture
     compares = "input_ids" in takes and not model_class.can_generate() and "bbox" not in takes
-    inserts = image_token(config) is not None and main == "input_ids" and "pixel_values" in takes
+    places = main == "input_ids" or config.model_type in _TOKENS
+    inserts = image_token(config) is not None and places and "pixel_values" in takes
     tokens = _tokens_per_image(config) if inserts else 0
     describes = main == "pixel_values" and hasattr(config, "text_config") and model_class.can_generate()
+    sound = (
+        main in ("input_values", "input_features")
+        or (main == "inputs" and "input_values" in takes)
+        or (compares and "input_features" in takes)
+    )
     return Wants(
         main=main,
         text="input_ids" in takes and (main == "input_ids" or "input_ids" in needed or describes),
         image="pixel_values" in takes
         and (main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)),
-        sound=main in ("input_values", "input_features")
-        or (main == "inputs" and "input_values" in takes)
-        or (compares and "input_features" in takes),
+        sound=sound,
+        deaf=not sound and main == "input_ids" and bool({"input_features", "input_audio_embeds"} & takes.keys()),
         image_tokens=tokens,
     )
 
@@ -267,6 +274,7 @@ _SPECIAL: Mapping[str, Callable[[Any, type[PreTrainedModel], _Make], Tensors | N
     "decision_transformer": _decision,
     "lxmert": _lxmert,
     "pix2struct": _page,
+    "kosmos-2": lambda *_: {},  # it marks the place of an image in a way of its own
 }
 
 
@@ -297,6 +305,7 @@ _TOKENS: Mapping[str, Callable[[Any], int]] = {
     **dict.fromkeys(("llava", "vipllava"), _whole_image),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), lambda _: 4),
     **dict.fromkeys(("idefics3", "smolvlm"), lambda config: _patches(config) // config.scale_factor**2),
+    "blip-2": lambda config: int(config.num_query_tokens),
     "gemma3": lambda config: int(config.mm_tokens_per_image),
     "paligemma": _patches,
     "internvl": lambda config: int(_patches(config) * config.downsample_ratio**2),

@@ -113,7 +113,7 @@ def verify(
                     hint="leave out --verify",
                 ) from error
             output = worst(compare_all(found, expected, tolerance.outputs))
-    silent = [f"{name}: it has no forward of its own here" for name in blocks if name not in beside.ran]
+    silent = [f"{name}: it did not run by itself" for name in blocks if name not in beside.ran]
     ranked = max(beside.found, key=lambda b: _excess(b.worst), default=None)
     return Verification(
         reference=kind,

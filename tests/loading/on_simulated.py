@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from devctl.devices import Device
 from devctl.loading import loader, proof, smoke
+from devctl.loading.compare import floats
 from devctl.loading.inputs import prepare
 from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import device_bytes
@@ -90,7 +91,7 @@ def in_turn(tree, turn):
 
 
 def first_float(output):
-    return next(value for _, value in smoke._floats(output, ""))
+    return next(value for _, value in floats(output))
 
 
 def bare(value):

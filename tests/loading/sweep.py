@@ -15,6 +15,7 @@ from transformers.utils import logging
 from devctl.devices import Device
 from devctl.errors import DevctlError, first_line
 from devctl.loading import loader, smoke
+from devctl.loading.compare import floats
 from devctl.loading.inputs import prepare
 from devctl.loading.loader import LoadFormat
 from devctl.loading.offload import bytes_to_write
@@ -155,7 +156,7 @@ def outputs(model, inputs):
     with torch.inference_mode():
         given = {**inputs.tensors, **smoke._decoder_inputs(model, inputs.tensors)}
         torch.manual_seed(0)
-        return dict(smoke._floats(model(**given), "output"))
+        return dict(floats(model(**given), "output"))
 
 
 def rows(names):

@@ -340,11 +340,19 @@ def test_more_modalities(tmp_path):
         assert run(model, folder / "config.json", new_tokens=2).nonfinite == ()
 
 
-def test_inputs_that_are_not_known_are_told_before_loading(tmp_path):
-    import transformers as t
+@pytest.mark.parametrize(
+    ("name", "config", "settings"),
+    [
+        ("PerceiverForOpticalFlow", "PerceiverConfig", {"num_cross_attention_heads": 1}),
+        ("BarkModel", "BarkConfig", {}),
+        ("Kosmos2ForConditionalGeneration", "Kosmos2Config", {}),
+    ],
+)
+def test_inputs_that_are_not_known_are_told_before_loading(tmp_path, name, config, settings):
+    import transformers
 
-    folder = save_config(tmp_path, t.PerceiverForOpticalFlow, t.PerceiverConfig(num_cross_attention_heads=1))
-    with pytest.raises(LoadError, match="no inputs are known for PerceiverForOpticalFlow"):
+    folder = save_config(tmp_path, getattr(transformers, name), getattr(transformers, config)(**settings))
+    with pytest.raises(LoadError, match=f"no inputs are known for {name}"):
         prepared(folder)
 
 
