@@ -27,6 +27,16 @@ def parse_size(text: str) -> int:
     return int(value) // 8 if last == "b" and not binary else int(value)
 
 
+def format_need(size: int) -> str:
+    """``size`` as `format_bytes` writes it, but rounded up: what is written is enough."""
+    text = format_bytes(size)
+    number, unit = text.split()
+    digits = len(number.partition(".")[2])
+    if parse_size(number + unit) < size:
+        number = f"{float(number) + 10**-digits:.{digits}f}"
+    return f"{number} {unit}"
+
+
 def format_bytes(size: int) -> str:
     """``size`` in the largest binary unit that keeps it at or above 1, with three significant digits: "7.48 GiB"."""
     value, unit = float(size), "B"

@@ -19,13 +19,13 @@ from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import as_here
+from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.document import PlannedModel, normal
 from devctl.placement.latency import Speeds
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
-from devctl.placement.ways_out import fits, ways_out
+from devctl.placement.ways_out import ways_out
 from devctl.placement.workload import Runtime, common_need, less, with_runtime
-from devctl.units import format_bytes
+from devctl.units import format_bytes, format_need
 
 if TYPE_CHECKING:
     from devctl.models.quantisation import Quantize
@@ -185,27 +185,39 @@ def require_room(
     if not missing and not over:
         return
 
-    def counted(tree: ModuleTree) -> ModuleTree:
-        return tree if runtime is None else with_runtime(tree, runtime.footprint)
+    def holds(tree: ModuleTree) -> bool:
+        best = place(tree, budgets, Strategy.OPTIMAL, None, runtime)
+        left = 0 if disk else best.on_disk if offload else best.offloaded
+        return not left and not (runtime is not None and over_budget(best.devices))
 
-    beside = 0
-    if runtime is not None:
-        beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
-        budgets = less(budgets, runtime)
-    # room that is missing for the cache is not gained by offloading, as that is where the layers run
-    offload = offload and not over
-    if fits(counted(tree), budgets, cpu_may_hold=offload):
+    if holds(tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = ways_out(counted(tree), budgets, cpu_may_hold=offload, beside=beside)
+        # room that is missing for the cache is not gained by offloading, as that is where the layers run
+        ways = _hardware(tree, budgets, runtime, cpu_may_hold=offload and not over)
         for option, other in smaller:
-            if fits(counted(other), budgets, cpu_may_hold=offload):
+            if holds(other):
                 ways += (f"{option} fits: {format_bytes(sizes(other)[''])} instead of {format_bytes(sizes(tree)[''])}",)
                 break
     if over:
         raise RefusedError("it does not fit", findings=(*over, *ways), hint=hint)
     where = "disk" if offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     raise RefusedError(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
+
+
+def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
+    """What hardware would hold the model and its workload."""
+    if runtime is None:
+        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold)
+    beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
+    left = less(budgets, runtime)
+    gpus = [device for device, size in budgets.devices if is_accelerator(device) and size]
+    if gpus and not any(size for device, size in left.devices if device in gpus):
+        return (
+            f"beside weights and cache each GPU needs {format_need(beside)}, which none has: "
+            "less --batch-size or --context-length, or larger GPUs",
+        )
+    return ways_out(with_runtime(tree, runtime.footprint), left, cpu_may_hold=cpu_may_hold, beside=beside)
 
 
 def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) -> None:

@@ -64,10 +64,22 @@ def plan(
     best = objective is not None or target_context is not None
     ways = {"strategy": strategy, "objective": objective}
     sought = {"map": map, "context-length": context_length}
+    gates = {"no-offload": no_offload or None, "no-disk": no_disk or None, "max-context": max_context or None}
     shown = {"report": report, "explain": why or None, "svg": svg, "html": html}
     _refuse(
-        ("--compare shows every strategy", compare, ways | shown | {"map": map, "target-context": target_context}),
-        ("--what-if tries them all", what_if, ways | shown | sought | {"target-context": target_context}),
+        (
+            "--compare shows every strategy",
+            compare,
+            ways | shown | gates | {"map": map, "target-context": target_context},
+        ),
+        ("--what-if tries them all", what_if, ways | shown | gates | sought | {"target-context": target_context}),
+        ("--what-if tries them all", what_if, {"compare": compare or None, "batch-size": batch_size - 1 or None}),
+        (
+            "--max-context looks for it",
+            max_context,
+            {"context-length": context_length, "target-context": target_context},
+        ),
+        ("--target-context looks for the batch", target_context is not None, {"batch-size": batch_size - 1 or None}),
         ("--map says where everything goes", map is not None, ways | {"explain": why or None}),
         ("--target-context looks for the batch or context", target_context is not None, sought),
         ("--explain is of weights and their room", latency or counted, {"explain": why or None}),
@@ -108,16 +120,11 @@ def plan(
     if what_if:
         render.answer(workload.what_if(planned, question, json=json))
         return
-    runtime: Runtime | None = None
-    notes: tuple[str, ...] = ()
-    if target_context is not None:
-        question, notes = workload.at_most(question)
-    if counted:
-        runtime, untraced = _runtime(question)
-        notes += untraced
+    question, notes = workload.at_most(question) if target_context is not None else (question, ())
+    runtime, told = _runtime(question) if counted else (None, ())
     if compare:
-        all_ways = (gather.placement(tree, budgets, each, speeds, runtime) for each in Strategy)
-        render.answer(render_plan.comparison(planned, tuple(all_ways), json=json))
+        all_of_them = [gather.placement(tree, budgets, each, speeds, runtime) for each in Strategy]
+        render.answer(render_plan.comparison(planned, all_of_them, json=json))
         return
 
     if map is None:
@@ -139,7 +146,7 @@ def plan(
         )
     if max_context:
         notes += workload.most_tokens(question, placement)
-    placement = replace(placement, notes=(*placement.notes, *notes))
+    placement = replace(placement, notes=(*placement.notes, *notes, *told))
 
     document = plan_document(planned, placement, gather.versions(), runtime)
     _write(planned, tree, placement, document, report=report, svg=svg, html=html)
@@ -159,11 +166,15 @@ def _refuse(*clashes: tuple[str, bool, Mapping[str, object]]) -> None:
 
 def _runtime(question: "Question") -> tuple[Runtime | None, tuple[str, ...]]:
     """What the workload adds, and what to know about it; nothing where the model can't be traced."""
+    from devctl.cli.workload import longest
+
     try:
         runtime = question.runtime(question.workload)
     except UntracedError as error:
         return None, (f"KV cache and activations are not counted: {error.message}",)
-    return runtime, runtime.footprint.notes
+    made_for, asked = longest(question.footprints.source), question.workload.context_length
+    beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
+    return runtime, (*runtime.footprint.notes, *beyond)
 
 
 # what most plans do without is imported when it is asked for

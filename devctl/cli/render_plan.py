@@ -54,13 +54,20 @@ def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
     table.add_column(no_wrap=True, width=16)
     table.add_column(no_wrap=True, justify="right")
     table.add_column(overflow="fold")
+    devices = tuple(devices)
+    idle = [use for use in devices if is_accelerator(use.device) and not use.total]
     for use in devices:
-        if use.budget is None and not use.used:
+        if (use.budget is None and not use.used) or (len(idle) > _MOST_IDLE and use in idle):
             continue
         given = "" if use.budget is None else f" of {format_bytes(use.budget)}"
         table.add_row(str(use.device), _bar(use), format_bytes(use.total) + given, ", ".join(ranges(use.modules)))
+    if len(idle) > _MOST_IDLE:
+        table.add_row("", "", "nothing", f"on {len(idle)} others, from {idle[0].device} to {idle[-1].device}")
     return table
 
+
+_MOST_IDLE = 8
+"""Accelerators that hold nothing and still have a line each."""
 
 _PARTS = (("weights", "█", "cyan"), ("state", "▓", "magenta"), ("activations", "▒", "yellow"), ("overhead", "░", "dim"))
 
@@ -74,12 +81,20 @@ def _bar(use: DeviceUse) -> RenderableType:
         return ""
     if use.total == use.used:
         return ProgressBar(total=max(use.budget, 1), completed=use.used, width=16)
-    bar, done = Text(), 0
-    for size, (_, mark, style) in zip((use.used, use.state, use.activations, use.overhead), _PARTS, strict=True):
-        start, done = done, done + size
-        width = 16 * min(done, use.budget) // max(use.budget, 1) - 16 * min(start, use.budget) // max(use.budget, 1)
+    bar = Text()
+    sizes = (use.used, use.state, use.activations, use.overhead)
+    for width, (_, mark, style) in zip(_cells(sizes, max(use.budget, use.total)), _PARTS, strict=True):
         bar.append(mark * width, style)
     return bar
+
+
+def _cells(sizes: Sequence[int], of: int, width: int = 16) -> list[int]:
+    """Cells of a bar for each part, in all as many as their sum takes; whatever is there has one."""
+    total = max(-(-width * sum(sizes) // of), sum(1 for size in sizes if size))
+    cells = [min(1, size) for size in sizes]
+    while sum(cells) < total:  # to the part that is furthest from its share
+        cells[max(range(len(sizes)), key=lambda part: sizes[part] * total - cells[part] * sum(sizes))] += 1
+    return cells
 
 
 def memory_table(devices: Iterable[DeviceUse]) -> RenderableType:
@@ -99,8 +114,7 @@ def memory_table(devices: Iterable[DeviceUse]) -> RenderableType:
 
 def offload_line(placement: Placement) -> str:
     """What is not on the devices that compute."""
-    accelerated = any(use.used and is_accelerator(use.device) for use in placement.devices)
-    off = [DeviceType.DISK, DeviceType.CPU] if accelerated else [DeviceType.DISK]
+    off = [DeviceType.DISK, DeviceType.CPU] if placement.offloaded > placement.on_disk else [DeviceType.DISK]
     parts = [f"{format_bytes(u.used)} on {u.device}" for u in placement.devices if u.device.type in off and u.used]
     return f"offloaded: {', '.join(parts)}" if parts else "offloaded: nothing"
 
@@ -141,6 +155,7 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
                         "offloaded": each.offloaded,
                         "fullest": float(each.fullest),
                         "crossings": each.crossings,
+                        "fits": fits(each),
                     }
                     for each in placements
                 ],
@@ -158,12 +173,16 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
         table.add_column(each.strategy or "", justify="right", no_wrap=True)
     shown = [u.device for u in placements[0].devices]
     for device in shown:
-        uses = [next((u for u in each.devices if u.device == device), None) for each in placements]
+        uses: list[DeviceUse | None] = [
+            next((u for u in each.devices if u.device == device), None) for each in placements
+        ]
         if any(use is not None and (use.used or use.budget) for use in uses):
-            table.add_row(str(device), *(format_bytes(use.used) if use is not None else "" for use in uses))
+            table.add_row(str(device), *(format_bytes(use.total) if use is not None else "" for use in uses))
     table.add_row("offloaded", *(format_bytes(each.offloaded) for each in placements))
     table.add_row("fullest", *(f"{float(each.fullest):.1%}" for each in placements))
     table.add_row("crossings", *(str(each.crossings) for each in placements))
+    if not all(fits(each) for each in placements):
+        table.add_row("fits", *("yes" if fits(each) else "no" for each in placements))
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
 
@@ -197,19 +216,28 @@ def what_if_table(model: PlannedModel, found: Sequence[tuple[int, int, bool, flo
     return to_text(Group(head, table, tail), sys.stdout)
 
 
+def fits(placement: Placement) -> bool:
+    """Whether no device is given more than it may hold."""
+    return all(use.budget is None or use.total <= use.budget for use in placement.devices)
+
+
 def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
     """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
 
     The first of equal ones, so that transformers' own default is left only for something better.
     """
-    best = min(placements, key=lambda p: (p.offloaded, p.on_disk, p.fullest, p.crossings))
+    best = min(placements, key=lambda p: (not fits(p), p.offloaded, p.on_disk, p.fullest, p.crossings))
     first = placements[0]
     if best is first:
-        return best, "no other is better, and it is transformers' default"
-    if best.offloaded < first.offloaded:
-        return best, f"{format_bytes(first.offloaded - best.offloaded)} less offloaded than with {first.strategy}"
-    if best.on_disk < first.on_disk:
-        return best, f"{format_bytes(first.on_disk - best.on_disk)} less on disk than with {first.strategy}"
+        return (
+            best,
+            f"no other is better, {'and it is' if fits(best) else 'but it does not fit; it is'} transformers' default",
+        )
+    if not fits(first) and fits(best):
+        return best, f"it fits, and {first.strategy} does not"
+    for less, where in ((first.offloaded - best.offloaded, "offloaded"), (first.on_disk - best.on_disk, "on disk")):
+        if less > 0:
+            return best, f"{format_bytes(less)} less {where} than with {first.strategy}"
     if best.fullest < first.fullest:
         fractions = f"{float(best.fullest):.1%} full, and {float(first.fullest):.1%} with {first.strategy}"
         return best, f"the fullest device is {fractions}"

@@ -36,6 +36,9 @@ REFERENCE = 4096
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 """The batch sizes of ``--what-if``."""
 
+_MOST_BATCH = 4096
+"""The most sequences that ``--target-context`` looks for."""
+
 _MOST_TOKENS = 2**20
 """Tokens in all that are traced: their ids are real, and take memory."""
 
@@ -162,6 +165,11 @@ def question(
     """
     context = context_length or min(REFERENCE, longest(footprints.source) or REFERENCE)
     new = new_tokens if new_tokens is not None else min(1, context - 1)
+    if context > _LONGEST:
+        raise UsageError(f"{context} tokens are more than devctl counts", hint=f"it counts up to {_LONGEST}")
+    made_for = longest(footprints.source)
+    if made_for is not None and new >= max(made_for, context_length or 0):
+        raise UsageError(f"--new-tokens {new}: the model is made for {made_for} tokens in all", hint="give fewer")
     if context <= new:
         raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
     return Question(
@@ -237,7 +245,7 @@ def largest_context(question: Question, device_map: dict[str, Device] | None, *,
     return found + new if found else 0
 
 
-def largest_batch(question: Question, most: int = 4096) -> int:
+def largest_batch(question: Question) -> int:
     """The most sequences at once for which there is a placement that offloads no more than the weights need."""
     least = least_offloaded(question)
 
@@ -247,7 +255,7 @@ def largest_batch(question: Question, most: int = 4096) -> int:
         placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
         return margin(placement) if placement.offloaded <= least else least - placement.offloaded
 
-    return largest(left, most)
+    return largest(left, _MOST_BATCH)
 
 
 def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
@@ -259,7 +267,9 @@ def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
     wanted = question.workload.context_length
     if batch := largest_batch(question):
         found = replace(question, workload=replace(question.workload, batch_size=batch))
-        return found, (f"{batch} sequences of {wanted} tokens fit at once, and no more",)
+        most = "at least " if batch == _MOST_BATCH else ""
+        each = "sequence fits" if batch == 1 else "sequences fit"
+        return found, (f"{most}{batch} {each} at once, of {wanted} tokens",)
     one = replace(question, workload=replace(question.workload, batch_size=1))
     context = largest_context(one, None, most=wanted)
     if not context:
@@ -279,11 +289,11 @@ def most_tokens(question: Question, placement: Placement) -> tuple[str, ...]:
     def told(tokens: int) -> str:
         if not tokens:
             return "none"
-        return f"{tokens}" + (", all that the model is made for," if tokens == limit else "")
+        return f"{tokens}" + (" (all that the model is made for)" if tokens == limit else "")
 
     batch = question.workload.batch_size
     each = "" if batch == 1 else f" for each of {batch} sequences"
-    return (f"the most tokens{each}: {told(here)} on this placement, {told(best)} on the best one",)
+    return (f"the most tokens{each}: {told(here)} on this map, {told(best)} by --strategy optimal",)
 
 
 def room(question: Question, placement: Placement) -> str:

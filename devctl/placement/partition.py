@@ -56,10 +56,6 @@ class Partition:
         for state in self._reach.items():
             self._by_number.setdefault(sum(state[0]), []).append(state)
 
-    def is_possible(self) -> bool:
-        """Whether there is a way at all."""
-        return self._fewest() is not None
-
     def first(self) -> list[int] | None:
         """The device of each block: with the fewest devices, and of those ways the lowest numbers first.
 

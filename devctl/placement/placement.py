@@ -100,6 +100,8 @@ def make_placement(
         limits.setdefault(device, None)
     used = bytes_per_device(tree, device_map)
     beside = {} if runtime is None else needs(tree, device_map, runtime.footprint)
+    for device in beside:
+        limits.setdefault(device, 0)  # what would have to run the model may hold nothing
     uses = tuple(
         DeviceUse(
             device=device,

@@ -6,7 +6,7 @@ from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.optimal import limits_of, row_of
 from devctl.placement.row import Row, least_factor, solve
-from devctl.units import format_bytes
+from devctl.units import format_bytes, format_need
 
 _MOST_MORE = 1024
 
@@ -32,7 +32,7 @@ def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: 
     found = []
     if not gpus or cpu_may_hold:
         needed = _cpu_needed(row, list(gpus.values()))
-        found.append(f"{Device.cpu()} would have to hold {format_bytes(needed)}" + _more(needed, cpu))
+        found.append(f"{Device.cpu()} would have to hold {format_need(needed)}" + _more(needed, cpu))
     if gpus:
         found.append(_larger(row, gpus, beside))
         if more := _how_many_more(row, list(gpus.values()), cpu, cpu_may_hold=cpu_may_hold, beside=beside):
@@ -59,16 +59,16 @@ def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
         if beside:  # what blocks need is counted for the worst case, so that a little less might do as well
-            return f"{who} would do with {format_bytes(each + beside)}" + _more(each, min(gpus.values()))
-        return f"{who} would have to hold {format_bytes(each + beside)}" + _more(each, min(gpus.values()))
-    told = [f"{device} {format_bytes(size + beside)}" for device, size in sizes.items()]
+            return f"{who} would do with {format_need(each + beside)}" + _more(each, min(gpus.values()))
+        return f"{who} would have to hold {format_need(each + beside)}" + _more(each, min(gpus.values()))
+    told = [f"{device} {format_need(size + beside)}" for device, size in sizes.items()]
     return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}" + (
         f" and {len(told) - 4} more" if len(told) > 4 else ""
     )
 
 
 def _more(needed: int, given: int | None) -> str:
-    return "" if not given or given >= needed else f", {format_bytes(needed - given)} more than it may"
+    return "" if not given or given >= needed else f", {format_need(needed - given)} more than it may"
 
 
 def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool, beside: int) -> str | None:
@@ -87,4 +87,5 @@ def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)} would hold the rest"
+    more = f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)}"
+    return f"{more} would hold the rest, by --strategy optimal"
