@@ -24,7 +24,7 @@ def test_no_offload_is_refused_with_ways_out(devctl):
     assert (done.code, done.out) == (3, "")
     lines = done.err.splitlines()
     assert lines[0] == "devctl: it does not fit: 86.4 GiB would be left on cpu"
-    assert lines[1] == "  - each of the 2 GPUs would have to hold 65.7 GiB, 41.7 GiB more than it may"
+    assert lines[1] == "  - each of the 2 GPUs would have to hold 65.8 GiB, 41.8 GiB more than it may"
     assert lines[2] == "  - 4 more GPUs of 24.0 GiB would hold the rest, by --strategy optimal"
     assert lines[3].startswith("  - --quantize nf4 fits: ")
 

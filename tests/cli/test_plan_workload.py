@@ -81,6 +81,7 @@ def test_max_context(devctl, tmp_path):
     assert devctl("plan", LLAMA, *fits, "--context-length", int(here * 1.01)).code == 3
 
 
+@pytest.mark.slow
 def test_target_context(devctl):
     document, err = plan(devctl, "--devices", "2x24GiB", "--target-context", 16384)
     batch = document["workload"]["batch_size"]
@@ -95,6 +96,7 @@ def test_target_context(devctl):
     assert done.err.startswith("devctl: not one sequence fits")
 
 
+@pytest.mark.slow
 def test_what_if(devctl):
     done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--what-if", "--json")
     cases = {(c["context_length"], c["batch_size"]): c["fits"] for c in json.loads(done.out)["cases"]}
