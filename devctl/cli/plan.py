@@ -144,11 +144,11 @@ def plan(
             disk=not (no_offload or no_disk or disk_unnamed),
             hint="or add disk to --devices" if disk_unnamed and not (no_offload or no_disk) else "",
         )
-    if max_context:
-        notes += workload.most_tokens(question, placement)
+    most = workload.most_tokens(question, placement) if max_context else None
+    notes += () if most is None else (workload.told_tokens(question, most),)
     placement = replace(placement, notes=(*placement.notes, *notes, *told))
 
-    document = plan_document(planned, placement, gather.versions(), runtime)
+    document = plan_document(planned, placement, gather.versions(), runtime) | {"max_context": most}
     _write(planned, tree, placement, document, report=report, svg=svg, html=html)
     render.answer(render.dumps(document if json else to_hf(placement.device_map)))
     room = workload.room(question, placement) if runtime is None else ""

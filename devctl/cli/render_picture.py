@@ -174,10 +174,17 @@ def _device(use: DeviceUse, devices: tuple[Device, ...], model_bytes: int, *, of
     lines = [
         f'<text class="name ink" x="0" y="14">{clean(name)}</text>',
         f'<text class="num muted end" x="100%" y="14">{_used_of(use)}{fraction}</text>',
-        *bar((Segment(label="weights", nbytes=use.used),), use.budget, model_bytes, top=21, kind=kind),
+        *bar(_segments(use), use.budget, model_bytes, top=21, kind=kind),
         *_listed(ranges(use.modules), 49),
     ]
     return Drawing(lines=tuple(lines), height=64)
+
+
+def _segments(use: DeviceUse) -> tuple[Segment, ...]:
+    """What a device holds: weights, and beside them what a workload needs."""
+    parts = {"KV cache": use.state, "activations": use.activations, "overhead": use.overhead}
+    beside = (Segment(label=label, nbytes=nbytes) for label, nbytes in parts.items() if nbytes)
+    return (Segment(label="weights", nbytes=use.used), *beside)
 
 
 def bar(segments: Sequence[Segment], budget: int | None, otherwise: int, *, top: int, kind: str) -> list[str]:
@@ -220,7 +227,7 @@ def _grid(uses: Sequence[DeviceUse], devices: tuple[Device, ...]) -> Drawing:
         row, column = divmod(place, _COLUMNS)
         top, left = row * _CELL_HEIGHT, column * (width + _GAP)
         said = f"{use.device}: {_used_of(use)}, {_fraction(use)}; {', '.join(ranges(use.modules)) or 'nothing'}"
-        filled = use.used * WHOLE // max(1, use.used, use.budget or 0)
+        filled = use.total * WHOLE // max(1, use.total, use.budget or 0)
         lines += [
             f'<svg x="{_percent(left)}" y="{top}" width="{_percent(width)}" height="{_CELL_HEIGHT}">',
             f"<title>{clean(said)}</title>",
@@ -313,14 +320,14 @@ def _percent(thousandths: int) -> str:
 
 
 def _used_of(use: DeviceUse) -> str:
-    return format_bytes(use.used) + (f" of {format_bytes(use.budget)}" if use.budget is not None else "")
+    return format_bytes(use.total) + (f" of {format_bytes(use.budget)}" if use.budget is not None else "")
 
 
 def _fraction(use: DeviceUse) -> str:
     if not use.budget:
         return "–"
-    rounded = f"{use.used / use.budget:.0%}"
-    return rounded if rounded != "100%" or use.used == use.budget else f"{use.used / use.budget:.1%}"
+    rounded = f"{use.total / use.budget:.0%}"
+    return rounded if rounded != "100%" or use.total == use.budget else f"{use.total / use.budget:.1%}"
 
 
 def _piece_bytes(piece: Piece) -> str:

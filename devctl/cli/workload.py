@@ -280,20 +280,24 @@ def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
     return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",)
 
 
-def most_tokens(question: Question, placement: Placement) -> tuple[str, ...]:
-    """The answer to ``--max-context``."""
-    here = largest_context(question, dict(placement.device_map))
-    best = largest_context(question, None)
+def most_tokens(question: Question, placement: Placement) -> dict[str, int]:
+    """The answer to ``--max-context``: tokens that fit on this map, and on the best one; 0 where none do."""
+    return {
+        "this_map": largest_context(question, dict(placement.device_map)),
+        "optimal": largest_context(question, None),
+    }
+
+
+def told_tokens(question: Question, most: dict[str, int]) -> str:
+    """The same as a note."""
     limit = longest(question.footprints.source)
-
-    def told(tokens: int) -> str:
-        if not tokens:
-            return "none"
-        return f"{tokens}" + (" (all that the model is made for)" if tokens == limit else "")
-
     batch = question.workload.batch_size
     each = "" if batch == 1 else f" for each of {batch} sequences"
-    return (f"the most tokens{each}: {told(here)} on this map, {told(best)} by --strategy optimal",)
+    here, best = (
+        ("none" if not tokens else str(tokens)) + (" (all that the model is made for)" if tokens == limit else "")
+        for tokens in (most["this_map"], most["optimal"])
+    )
+    return f"the most tokens{each}: {here} on this map, {best} by --strategy optimal"
 
 
 def room(question: Question, placement: Placement) -> str:

@@ -75,6 +75,8 @@ def test_max_context(devctl, tmp_path):
     done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--max-context")
     (note,) = [line for line in done.err.splitlines() if "the most tokens" in line]
     here = int(note.split("the most tokens: ")[1].split()[0])
+    document, _ = plan(devctl, "--devices", "2x24GiB", "--max-context")
+    assert document["max_context"]["this_map"] == here
     (tmp_path / "map.json").write_text(done.out)
     fits = ["--devices", "2x24GiB", "--map", tmp_path / "map.json"]
     assert devctl("plan", LLAMA, *fits, "--context-length", here).code == 0
