@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from devctl.cli import gather, render, render_plan
 from devctl.devices import Device, DeviceType
-from devctl.errors import RefusedError, UntracedError, UsageError
+from devctl.errors import RefusedError, UsageError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
 from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
 from devctl.models.resolve import ModelSource, read_config
@@ -90,16 +90,24 @@ class Footprints:
         one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
         return scaled(one, two, workload.batch_size)
 
+    def kept(self, workload: Workload) -> Footprint | None:
+        """The same, if it is known from before: a trace takes a second that not every plan should."""
+        key = self._key(workload)
+        return None if key is None else load_footprint(key)
+
+    def _key(self, workload: Workload) -> str | None:
+        if not self.request.cache:
+            return None
+        return footprint_key(
+            self.source,
+            workload,
+            dtype=self.request.dtype,
+            model_class=self.request.model_class,
+            trust_remote_code=self.request.trust_remote_code,
+        )
+
     def _kept_or_traced(self, workload: Workload) -> Footprint:
-        key = None
-        if self.request.cache:
-            key = footprint_key(
-                self.source,
-                workload,
-                dtype=self.request.dtype,
-                model_class=self.request.model_class,
-                trust_remote_code=self.request.trust_remote_code,
-            )
+        key = self._key(workload)
         if key is not None and (kept := load_footprint(key)) is not None:
             return kept
         if self._skeleton is None:
@@ -282,6 +290,7 @@ def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
 
 def most_tokens(question: Question, placement: Placement) -> dict[str, int]:
     """The answer to ``--max-context``: tokens that fit on this map, and on the best one; 0 where none do."""
+    question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
     return {
         "this_map": largest_context(question, dict(placement.device_map)),
         "optimal": largest_context(question, None),
@@ -301,7 +310,7 @@ def told_tokens(question: Question, most: dict[str, int]) -> str:
 
 
 def room(question: Question, placement: Placement) -> str:
-    """How much room is left on the devices that compute, and about how many tokens it holds."""
+    """How much room is left on the devices that compute, and, where that is known, about how many tokens it holds."""
     device_map = dict(placement.device_map)
     left = {
         use.device: use.budget - use.used
@@ -311,10 +320,10 @@ def room(question: Question, placement: Placement) -> str:
     if not left or min(left.values()) < 0:
         return ""
     text = f"room: {format_bytes(sum(left.values()))}"
-    try:
-        beside = needs(question.tree, device_map, question.footprints.of(question.workload))
-    except UntracedError:
-        return text
+    footprint = question.footprints.kept(question.workload)
+    if footprint is None:
+        return f"{text}; --max-context tells how many tokens it holds"
+    beside = needs(question.tree, device_map, footprint)
     tokens = [
         max(0, left[device] - question.overhead.get(device, 0)) * question.workload.context_length / size
         for device, need in beside.items()

@@ -64,6 +64,9 @@ def test_every_strategy_counts(devctl, strategy):
 
 
 def test_without_a_workload_the_room_is_told(devctl):
+    _, err = plan(devctl, "--devices", "2x24GiB", "--no-cache")
+    assert "room: 33.0 GiB; --max-context tells how many tokens it holds" in err.splitlines()
+    plan(devctl, "--devices", "2x24GiB", "--context-length", 4096)
     _, err = plan(devctl, "--devices", "2x24GiB")
     (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
     assert line.startswith("room: 33.0 GiB, about ")
