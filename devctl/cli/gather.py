@@ -188,7 +188,7 @@ def require_room(
     def holds(tree: ModuleTree) -> bool:
         best = place(tree, budgets, Strategy.OPTIMAL, None, runtime)
         left = 0 if disk else best.on_disk if offload else best.offloaded
-        return not left and not (runtime is not None and over_budget(best.devices))
+        return not left and (runtime is None or best.fits)
 
     if holds(tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)

@@ -155,7 +155,7 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
                         "offloaded": each.offloaded,
                         "fullest": float(each.fullest),
                         "crossings": each.crossings,
-                        "fits": fits(each),
+                        "fits": each.fits,
                     }
                     for each in placements
                 ],
@@ -181,8 +181,8 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
     table.add_row("offloaded", *(format_bytes(each.offloaded) for each in placements))
     table.add_row("fullest", *(f"{float(each.fullest):.1%}" for each in placements))
     table.add_row("crossings", *(str(each.crossings) for each in placements))
-    if not all(fits(each) for each in placements):
-        table.add_row("fits", *("yes" if fits(each) else "no" for each in placements))
+    if not all(each.fits for each in placements):
+        table.add_row("fits", *("yes" if each.fits else "no" for each in placements))
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
 
@@ -216,24 +216,19 @@ def what_if_table(model: PlannedModel, found: Sequence[tuple[int, int, bool, flo
     return to_text(Group(head, table, tail), sys.stdout)
 
 
-def fits(placement: Placement) -> bool:
-    """Whether no device is given more than it may hold."""
-    return all(use.budget is None or use.total <= use.budget for use in placement.devices)
-
-
 def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
     """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
 
     The first of equal ones, so that transformers' own default is left only for something better.
     """
-    best = min(placements, key=lambda p: (not fits(p), p.offloaded, p.on_disk, p.fullest, p.crossings))
+    best = min(placements, key=lambda p: (not p.fits, p.offloaded, p.on_disk, p.fullest, p.crossings))
     first = placements[0]
     if best is first:
         return (
             best,
-            f"no other is better, {'and it is' if fits(best) else 'but it does not fit; it is'} transformers' default",
+            f"no other is better, {'and it is' if best.fits else 'but it does not fit; it is'} transformers' default",
         )
-    if not fits(first) and fits(best):
+    if not first.fits and best.fits:
         return best, f"it fits, and {first.strategy} does not"
     for less, where in ((first.offloaded - best.offloaded, "offloaded"), (first.on_disk - best.on_disk, "on disk")):
         if less > 0:

@@ -150,6 +150,11 @@ class Question:
         """The placement by ``strategy`` for ``workload``."""
         return place(self.tree, self.budgets, strategy, None, self.runtime(workload))
 
+    def scaled(self, workload: Workload) -> Placement:
+        """The best placement for ``workload``, whose batch is not traced but scaled."""
+        runtime = Runtime(footprint=self.footprints.scaled(workload), overhead=self.overhead)
+        return place(self.tree, self.budgets, Strategy.OPTIMAL, None, runtime)
+
     def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
         """The given map, with what ``workload`` adds."""
         return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
@@ -203,6 +208,11 @@ def margin(placement: Placement) -> int:
     return min(left, default=0)
 
 
+def spare(placement: Placement, least: int) -> int:
+    """The `margin`, or what is missing where more than ``least`` bytes are offloaded."""
+    return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+
+
 def largest(left: Callable[[int], int], most: int) -> int:
     """The largest number from 1 to ``most`` with nothing missing, to a part in a thousand below; 0 for none.
 
@@ -246,8 +256,7 @@ def largest_context(question: Question, device_map: dict[str, Device] | None, *,
         workload = _with_context(question.workload, context + new)
         if device_map is not None:
             return margin(question.on(device_map, workload))
-        placement = question.placed(Strategy.OPTIMAL, workload)
-        return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+        return spare(question.placed(Strategy.OPTIMAL, workload), least)
 
     found = largest(left, max(1, most - new))
     return found + new if found else 0
@@ -258,10 +267,7 @@ def largest_batch(question: Question) -> int:
     least = least_offloaded(question)
 
     def left(batch: int) -> int:
-        footprint = question.footprints.scaled(replace(question.workload, batch_size=batch))
-        runtime = Runtime(footprint=footprint, overhead=question.overhead)
-        placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
-        return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+        return spare(question.scaled(replace(question.workload, batch_size=batch)), least)
 
     return largest(left, _MOST_BATCH)
 
@@ -351,10 +357,8 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
     for context in contexts[-8:]:
         for batch in BATCHES:
             workload = replace(question.workload, context_length=context, batch_size=batch)
-            runtime = Runtime(footprint=question.footprints.scaled(workload), overhead=question.overhead)
-            placement = place(question.tree, question.budgets, Strategy.OPTIMAL, None, runtime)
-            fits = margin(placement) >= 0 and placement.offloaded <= least
-            found.append((context, batch, fits, float(placement.fullest)))
+            placement = question.scaled(workload)
+            found.append((context, batch, spare(placement, least) >= 0, float(placement.fullest)))
     return render_plan.what_if_table(model, found, json=json)
 
 

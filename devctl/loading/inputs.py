@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.media import audio_inputs, image_inputs
 from devctl.loading.modality import Wants, image_token, random_inputs, wants_of
+from devctl.models.inputs import most_tokens
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def prepare(
     config, model_class = skeleton.config, skeleton.model_class
     try:
         wants = wants_of(config, model_class)
-        most = _most_tokens(config)
+        most = most_tokens(config)
         _refuse_misuse(model_class, wants, most, image, audio, context_length, new_tokens)
         made = random_inputs(config, model_class, torch.Generator().manual_seed(0))
         origin = "random"
@@ -194,7 +195,7 @@ def _text(
             wanted = [name for name in wanted if name != "token_type_ids"]  # generate takes none
         made = {name: encoded[name] for name in wanted if name in encoded}
     else:
-        most = _most_tokens(config)
+        most = most_tokens(config)
         few = _RANDOM_TOKENS if most is None else max(1, min(_RANDOM_TOKENS, most // 2))
         generator = torch.Generator().manual_seed(0)
         known = [token for token in (image_token(config), getattr(config, "video_token_id", None)) if token]
@@ -242,10 +243,3 @@ def _vocabulary(config: Any) -> int:
         if isinstance(size := getattr(part, "vocab_size", None), int):
             return size
     raise LoadError(f"no inputs are known for {type(config).__name__}: it does not say how many tokens there are")
-
-
-def _most_tokens(config: PreTrainedConfig) -> int | None:
-    """The most tokens that the model's text part takes; None where nothing limits them."""
-    text = config.get_text_config(decoder=True)
-    limits = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)

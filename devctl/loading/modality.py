@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from devctl.models.inputs import WAVEFORM_SAMPLES, sound_shape
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 _FEW = 16
 """Steps of a series, patches of a page: enough to run."""
-_WAVEFORM_SAMPLES = 16_000
 _FRAMES = 64
 
 
@@ -145,15 +146,9 @@ _VIDEO = frozenset({"videomae", "vivit", "timesformer", "xclip"})
 
 
 def _sound(config: Any, takes: Mapping[str, Any], main: str, make: _Make) -> Tensors:
-    bins = getattr(config, "num_mel_bins", None)
-    if main == "input_features" and not hasattr(config, "audio_config"):
-        frames = 2 * getattr(config, "max_source_positions", 1500)
-        return {"input_features": make.normal(1, bins or 80, frames)}
-    if main in ("input_values", "inputs") and "input_values" in takes:
-        windows = getattr(config, "max_length", None)
-        shape = (1, windows, bins) if bins and windows else (1, _WAVEFORM_SAMPLES)
-        return {"input_values": make.normal(*shape)}
-    return {}
+    name = "input_values" if main == "inputs" else main
+    shape = sound_shape(config, name)
+    return {} if shape is None or name not in takes else {name: make.normal(1, *shape)}
 
 
 # models that take what their arguments' names do not say, by config.model_type
@@ -199,7 +194,7 @@ def _clap(config: Any, _: object, make: _Make) -> Tensors:
 
 
 def _codec(config: Any, _: object, make: _Make) -> Tensors:
-    return {"input_values": make.normal(1, getattr(config, "audio_channels", 1), _WAVEFORM_SAMPLES)}
+    return {"input_values": make.normal(1, getattr(config, "audio_channels", 1), WAVEFORM_SAMPLES)}
 
 
 def _speech_to_text(config: Any, _: object, make: _Make) -> Tensors:
@@ -215,7 +210,7 @@ def _univnet(config: Any, _: object, make: _Make) -> Tensors:
 
 
 def _speecht5(config: Any, model_class: type[PreTrainedModel], make: _Make) -> Tensors:
-    sound = {"input_values": make.normal(1, _WAVEFORM_SAMPLES)} if model_class.main_input_name == "input_values" else {}
+    sound = {"input_values": make.normal(1, WAVEFORM_SAMPLES)} if model_class.main_input_name == "input_values" else {}
     return sound | {
         "decoder_input_values": make.normal(1, config.reduction_factor * 2, config.num_mel_bins),
         "speaker_embeddings": make.normal(1, config.speaker_embedding_dim),

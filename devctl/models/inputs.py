@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_WAVEFORM_SAMPLES = 16_000
+WAVEFORM_SAMPLES = 16_000
+"""Of a sound whose length is free: a second, at the rate that most models take."""
 
 
 def random_inputs(
@@ -42,14 +43,8 @@ def random_inputs(
             made["attention_mask"] = torch.ones_like(made["input_ids"])
     if main == "pixel_values" or _compares(config, model_class):
         made["pixel_values"] = torch.randn((batch_size, *image_shape(config)), generator=generator)
-    bins = getattr(config, "num_mel_bins", None)
-    if main == "input_features" and not hasattr(config, "audio_config"):
-        frames = 2 * getattr(config, "max_source_positions", 1500)
-        made["input_features"] = torch.randn((batch_size, bins or 80, frames), generator=generator)
-    if main == "input_values":
-        windows = getattr(config, "max_length", None)
-        shape = (batch_size, windows, bins) if bins and windows else (batch_size, _WAVEFORM_SAMPLES)
-        made["input_values"] = torch.randn(shape, generator=generator)
+    if (shape := sound_shape(config, main)) is not None:
+        made[main] = torch.randn((batch_size, *shape), generator=generator)
     compares_sounds = hasattr(config, "audio_config") and "input_features" in takes and not model_class.can_generate()
     known = main in made or (not text and reads_text(config, model_class))
     if not known or compares_sounds:
@@ -70,6 +65,20 @@ def most_tokens(config: PreTrainedConfig) -> int | None:
     text = config.get_text_config(decoder=True)
     limits = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+
+def sound_shape(config: Any, name: str) -> tuple[int, ...] | None:
+    """The shape of one sound: of ``input_features`` bins and frames, of ``input_values`` windows and bins, or samples.
+
+    None for another input, and for features that a part of the model takes.
+    """
+    bins = getattr(config, "num_mel_bins", None)
+    if name == "input_features" and not hasattr(config, "audio_config"):
+        return bins or 80, 2 * getattr(config, "max_source_positions", 1500)
+    if name == "input_values":
+        windows = getattr(config, "max_length", None)
+        return (windows, bins) if bins and windows else (WAVEFORM_SAMPLES,)
+    return None
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:

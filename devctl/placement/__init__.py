@@ -73,8 +73,7 @@ def _place(
 
 
 def _worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:
-    over = any(u.budget is not None and u.total > u.budget for u in placement.devices)
-    return over, placement.offloaded, placement.on_disk, placement.fullest, placement.crossings
+    return not placement.fits, placement.offloaded, placement.on_disk, placement.fullest, placement.crossings
 
 
 def _with_room_on_main(

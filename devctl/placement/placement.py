@@ -68,6 +68,11 @@ class Placement:
         return sum(use.used for use in self.devices if use.device.type in off)
 
     @property
+    def fits(self) -> bool:
+        """Whether no device is given more than it may hold."""
+        return not over_budget(self.devices)
+
+    @property
     def on_disk(self) -> int:
         """Bytes on disk."""
         return sum(use.used for use in self.devices if use.device.type is DeviceType.DISK)
