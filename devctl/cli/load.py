@@ -1,12 +1,14 @@
 """``devctl load``: does it really run there?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from devctl.cli import gather, hardware, model_options, options, render, render_load
-from devctl.errors import LoadError, UsageError
+from devctl.cli.workload import Footprints
+from devctl.devices import Device
+from devctl.errors import LoadError, UntracedError, UsageError
 from devctl.inventory import take_inventory
 from devctl.inventory.document import to_json_values
 from devctl.loading.baseline import (
@@ -21,6 +23,10 @@ from devctl.loading.baseline import (
 from devctl.loading.loader import LoadFormat
 from devctl.placement import Strategy
 from devctl.placement.placement import make_placement, to_hf
+
+if TYPE_CHECKING:
+    from devctl.loading.inputs import Inputs
+    from devctl.models.skeleton import Skeleton
 
 MapOption = Annotated[
     str | None,
@@ -130,6 +136,13 @@ def load(
             max_new_tokens=max_new_tokens,
         )
         require_same(earlier, subject)
+    beside, unpredicted = _beside_weights(
+        Footprints(request, source, None if skeleton.tree.quantisation else skeleton),
+        skeleton,
+        inputs,
+        dict(placement.device_map),
+        max_new_tokens,
+    )
     trial = TrialOptions(
         load_format=load_format,
         offload_folder=offload_folder,
@@ -138,6 +151,8 @@ def load(
         warmup=warmup,
         verify=verify,
         ram=inventory.host.ram_available,
+        beside=beside,
+        notes=unpredicted,
     )
     report = try_out(model, source, skeleton, placement, inputs, trial, progress=render.progress, status=render.status)
     render.answer(render.to_json("devctl.load", report) if json else render_load.load_report(report))
@@ -148,3 +163,20 @@ def load(
     if earlier is not None:
         count = require_no_regression(earlier, to_json_values(report), share)
         render.message(f"none of {count} figures is worse than in {baseline} by more than {percent(share)}")
+
+
+def _beside_weights(
+    footprints: Footprints, skeleton: "Skeleton", inputs: "Inputs", device_map: dict[str, Device], new_tokens: int
+) -> tuple[dict[Device, int], tuple[str, ...]]:
+    """What each device should hold beside its weights while it runs, and what a reader should know of that."""
+    from devctl.loading.expected import beside_weights, workloads
+
+    try:
+        found = [
+            footprints.of_run(workload, inputs.tensors)
+            for workload in workloads(skeleton, inputs, device_map, new_tokens)
+        ]
+    except UntracedError as error:
+        return {}, (f"the peak is not predicted: {error.message}",)
+    notes = dict.fromkeys(note for footprint in found for note in footprint.notes)
+    return beside_weights(skeleton.tree, device_map, found), tuple(f"the predicted peak: {note}" for note in notes)

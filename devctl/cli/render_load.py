@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from devctl.loading.generating import Generated
-    from devctl.loading.measure import LoadReport
+    from devctl.loading.measure import DeviceBytes, LoadReport
     from devctl.loading.timing import Spread
 
 _MOST_MISPLACED = 5
@@ -67,15 +67,21 @@ def _generated(made: Generated) -> str:
 def _bytes(report: LoadReport) -> Table:
     from rich.table import Table
 
-    has_peaks = any(device.peak is not None for device in report.devices)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("DEVICE", no_wrap=True)
-    for name in ("PREDICTED", "MEASURED", *(["PEAK"] if has_peaks else [])):
+    for name in ("PREDICTED", "MEASURED", "PEAK PREDICTED", "PEAK MEASURED", "OFF BY"):
         table.add_column(name, justify="right", no_wrap=True)
     for device in report.devices:
-        peak = [size(device.peak)] if has_peaks else []
-        table.add_row(str(device.device), format_bytes(device.predicted), format_bytes(device.measured), *peak)
+        weights = format_bytes(device.predicted), format_bytes(device.measured)
+        table.add_row(str(device.device), *weights, size(device.predicted_peak), size(device.peak), _off_by(device))
     return table
+
+
+def _off_by(device: DeviceBytes) -> str:
+    """By how much the predicted peak is above the measured one."""
+    if device.predicted_peak is None or not device.peak:
+        return ""
+    return f"{(device.predicted_peak / device.peak - 1) * 100:+.1f}%"
 
 
 def _time(spread: Spread, *, say_runs: bool = True) -> str:

@@ -20,6 +20,8 @@ from devctl.placement.workload import Runtime, main_of, needs
 from devctl.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
+    import torch
+
     from devctl.models.skeleton import Skeleton
     from devctl.placement.document import PlannedModel
 
@@ -69,7 +71,8 @@ class Footprints:
 
     request: gather.Request
     source: ModelSource
-    _skeleton: Skeleton | None = None
+    skeleton: Skeleton | None = None
+    """The model, if it was built already, and is not quantised."""
     _found: dict[Workload, Footprint] = field(default_factory=dict)
 
     def of(self, workload: Workload) -> Footprint:
@@ -85,6 +88,14 @@ class Footprints:
                 self._found[workload] = self._kept_or_traced(workload)
         return self._found[workload]
 
+    def of_run(self, workload: Workload, given: Mapping[str, torch.Tensor]) -> Footprint:
+        """The same on ``given`` inputs, which ``workload`` has the sizes of.
+
+        Raises:
+            UntracedError: its code can't be run on fake tensors.
+        """
+        return self._kept_or_traced(workload, given)
+
     def scaled(self, workload: Workload) -> Footprint:
         """The same without a trace of its own: on the line through one sequence and two."""
         one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
@@ -95,7 +106,7 @@ class Footprints:
         key = self._key(workload)
         return None if key is None else load_footprint(key)
 
-    def _key(self, workload: Workload) -> str | None:
+    def _key(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> str | None:
         if not self.request.cache:
             return None
         return footprint_key(
@@ -104,18 +115,19 @@ class Footprints:
             dtype=self.request.dtype,
             model_class=self.request.model_class,
             trust_remote_code=self.request.trust_remote_code,
+            shapes=None if given is None else {name: tuple(tensor.shape) for name, tensor in given.items()},
         )
 
-    def _kept_or_traced(self, workload: Workload) -> Footprint:
-        key = self._key(workload)
+    def _kept_or_traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> Footprint:
+        key = self._key(workload, given)
         if key is not None and (kept := load_footprint(key)) is not None:
             return kept
-        if self._skeleton is None:
-            self._skeleton = gather.plain_skeleton(self.source, self.request)
+        if self.skeleton is None:
+            self.skeleton = gather.plain_skeleton(self.source, self.request)
         from devctl.models.trace import trace_footprint
 
         with render.status(f"tracing {workload.context_length} tokens"):
-            found = trace_footprint(self._skeleton, workload)
+            found = trace_footprint(self.skeleton, workload, given=given)
         if key is not None:
             store_footprint(key, found)
         return found

@@ -18,16 +18,22 @@ from devctl.placement.placement import HfDevice, add_up
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBytes:
-    """Bytes of weights and buffers on one device: what the map predicts, and what is there.
+    """Bytes on one device, as predicted and as found.
 
     Attributes:
-        peak: the most that torch held on it at a time, while loading and in the smoke inference; None for the CPU and
-            the disk, and where torch keeps no such count.
+        predicted: weights and buffers that the map puts there.
+        measured: those that are there.
+        predicted_peak: the most that is there at a time while the model runs, weights among it: on an accelerator in
+            the forward or the generate, on the CPU in the forward; None where nothing runs, or the model can't be
+            traced.
+        peak: the same as torch counted it, on an accelerator from the beginning of the load; None where nothing runs,
+            or torch keeps no such count.
     """
 
     device: Device
     predicted: int
     measured: int
+    predicted_peak: int | None
     peak: int | None
 
 
@@ -78,19 +84,28 @@ def device_bytes(
     device_map: Mapping[str, Device],
     main: Device,
     places: Places,
+    *,
+    beside: Mapping[Device, int] | None = None,
     peaks: Mapping[Device, int] | None = None,
 ) -> tuple[DeviceBytes, ...]:
-    """Predicted beside measured, for every device that has or should have something, in the map's order."""
+    """Predicted beside measured, for every device that has or should have something, in the map's order.
+
+    Args:
+        beside: bytes that each device should hold beside weights while it runs; None where that is not known.
+        peaks: bytes that each held, with weights; None where that was not counted.
+    """
     tied = tied_places(tree.ties, device_map)
     predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main, tied))
     measured = dict(places.measured)
+    beside, peaks = beside or {}, peaks or {}
     order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(
         DeviceBytes(
             device=device,
             predicted=predicted.get(device, 0),
             measured=measured.get(device, 0),
-            peak=(peaks or {}).get(device),
+            predicted_peak=predicted.get(device, 0) + beside[device] if device in beside else None,
+            peak=peaks.get(device),
         )
         for device in order
         if predicted.get(device) or measured.get(device)

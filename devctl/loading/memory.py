@@ -47,13 +47,13 @@ def parse(text: str) -> tuple[Device | None, int | None]:
 
 @contextmanager
 def explained(doing: str, predicted: Mapping[Device, int]) -> Iterator[None]:
-    """Turn out of memory into a line that says where, how much was asked for, and what the map puts there.
+    """Turn out of memory into a line that says where, how much was asked for, and what was expected there.
 
     What the failed call still held is released: a half-loaded model would stay as long as its exception.
 
     Args:
         doing: like "while loading".
-        predicted: bytes of the map on each device.
+        predicted: bytes that each device was to hold.
 
     Raises:
         LoadError: memory ran out.
@@ -78,12 +78,12 @@ def describe(error: BaseException, doing: str, predicted: Mapping[Device, int]) 
     if device is not None and predicted.get(device):
         less = f"{device.id if device.type is DeviceType.GPU else device}={format_bytes(predicted[device] * 4 // 5)}"
         hint = (
-            f"the map puts {format_bytes(predicted[device])} there: plan with less for it, "
+            f"{format_bytes(predicted[device])} were expected there: plan with less for it, "
             f"like --max-memory {less.replace(' ', '')}"
         )
     else:
-        puts = ", ".join(f"{format_bytes(size)} on {d}" for d, size in predicted.items() if size)
-        hint = f"the map puts {puts}; plan with a smaller --max-memory"
+        expected = ", ".join(f"{format_bytes(size)} on {d}" for d, size in predicted.items() if size)
+        hint = f"expected were {expected}; plan with a smaller --max-memory"
     return LoadError(f"out of memory{where} {doing}: {how_much}", hint=hint)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.errors import DevctlError, LoadError, first_line
+from devctl.loading.allocations import counted
 from devctl.loading.compare import Difference, compare_all, kept, tolerance_of, worst
 from devctl.loading.generating import Generated, decoder_start, generate, generated
 from devctl.loading.inputs import Inputs
@@ -69,6 +70,8 @@ class Smoke:
         forward_seconds: of a forward, after those that warmed up.
         nonfinite: names of the outputs that have a NaN or an infinity.
         nonfinite_block: the first block whose output has one; None where none has.
+        allocated: the most bytes that torch's allocator of the CPU gave out for a forward and its inputs; None where
+            another device runs it.
         repeated: a second forward beside the first.
         generated: None where the model does not generate.
     """
@@ -79,6 +82,7 @@ class Smoke:
     forward_seconds: Spread
     nonfinite: tuple[str, ...]
     nonfinite_block: str | None
+    allocated: int | None
     repeated: Repeated
     generated: Generated | None
 
@@ -100,7 +104,7 @@ def run(
         blocks: modules among which a fault is looked for.
         repeat: how often each is timed.
         warmup: how often each runs before; None is one forward and no generate. The forward runs twice at least, to
-            be compared with itself.
+            be compared with itself, and once without being timed, to count what it allocates.
 
     Raises:
         LoadError: the model raised.
@@ -115,10 +119,17 @@ def run(
         first: dict[str, torch.Tensor] | None = None
         second: dict[str, torch.Tensor] | None = None
         seconds = []
-        for number in range(max(before + repeat, 2)):
-            output, taken = _timed(model, forward, device)
-            if before <= number < before + repeat:
+        allocated: int | None = None
+        timed = range(before, before + repeat)
+        for number in range(max(before, 1) + repeat):
+            if number in timed:
+                output, taken = _timed(model, forward, device)
                 seconds.append(taken)
+            elif allocated is None and device == Device.cpu():
+                output, most = counted(lambda: _seeded(model, forward))
+                allocated = None if most is None else most + sum(value.nbytes for value in forward.values())
+            else:
+                output = _seeded(model, forward)
             if first is None:
                 first = kept(output)
             elif second is None:
@@ -142,6 +153,7 @@ def run(
         forward_seconds=spread(seconds),
         nonfinite=nonfinite,
         nonfinite_block=block,
+        allocated=allocated,
         repeated=repeated,
         generated=made,
     )

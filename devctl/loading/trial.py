@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,8 @@ class TrialOptions:
         warmup: how often each runs before; None is one forward.
         verify: compare with the same model on the CPU.
         ram: bytes of RAM that are free, for a second copy of the model; None where that is not known.
+        beside: bytes beside its weights that each device should hold while it runs, where that is known.
+        notes: what a reader of them should know.
     """
 
     load_format: LoadFormat
@@ -57,6 +59,8 @@ class TrialOptions:
     warmup: int | None = None
     verify: bool = False
     ram: int | None = None
+    beside: Mapping[Device, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def try_out(
@@ -105,7 +109,7 @@ def try_out(
         places = find_places(model, device_map)
         ties = find_ties(model, skeleton.tree)
         main = loader.main_device(model, device_map)
-        predicted = {use.device: use.used for use in placement.devices}
+        predicted = {use.device: use.used + options.beside.get(use.device, 0) for use in placement.devices}
         with status("running the smoke inference"), memory.explained("in the smoke inference", predicted):
             ran = smoke.run(
                 model,
@@ -118,6 +122,8 @@ def try_out(
             )
         blamed = (nonfinite.blame(model),) if ran.nonfinite else ()
         peaks, in_ram = device_peaks(computing), host_peak()
+        if ran.allocated is not None:
+            peaks[main] = dict(places.measured).get(main, 0) + ran.allocated
         verification = None
         if options.verify:
             forward = smoke.forward_arguments(model, inputs, main)
@@ -143,7 +149,7 @@ def try_out(
         max_new_tokens=options.max_new_tokens,
         load_seconds=load_seconds,
         loaded_bytes=total,
-        devices=device_bytes(skeleton.tree, device_map, main, places, peaks),
+        devices=device_bytes(skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks),
         host_peak=in_ram,
         tensors=places.count,
         misplaced=places.misplaced,
@@ -153,7 +159,7 @@ def try_out(
         verification=verification,
         proofs=proofs,
         ok=all(proof.passed for proof in proofs),
-        notes=(*placement.notes, *missing, *inputs.notes, *blamed),
+        notes=(*placement.notes, *missing, *inputs.notes, *options.notes, *blamed),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,15 @@ def tree_key(
 
 
 def footprint_key(
-    source: ModelSource, workload: Workload, *, dtype: str, model_class: str | None, trust_remote_code: bool
+    source: ModelSource,
+    workload: Workload,
+    *,
+    dtype: str,
+    model_class: str | None,
+    trust_remote_code: bool,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> str | None:
-    """What the footprint depends on, hashed: what the tree does, and the workload.
+    """What the footprint depends on, hashed: what the tree does, the workload, and ``shapes`` of given inputs.
 
     Returns:
         None where more decides, as for the tree.
@@ -64,7 +71,7 @@ def footprint_key(
     tree = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
     if tree is None:
         return None
-    parts = [tree, footprint.FORMAT, asdict(workload)]
+    parts = [tree, footprint.FORMAT, asdict(workload), *([] if shapes is None else [shapes])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

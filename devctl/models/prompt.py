@@ -6,6 +6,7 @@ Imports torch: to be imported inside functions.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from devctl.models.inputs import image_shape, random_inputs
 from devctl.models.storages import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+_FILLING = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""What stands in these for a token of text."""
 _TILES = 2
 _GRID_SIDE = 448
 """Pixels of the image for models that take any size, as a grid of patches."""
@@ -121,6 +124,40 @@ class Prompts:
         pixels = torch.zeros((self._batch_size, *tiles, channels, height, width), dtype=self._model.dtype)
         sizes = {"image_sizes": torch.tensor([[height, width]] * self._batch_size)} if "sizes" in way else {}
         return {"pixel_values": pixels, **sizes}
+
+
+class Given(Prompts):
+    """The inputs of a run that is known: as they are, but longer or shorter at the end of the text."""
+
+    def __init__(self, model: Any, batch_size: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(model, batch_size)
+        self._tensors = tensors
+
+    @property
+    def may_have_images(self) -> bool:
+        """None but those that are given."""
+        return False
+
+    def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
+        """The given inputs, with a text of ``tokens``; beside an encoder it is the decoder's that grows."""
+        assert not images
+        # made anew, as what a model is given is in its memory too
+        made = {
+            name: torch.zeros(value.shape, dtype=self._model.dtype) if value.is_floating_point() else value.clone()
+            for name, value in self._tensors.items()
+        }
+        if self._model.config.is_encoder_decoder:
+            if "decoder_input_ids" in self._takes:
+                # a decoder of sounds takes a row for each of its codebooks
+                books = getattr(self._model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
+                length = answer if self.reads_whole else tokens
+                made["decoder_input_ids"] = torch.full((self._batch_size * books, length), self._plain_token)
+            return made
+        if "input_ids" in made:
+            for name, filling in {**_FILLING, "input_ids": self._plain_token}.items():
+                if name in made and (more := tokens - made[name].shape[1]):
+                    made[name] = torch.nn.functional.pad(made[name], (0, more), value=filling)
+        return made
 
 
 def _image_features(model: Any) -> Any:

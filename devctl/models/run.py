@@ -6,7 +6,7 @@ Imports torch: to be imported inside functions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from transformers import GenerationMixin
 from devctl.errors import first_line
 from devctl.models.fake import FakeWorld
 from devctl.models.footprint import Kernels, Workload
-from devctl.models.prompt import Prompts
+from devctl.models.prompt import Given, Prompts
 from devctl.models.repeats import repeats
 from devctl.models.storages import MODEL, Recorder, peaks, states, tensors_in
 from devctl.models.tree import Module, ModuleTree
@@ -48,12 +48,21 @@ class Step:
 class FakeModel:
     """A model without weights that can be run, as often as one likes."""
 
-    def __init__(self, skeleton: Skeleton, workload: Workload, *, alike: bool, most: int) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        workload: Workload,
+        *,
+        alike: bool,
+        most: int,
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Build it.
 
         Args:
             alike: whether blocks that are alike answer for one another.
             most: the operations that a run may take.
+            given: inputs to run on, instead of some of the workload's sizes.
         """
         self.world = FakeWorld(workload)
         self.operations = 0
@@ -63,7 +72,8 @@ class FakeModel:
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
         with self.world.entered():
             self._model: Any = _build(skeleton)
-            self.prompts = Prompts(self._model, workload.batch_size)
+            batch = workload.batch_size
+            self.prompts = Prompts(self._model, batch) if given is None else Given(self._model, batch, given)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
         """Whether prompts begin with an image."""
@@ -138,7 +148,8 @@ class FakeModel:
         with self._recorded(lambda: None) as step:
             output = self._model(**self.prompts.make(tokens, images=self.images))
             kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(output)}
-            return step(sum(kept.values()), has_next=False)
+            # what is deeper in the output than its own tensors is kept for a next step: keys and values, above all
+            return step(sum(kept.values()), results=frozenset(t.untyped_storage()._cdata for t in _own_tensors(output)))
 
     @contextmanager
     def _recorded(self, begin: Callable[[], None]) -> Iterator[Callable[..., Step]]:
@@ -151,10 +162,10 @@ class FakeModel:
             self._hooked(recorder, begin),
         ):
 
-            def end_step(output: int, *, has_next: bool = True) -> Step:
+            def end_step(output: int, *, results: frozenset[int] = frozenset()) -> Step:
                 phase = recorder.next_phase()
                 alike.next_step()
-                survivors = recorder.phase.begin if has_next else frozenset()
+                survivors = recorder.alive(but=results)
                 state = states(recorder, survivors, alike.twins)
                 peak = peaks(recorder, phase, survivors, state, alike.twins)
                 order = dict.fromkeys((MODEL, *recorder.executed))
@@ -194,6 +205,12 @@ class FakeModel:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a model's output is made of, and none of what is kept in its other parts."""
+    parts = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else (output,)
+    return (part for part in parts if isinstance(part, torch.Tensor))
 
 
 def _build(skeleton: Skeleton) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,9 +19,21 @@ from torch.utils._pytree import tree_leaves
 MODEL = ""
 """The owner of what belongs to no block."""
 
-_SCRATCH: dict[Any, Callable[[torch.Tensor], int]] = {
+
+def _flash_on_cpu(args: tuple[Any, ...], _: Any) -> int:
+    """A tile of scores, their maxima and sums, and of the output, for each thread: ``FlashAttentionKernel.cpp``."""
+    query, key = args[0], args[1]
+    length, size = query.shape[-2:]
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    columns = min(key.shape[-2], 512)
+    half = query.element_size() if query.dtype in (torch.float16, torch.bfloat16) else 0
+    return int(torch.get_num_threads() * rows * (4 * (columns + 2 + size) + half * columns))
+
+
+_SCRATCH: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     # which rows are masked as a whole: a bool for each score
-    torch.ops.aten._safe_softmax.default: lambda out: out.numel(),
+    torch.ops.aten._safe_softmax.default: lambda _, out: int(out.numel()),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_on_cpu,
 }
 """Bytes that an operation takes beside its output, and gives back."""
 
@@ -84,9 +96,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The block that entered last is done."""
         self._executing.pop()
 
-    def alive(self) -> frozenset[int]:
-        """Numbers of the storages that are alive."""
-        return frozenset(number for number, _ in self._alive.values())
+    def alive(self, *, but: Collection[int] = ()) -> frozenset[int]:
+        """Numbers of the storages that are alive, without those at the addresses of ``but``."""
+        return frozenset(number for address, (number, _) in self._alive.items() if address not in but)
 
     def next_phase(self) -> Phase:
         """Begin a phase; returns the one that it ends."""
@@ -106,7 +118,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if storage._cdata not in self._alive and storage._cdata not in self._ignored:
                     self._born(storage, args)
         if func in _SCRATCH:
-            number = self._new(_SCRATCH[func](out), args)
+            number = self._new(_SCRATCH[func](args, out), args)
             self.phase.events += [(_Event.BORN, number), (_Event.DIED, number)]
         return out
 

@@ -7,7 +7,7 @@ between two steps is state. Imports torch and transformers, inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from devctl.errors import UntracedError, first_line
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
 
 if TYPE_CHECKING:
+    import torch
+
     from devctl.models.run import FakeModel, Step
     from devctl.models.skeleton import Skeleton
 
@@ -24,11 +26,19 @@ _OPERATIONS_OF_ALL = 150_000
 """The same where every block runs."""
 
 
-def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = True) -> Footprint:
+def trace_footprint(
+    skeleton: Skeleton,
+    workload: Workload,
+    *,
+    alike: bool = True,
+    given: Mapping[str, torch.Tensor] | None = None,
+) -> Footprint:
     """What the model of ``skeleton`` holds beside its weights while it does ``workload``.
 
     Args:
         alike: run two blocks of a kind and take the others to be like them; where that fails, all are run.
+        given: the inputs of a run, on the CPU, that ``workload`` has the sizes of: its prompt is their text, or a token
+            where they have none. None makes some up.
 
     Raises:
         UntracedError: its code can't be run on fake tensors.
@@ -36,7 +46,7 @@ def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = Tru
     failed: Exception | None = None
     for way in (True, False) if alike else (False,):
         try:
-            return _trace(skeleton, workload, alike=way)
+            return _trace(skeleton, workload, given, alike=way)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
             failed = error
     assert failed is not None
@@ -45,10 +55,13 @@ def trace_footprint(skeleton: Skeleton, workload: Workload, *, alike: bool = Tru
     ) from failed
 
 
-def _trace(skeleton: Skeleton, workload: Workload, *, alike: bool) -> Footprint:
+def _trace(
+    skeleton: Skeleton, workload: Workload, given: Mapping[str, torch.Tensor] | None, *, alike: bool
+) -> Footprint:
     from devctl.models.run import FakeModel
 
-    model = FakeModel(skeleton, workload, alike=alike, most=_OPERATIONS if alike else _OPERATIONS_OF_ALL)
+    most = _OPERATIONS if alike else _OPERATIONS_OF_ALL
+    model = FakeModel(skeleton, workload, alike=alike, most=most, given=given)
     notes: list[str] = []
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:

@@ -58,17 +58,17 @@ def test_other_errors_are_none_of_memory():
         (
             torch.OutOfMemoryError(CUDA),
             "out of memory on cuda:1 while loading: 2.50 GiB more were asked for",
-            "the map puts 10.0 GiB there: plan with less for it, like --max-memory 1=8.00GiB",
+            "10.0 GiB were expected there: plan with less for it, like --max-memory 1=8.00GiB",
         ),
         (
             MemoryError(),
             "out of memory on cpu while loading: MemoryError",
-            "the map puts 5.00 GiB there: plan with less for it, like --max-memory cpu=4.00GiB",
+            "5.00 GiB were expected there: plan with less for it, like --max-memory cpu=4.00GiB",
         ),
         (
             RuntimeError("CUDA error: out of memory"),
             "out of memory while loading: CUDA error: out of memory",
-            "the map puts 10.0 GiB on cuda:1, 5.00 GiB on cpu; plan with a smaller --max-memory",
+            "expected were 10.0 GiB on cuda:1, 5.00 GiB on cpu; plan with a smaller --max-memory",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_out_of_memory_while_loading(devctl, model, monkeypatch, temporary, tmp_
     assert done.code == 5
     assert done.err == (
         "devctl: out of memory on cuda:1 while loading: 2.50 GiB more were asked for\n"
-        "  the map puts 64.2 KiB on cpu, 145 KiB on disk; plan with a smaller --max-memory\n"
+        "  expected were 64.2 KiB on cpu, 145 KiB on disk; plan with a smaller --max-memory\n"
     )
     assert list(temporary.iterdir()) == []
     source = resolve(str(model))
@@ -120,5 +120,5 @@ def test_out_of_memory_while_running(devctl, model, monkeypatch):
     assert done.code == 5
     assert done.err == (
         "devctl: out of memory on cpu in the smoke inference: 1048576 TiB more were asked for\n"
-        "  the map puts 209 KiB there: plan with less for it, like --max-memory cpu=167KiB\n"
+        "  209 KiB were expected there: plan with less for it, like --max-memory cpu=167KiB\n"
     )
