@@ -65,6 +65,12 @@ def plain_skeleton(source: ModelSource, request: Request) -> Skeleton:
 
 def tree(request: Request) -> tuple[ModelSource, ModuleTree]:
     """The model's modules, and where it is read from; a tree that was kept needs no torch."""
+    source, found, _ = tree_or_skeleton(request)
+    return source, found
+
+
+def tree_or_skeleton(request: Request) -> tuple[ModelSource, ModuleTree, Skeleton | None]:
+    """The same, and the whole skeleton where the tree was not kept."""
     source = _resolve(request)
     key = None
     if request.cache:
@@ -76,13 +82,13 @@ def tree(request: Request) -> tuple[ModelSource, ModuleTree]:
             quantize=request.quantize,
         )
     if key is not None and (kept := load_tree(key)) is not None:
-        return source, kept
+        return source, kept, None
     with render.status("importing torch and transformers"):
         from devctl.models.skeleton import Purpose
-    built = _read(source, request, Purpose.PLAN).tree
+    built = _read(source, request, Purpose.PLAN)
     if key is not None:
-        store_tree(key, built)
-    return source, built
+        store_tree(key, built.tree)
+    return source, built.tree, built
 
 
 def smaller(request: Request, built: ModuleTree) -> Iterator[tuple[str, ModuleTree]]:

@@ -102,7 +102,7 @@ def plan(
         quantize=quantize,
         cache=not no_cache,
     )
-    source, tree = gather.tree(request)
+    source, tree, skeleton = gather.tree_or_skeleton(request)
     planned = gather.planned_model(model, source, tree)
 
     from devctl.cli import workload  # after the options are known to make sense
@@ -110,7 +110,7 @@ def plan(
     question = workload.question(
         tree,
         budgets,
-        workload.Footprints(request, source),
+        workload.Footprints(request, source, skeleton if tree.quantisation is None else None),
         context_length=context_length or target_context,
         batch_size=batch_size,
         new_tokens=new_tokens,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from devctl.cli import gather, render, render_plan
 from devctl.devices import Device, DeviceType
-from devctl.errors import RefusedError, UsageError
+from devctl.errors import RefusedError, UntracedError, UsageError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
 from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
 from devctl.models.resolve import ModelSource, read_config
@@ -34,6 +35,9 @@ MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better wh
 
 REFERENCE = 4096
 """Tokens at which what a token takes is looked at, where none are asked for."""
+
+PREFILL = 4001
+"""Tokens of a prefill that is looked at alone: as long as no dimension of a weight, from which it tells its own."""
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 """The batch sizes of ``--what-if``."""
@@ -101,12 +105,26 @@ class Footprints:
         one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
         return scaled(one, two, workload.batch_size)
 
-    def kept(self, workload: Workload) -> Footprint | None:
-        """The same, if it is known from before: a trace takes a second that not every plan should."""
-        key = self._key(workload)
-        return None if key is None else load_footprint(key)
+    def at_hand(self, workload: Workload) -> Footprint | None:
+        """The same if it is known from before, else the prefill's alone, if the model is built: that is soon found."""
+        short = replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1)
+        part = self._key(short, "prefill")
+        for key in (self._key(workload), part):
+            if key is not None and (kept := load_footprint(key)) is not None:
+                return kept
+        if self.skeleton is None:
+            return None
+        from devctl.models.trace import trace_prefill
 
-    def _key(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> str | None:
+        try:
+            found = trace_prefill(self.skeleton, short)
+        except UntracedError:
+            return None
+        if part is not None:
+            store_footprint(part, found)
+        return found
+
+    def _key(self, workload: Workload, part: object = None) -> str | None:
         if not self.request.cache:
             return None
         return footprint_key(
@@ -115,11 +133,11 @@ class Footprints:
             dtype=self.request.dtype,
             model_class=self.request.model_class,
             trust_remote_code=self.request.trust_remote_code,
-            shapes=None if given is None else {name: tuple(tensor.shape) for name, tensor in given.items()},
+            part=part,
         )
 
     def _kept_or_traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> Footprint:
-        key = self._key(workload, given)
+        key = self._key(workload, given and {name: tuple(tensor.shape) for name, tensor in given.items()})
         if key is not None and (kept := load_footprint(key)) is not None:
             return kept
         if self.skeleton is None:
@@ -338,14 +356,16 @@ def room(question: Question, placement: Placement) -> str:
     if not left or min(left.values()) < 0:
         return ""
     text = f"room: {format_bytes(sum(left.values()))}"
-    footprint = question.footprints.kept(question.workload)
+    footprint = question.footprints.at_hand(question.workload)
     if footprint is None:
         return f"{text}; --max-context tells how many tokens it holds"
     beside = needs(question.tree, device_map, footprint)
+    square = footprint.square
     tokens = [
-        max(0, left[device] - question.overhead.get(device, 0)) * question.workload.context_length / size
+        _times(left[device] - question.overhead.get(device, 0), need.state + need.activations - square, square)
+        * footprint.workload.context_length
         for device, need in beside.items()
-        if device in left and need.state and (size := need.state + need.activations)
+        if device in left and need.state
     ]
     if not tokens:
         return text
@@ -353,6 +373,13 @@ def room(question: Question, placement: Placement) -> str:
     if made_for is not None and min(tokens) >= made_for:
         return f"{text}, enough for the {made_for:,} tokens that the model is made for"
     return f"{text}, about {_round(min(tokens))} tokens"
+
+
+def _times(room: int, line: int, square: int) -> float:
+    """How many times the text can be as long, when ``line`` bytes grow with it and ``square`` bytes with its square."""
+    if room <= 0:
+        return 0
+    return 2 * room / (line + math.sqrt(line * line + 4 * square * room))
 
 
 def _round(tokens: float) -> str:

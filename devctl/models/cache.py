@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,12 @@ def footprint_key(
     dtype: str,
     model_class: str | None,
     trust_remote_code: bool,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    part: object = None,
 ) -> str | None:
-    """What the footprint depends on, hashed: what the tree does, the workload, and ``shapes`` of given inputs.
+    """What the footprint depends on, hashed: what the tree does, the workload, and what tells it from a whole one.
+
+    Args:
+        part: the shapes of given inputs, or the phase that is traced alone; JSON.
 
     Returns:
         None where more decides, as for the tree.
@@ -71,7 +73,7 @@ def footprint_key(
     tree = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
     if tree is None:
         return None
-    parts = [tree, footprint.FORMAT, asdict(workload), *([] if shapes is None else [shapes])]
+    parts = [tree, footprint.FORMAT, asdict(workload), *([] if part is None else [part])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -273,6 +273,27 @@ class FakeWorld:
         self._tokens = workload.batch_size * workload.context_length
         self._kernels = workload.kernels
 
+    def take_over(self, model: torch.nn.Module) -> bool:
+        """Make tensors of this world of those that ``model`` has on the meta device.
+
+        Returns:
+            False where it has integers, whose values must be known, and have none there.
+        """
+        held = [vars(module) for module in model.modules()]
+        places = [place for each in held for place in (each["_parameters"], each["_buffers"], each)]
+        found = [(place, name, t) for place in places for name, t in place.items() if isinstance(t, torch.Tensor)]
+        if not all(tensor.is_floating_point() for _, _, tensor in found):
+            return False
+        made: dict[int, torch.Tensor] = {}
+        with no_dispatch():
+            for place, name, tensor in found:
+                if id(tensor) not in made:
+                    fake: Any = FakeTensor(self._fake, tensor.detach(), torch.device("cpu"))
+                    fake._is_param = isinstance(tensor, torch.nn.Parameter)  # as Parameter itself does with a subclass
+                    made[id(tensor)] = fake
+                place[name] = made[id(tensor)]
+        return True
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         with ExitStack() as stack:

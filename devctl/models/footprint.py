@@ -76,6 +76,8 @@ class Footprint:
     Attributes:
         blocks: those that hold anything, in the order in which they first execute.
         output: bytes that live when a forward ends and that are no state: the logits of a step.
+        square: bytes, of the most that a block needs in prefill, that grow with the square of the text: scores and
+            masks, where attention is not computed in tiles.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know.
     """
@@ -83,6 +85,7 @@ class Footprint:
     workload: Workload
     blocks: tuple[BlockFootprint, ...]
     output: int = 0
+    square: int = 0
     exact: bool = True
     notes: tuple[str, ...] = ()
 
@@ -121,6 +124,7 @@ def dump_footprint(footprint: Footprint) -> str:
             "workload": asdict(footprint.workload),
             "blocks": [[b.name, b.prompt_state, b.state, b.prefill, b.decode] for b in footprint.blocks],
             "output": footprint.output,
+            "square": footprint.square,
             "exact": footprint.exact,
             "notes": footprint.notes,
         },
@@ -146,6 +150,7 @@ def parse_footprint(text: str) -> Footprint:
                 for name, prompt_state, state, prefill, decode in data["blocks"]
             ),
             output=data["output"],
+            square=data["square"],
             exact=data["exact"],
             notes=tuple(data["notes"]),
         )

@@ -37,11 +37,13 @@ class Step:
     Attributes:
         state: bytes of what survived it, by block.
         peak: the most bytes beside the states, by block, in the order in which blocks first executed.
+        square: bytes among the most of these that grow with the square of the text.
         output: bytes of the logits that it gave, or of all that a forward returned.
     """
 
     state: dict[str, int]
     peak: dict[str, int]
+    square: int
     output: int
 
 
@@ -70,8 +72,8 @@ class FakeModel:
         self._most = most
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
+        self._model: Any = _build(skeleton, self.world)
         with self.world.entered():
-            self._model: Any = _build(skeleton)
             batch = workload.batch_size
             self.prompts = Prompts(self._model, batch) if given is None else Given(self._model, batch, given)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
@@ -117,7 +119,7 @@ class FakeModel:
                 if len(found) == steps:
                     raise _FinishedError
 
-        with self._recorded(begin) as step:
+        with self._recorded(tokens, begin) as step:
             _settle(self._model, self._workload)
             given = self.prompts.make(tokens, answer=answer, images=self.images)
             generate: Any = GenerationMixin.generate if self.plain_generate else type(self._model).generate
@@ -145,16 +147,17 @@ class FakeModel:
         Raises:
             TooManyOperationsError: it takes too long.
         """
-        with self._recorded(lambda: None) as step:
+        with self._recorded(tokens, lambda: None) as step:
             output = self._model(**self.prompts.make(tokens, images=self.images))
             kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(output)}
             # what is deeper in the output than its own tensors is kept for a next step: keys and values, above all
             return step(sum(kept.values()), results=frozenset(t.untyped_storage()._cdata for t in _own_tensors(output)))
 
     @contextmanager
-    def _recorded(self, begin: Callable[[], None]) -> Iterator[Callable[..., Step]]:
+    def _recorded(self, tokens: int, begin: Callable[[], None]) -> Iterator[Callable[..., Step]]:
         """Follows what happens inside; gives a function that ends a step."""
-        recorder = Recorder([*self._model.parameters(), *self._model.buffers()], most=self._most)
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        recorder = Recorder(weights, length=tokens, most=self._most)
         with (
             self.world.entered(),
             repeats(self._model, self._alike) as alike,
@@ -167,9 +170,10 @@ class FakeModel:
                 alike.next_step()
                 survivors = recorder.alive(but=results)
                 state = states(recorder, survivors, alike.twins)
-                peak = peaks(recorder, phase, survivors, state, alike.twins)
+                peak, square = peaks(recorder, phase, survivors, state, alike.twins)
                 order = dict.fromkeys((MODEL, *recorder.executed))
-                return Step(state=state, peak={name: peak.get(name, 0) for name in order}, output=output)
+                peak = {name: peak.get(name, 0) for name in order}
+                return Step(state=state, peak=peak, square=square, output=output)
 
             try:
                 yield end_step
@@ -213,24 +217,31 @@ def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
     return (part for part in parts if isinstance(part, torch.Tensor))
 
 
-def _build(skeleton: Skeleton) -> Any:
+def _build(skeleton: Skeleton, world: FakeWorld) -> Any:
     from transformers.core_model_loading import build_glob_alternation
     from transformers.initialization import no_init_weights
 
     dtype = getattr(torch, skeleton.tree.dtype)
     config = copy.deepcopy(skeleton.config)
-    with ExitStack() as stack:
-        for context in skeleton.model_class.get_init_context(dtype, False, False, None):
-            stack.enter_context(context)
-        stack.enter_context(no_init_weights())
-        stack.enter_context(torch.device("cpu"))  # and not the meta device of the contexts before
-        model = skeleton.model_class(config)
-    model.train(False)
-    if plan := model._get_dtype_plan(dtype):
-        kept = build_glob_alternation(list(plan))[0]
-        for name, parameter in model.named_parameters():
-            if kept.search(name):
-                parameter.data = parameter.data.float()
+
+    def build(device: str) -> Any:
+        with ExitStack() as stack:
+            for context in skeleton.model_class.get_init_context(dtype, False, False, None):
+                stack.enter_context(context)
+            stack.enter_context(no_init_weights())
+            stack.enter_context(torch.device(device))
+            return skeleton.model_class(config)
+
+    model = build("meta")  # many times faster than among fake tensors
+    with world.entered():
+        if not world.take_over(model):
+            model = build("cpu")
+        model.train(False)
+        if plan := model._get_dtype_plan(dtype):
+            kept = build_glob_alternation(list(plan))[0]
+            for name, parameter in model.named_parameters():
+                if kept.search(name):
+                    parameter.data = parameter.data.float()
     return model
 
 

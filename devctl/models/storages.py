@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_PADDED = 16
+"""To a multiple of this, kernels pad a mask."""
 
 MODEL = ""
 """The owner of what belongs to no block."""
@@ -45,11 +48,13 @@ class Storage:
     Attributes:
         owner: the block that executed then, or that the operands belong to.
         inside: whether the model was running; what is made between two steps is no state of a block.
+        square: whether it grows with the square of the text: two of its dimensions are as long, or padded from that.
     """
 
     nbytes: int
     owner: str
     inside: bool
+    square: bool = False
 
 
 class _Event(Enum):
@@ -72,10 +77,17 @@ class TooManyOperationsError(Exception):
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage that is made while it is active, for ``most`` operations."""
+    """Follows every storage that is made while it is active, for ``most`` operations.
 
-    def __init__(self, ignored: Iterable[torch.Tensor], *, most: int) -> None:
+    Args:
+        ignored: the weights.
+        length: tokens of the text.
+    """
+
+    def __init__(self, ignored: Collection[torch.Tensor], *, length: int, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        of_weights = {size for tensor in ignored for size in tensor.shape}
+        self._as_long = frozenset(range(length, length + _PADDED)) - of_weights
         self.storages: list[Storage] = []
         self.phase = Phase(frozenset())
         self.executed: dict[str, None] = {}
@@ -116,19 +128,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._alive and storage._cdata not in self._ignored:
-                    self._born(storage, args)
+                    self._born(storage, leaf.shape, args)
         if func in _SCRATCH:
-            number = self._new(_SCRATCH[func](args, out), args)
+            number = self._new(_SCRATCH[func](args, out), (), args)
             self.phase.events += [(_Event.BORN, number), (_Event.DIED, number)]
         return out
 
-    def _new(self, nbytes: int, args: tuple[Any, ...]) -> int:
+    def _new(self, nbytes: int, shape: Sequence[int], args: tuple[Any, ...]) -> int:
         owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
-        self.storages.append(Storage(nbytes=nbytes, owner=owner, inside=self.inside or bool(self._executing)))
+        inside = self.inside or bool(self._executing)
+        square = sum(size in self._as_long for size in shape) > 1
+        self.storages.append(Storage(nbytes=nbytes, owner=owner, inside=inside, square=square))
         return len(self.storages) - 1
 
-    def _born(self, storage: torch.UntypedStorage, args: tuple[Any, ...]) -> None:
-        key, number = storage._cdata, self._new(storage.nbytes(), args)
+    def _born(self, storage: torch.UntypedStorage, shape: Sequence[int], args: tuple[Any, ...]) -> None:
+        key, number = storage._cdata, self._new(storage.nbytes(), shape, args)
 
         def died(_: Any) -> None:
             del self._alive[key]
@@ -165,8 +179,10 @@ def _may_be_state(storage: Storage) -> bool:
 
 def peaks(
     recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Mapping[str, int], twins: Mapping[str, str]
-) -> dict[str, int]:
+) -> tuple[dict[str, int], int]:
     """The most bytes alive while each block executed, beside its own ``state`` and that of others.
+
+    Beside that, how many of the most at all grow with the square of the text.
 
     In a prefill the states of blocks that executed first after it did, which it finds when it executes again, are among
     them.
@@ -177,19 +193,20 @@ def peaks(
     """
     storages = recorder.storages
     order = {name: position for position, name in enumerate(recorder.executed)}
-    temporary = 0
+    temporary = square = most_square = 0
     held: dict[str, int] = defaultdict(int)
     highest: dict[str, int] = {}
     found: dict[str, int] = {}  # what was alive when a block began
     furthest = -1
 
     def count(number: int, sign: int) -> None:
-        nonlocal temporary
+        nonlocal temporary, square
         storage = storages[number]
         if _may_be_state(storage) and (number in survivors or number in phase.begin):
             held[storage.owner] += sign * storage.nbytes
         else:
             temporary += sign * storage.nbytes
+            square += sign * storage.nbytes * storage.square
 
     for number in phase.begin:
         count(number, 1)
@@ -207,11 +224,13 @@ def peaks(
             place = order.get(owner, -1)
             if is_prefill and place < furthest:
                 now += sum(held[twins.get(name, name)] for name in found if order[name] > place)
+            if now > max(highest.values(), default=0):
+                most_square = square
             highest[owner] = max(highest.get(owner, 0), now)
     for name, original in twins.items():
         if original in highest and name in found:
             highest[name] = highest[original] - found[original] + found[name]
-    return highest
+    return highest, most_square
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

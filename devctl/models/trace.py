@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _OPERATIONS = 30_000
 """Of one run, which is some three seconds; the code of one that takes more loops over the sequence."""
+_OPERATIONS_OF_PREFILL = 3_000
+"""The same of a prefill that nobody asked for."""
 _OPERATIONS_OF_ALL = 150_000
 """The same where every block runs."""
 
@@ -55,6 +57,35 @@ def trace_footprint(
     ) from failed
 
 
+def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
+    """What the prompt of ``workload`` leaves and takes in prefill alone, where that is found in a fraction of a second.
+
+    Raises:
+        UntracedError: its code can't be run on fake tensors, or takes longer, or it does not go on with a text.
+    """
+    import torch
+
+    from devctl.models.run import FakeModel
+
+    prompt = workload.context_length - workload.new_tokens
+    ids = torch.ones((workload.batch_size, prompt), dtype=torch.long)
+    try:
+        model = FakeModel(
+            skeleton, workload, alike=True, most=_OPERATIONS_OF_PREFILL, given={"input_ids": ids, "attention_mask": ids}
+        )
+        step = _prefill(model, prompt)
+    except Exception as error:
+        raise UntracedError(f"{skeleton.model_class.__name__} can't be traced soon: {first_line(error)}") from error
+    return Footprint(
+        workload=workload,
+        blocks=_blocks(step, None),
+        output=step.output,
+        square=step.square,
+        exact=False,
+        notes=("of the prefill alone",),
+    )
+
+
 def _trace(
     skeleton: Skeleton, workload: Workload, given: Mapping[str, torch.Tensor] | None, *, alike: bool
 ) -> Footprint:
@@ -70,6 +101,7 @@ def _trace(
         workload=workload,
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
+        square=prefill.square,
         exact=not notes,
         notes=tuple(notes),
     )
@@ -174,7 +206,8 @@ def _extrapolated(steps: Sequence[Step], lengths: Sequence[int], length: int) ->
         tables = [getattr(step, name) for step in steps]
         return {key: at([table.get(key, 0) for table in tables]) for key in tables[-1]}
 
-    return Step(state=each("state"), peak=each("peak"), output=steps[-1].output)
+    square = at([step.square for step in steps])
+    return Step(state=each("state"), peak=each("peak"), square=square, output=steps[-1].output)
 
 
 def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:

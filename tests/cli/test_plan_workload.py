@@ -64,14 +64,29 @@ def test_every_strategy_counts(devctl, strategy):
 
 
 def test_without_a_workload_the_room_is_told(devctl):
-    _, err = plan(devctl, "--devices", "2x24GiB", "--no-cache")
-    assert "room: 33.0 GiB; --max-context tells how many tokens it holds" in err.splitlines()
-    plan(devctl, "--devices", "2x24GiB", "--context-length", 4096)
-    _, err = plan(devctl, "--devices", "2x24GiB")
-    (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
-    assert line.startswith("room: 33.0 GiB, about ")
+    lines = set()
+    for option in ("--no-cache", "--json", "--json"):  # a first plan, one that keeps the model, one from what is kept
+        _, err = plan(devctl, "--devices", "2x24GiB", option)
+        lines |= {line for line in err.splitlines() if line.startswith("room: ")}
+    assert lines == {"room: 33.0 GiB, about 93,000 tokens"}
     _, err = plan(devctl, "--devices", "8x80GiB")
     assert "enough for the 131,072 tokens that the model is made for" in err
+
+
+def test_the_room_of_a_model_without_text(devctl):
+    done = devctl("plan", CONFIGS / "whisper-large-v3", "--devices", "24GiB")
+    assert "room: 21.1 GiB; --max-context tells how many tokens it holds" in done.err.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "box"), [("llama-3.1-70b", "4x48GiB"), ("gpt-oss-120b", "8x80GiB"), ("gemma-2-27b", "2x40GiB")]
+)
+def test_the_room_is_about_the_most_tokens(devctl, name, box):
+    """Scores that grow with the square of the text are told from what grows with its length."""
+    told = devctl("plan", CONFIGS / name, "--devices", box).err.split(", about ")[1].split(" tokens")[0]
+    note = devctl("plan", CONFIGS / name, "--devices", box, "--max-context").err.split("the most tokens: ")[1]
+    assert int(told.replace(",", "")) == pytest.approx(int(note.split()[0]), rel=0.05)
 
 
 def test_max_context(devctl, tmp_path):

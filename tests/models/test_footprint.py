@@ -19,7 +19,7 @@ from devctl.models.footprint import (
 )
 from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from devctl.models.trace import trace_footprint
+from devctl.models.trace import trace_footprint, trace_prefill
 from tests import tiny
 from tests.benchmarks import memory
 from tests.conftest import CONFIGS
@@ -119,6 +119,34 @@ def test_eager_attention_holds_its_scores():
 def test_flash_attention_holds_no_scores(name):
     heads = 32
     assert by_name(trace(name, 32_768))["model.layers.0"].prefill < heads * 32_768**2 * 2
+
+
+def test_what_grows_with_the_square_of_the_text():
+    scores = 64 * 4001 * (4001 + 1) * 2  # of gpt-oss, each row beside its sink
+    assert trace("gpt-oss-120b", 4002).square >= scores
+    assert trace("llama-3.1-8b", 4002).square == 0
+    cpu = trace("llama-3.1-8b", 4002, batch_size=2, kernels=Kernels.CPU)
+    assert cpu.square == trace("llama-3.1-8b", 4002, kernels=Kernels.CPU).square
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "gpt-oss-120b", "t5-11b", "gemma-2-27b"])
+def test_a_prefill_alone_is_that_of_the_whole(name):
+    workload = Workload(context_length=513)
+    whole, alone = trace(name, 513), trace_prefill(skeleton(name), workload)
+    assert alone.square == whole.square
+    assert not alone.exact
+    prompts = {block.name: (block.prompt_state, block.prefill) for block in whole.blocks if block.prompt_state}
+    assert prompts
+    found = by_name(alone)
+    for block, (state, prefill) in prompts.items():
+        assert found[block].state == found[block].prompt_state == state
+        assert found[block].prefill == prefill
+
+
+@pytest.mark.parametrize("name", ["whisper-large-v3", "bert-large"])
+def test_a_prefill_alone_is_of_text_that_goes_on(name):
+    with pytest.raises(UntracedError):
+        trace_prefill(skeleton(name), Workload(context_length=64))
 
 
 def test_logits_are_those_of_the_last_token_in_float32():
