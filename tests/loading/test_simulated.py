@@ -3,33 +3,19 @@
 No claim here rests on a real accelerator.
 """
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.loading.conftest import told_by
+
 OUT_OF_ORDER = {
     "bart": "its encoder and decoder define their norm of the embeddings after the layers, and run it before",
     "bert": "its head defines its bias, and the tied decoder, in another order than it runs them",
 }
 """Models that do not run in the order of definition, which a plan's crossings are counted in."""
-
-
-def told(*names):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.loading.on_simulated", *names],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def judge(cases):
@@ -50,7 +36,7 @@ def judge(cases):
 
 @pytest.fixture(scope="module")
 def llama():
-    return told("llama-tied")
+    return told_by("on_simulated", "llama-tied")
 
 
 def test_all_strategies_over_accelerators_cpu_and_disk(llama):
@@ -78,7 +64,7 @@ def test_a_weight_that_a_map_ties_over_two_accelerators_can_not_run_and_is_refus
 
 @pytest.mark.slow
 def test_models_of_other_kinds():
-    cases = told("llama", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
+    cases = told_by("on_simulated", "llama", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
     judge(cases)
     assert len(cases) == 7 * 12 + 5, "bart's and bert's maps name tensors, which dispatch_model does not move"
 
