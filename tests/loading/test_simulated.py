@@ -90,3 +90,47 @@ def test_the_simulation_refuses_operands_on_two_devices_and_counts_copies():
     refused, ran = done.stdout.splitlines()
     assert refused == "Expected all tensors to be on the same device, found {0, 1} in aten.add.Tensor"
     assert ran == "12.0 [('cpu', 0, 24), (1, 0, 24), (0, 'cpu', 24)]"
+
+
+ACCOUNT = """
+import torch
+from devctl.loading import memory
+from tests import simulated
+simulated.register()
+account = simulated.memory
+with torch.no_grad(), simulated.running(limit=2**20):
+    kept = torch.ones(1000).to("sim:1")
+    view, twice = kept[10:], kept * 2
+    print(account.live[1], account.peak[1])
+    del kept, twice
+    print(account.live[1], account.peak[1])
+    del view
+    account.begin()
+    print(account.live[1], account.peak[1], account.live[0])
+    full = torch.ones(2**18, device="sim:1")
+    try:
+        full + 1
+    except torch.OutOfMemoryError as error:
+        print(error)
+        print(*memory.parse(str(error)))
+    query = torch.ones(1, 1, 64, 8).to("sim:0")
+    account.begin()
+    torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    print(account.peak[0] - account.live[0])
+"""
+
+
+def test_a_device_holds_storages_until_their_last_tensor_ends_and_no_more_than_its_limit():
+    done = subprocess.run(
+        [sys.executable, "-c", ACCOUNT], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    shared, viewed, ended, *ran_out, attention = done.stdout.splitlines()
+    assert shared == "8000 8000"
+    assert viewed == "4000 8000", "all of a storage lives with a view of it"
+    assert ended == "0 0 0"
+    assert ran_out == [
+        "CUDA out of memory. Tried to allocate 1.00 MiB. GPU 1 has a total capacity of 1.00 MiB of which 0.00 MiB is "
+        "free.",
+        f"cuda:1 {2**20}",
+    ]
+    assert 64 * 8 * 4 <= int(attention) < 64 * 64 * 4, "no scores are written out"
