@@ -2,14 +2,18 @@
 
 ``sim:0``, ``sim:1``, … are devices to torch and accelerate: a tensor on one can't be used with a tensor on another, and
 has to be copied. Each keeps its numbers in a tensor on the CPU, where they are computed, so that a result can differ
-from one device's only if something was copied wrongly, forgotten, or run twice. What it does not show: anything of
-real memory, streams, kernels or peer copies.
+from one device's only if something was copied wrongly, forgotten, or run twice. Each has an account of the bytes that
+live on it, and may be given a limit. What it does not show: anything of streams, kernels or peer copies, what a kernel
+takes for itself and gives back, and how an allocator rounds and fragments.
 """
 
+import weakref
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -48,6 +52,54 @@ class Record:
 record = Record()
 
 
+class Memory:
+    """The account of what lives on each device: whole storages, from the first tensor of one to the end of the last.
+
+    Attributes:
+        limit: the most bytes that each device may hold; None for any.
+        live: bytes that each holds, by index.
+        peak: the most that each held since ``begin``.
+    """
+
+    def __init__(self):
+        self.limit = None
+        self.live = defaultdict(int)
+        self.peak = {}
+        self._storages = {}
+
+    def begin(self):
+        """Forget the peaks."""
+        self.peak = dict(self.live)
+
+    def hold(self, tensor, index):
+        """Count the storage of ``tensor``, which is new, on a device.
+
+        Raises:
+            torch.OutOfMemoryError: the device may not hold so much; said as CUDA's allocator says it, for a simulated
+                device is a GPU in devctl's words.
+        """
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+        if self.limit is not None and self.live[index] + size > self.limit:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {index} has a total capacity of "
+                f"{self.limit / 2**20:.2f} MiB of which {(self.limit - self.live[index]) / 2**20:.2f} MiB is free."
+            )
+
+        def died(_):
+            del self._storages[key]
+            self.live[index] -= size
+
+        self._storages[key] = weakref.ref(storage, died)
+        self.live[index] += size
+        self.peak[index] = max(self.peak.get(index, 0), self.live[index])
+
+
+memory = Memory()
+
+
 class SimTensor(torch.Tensor):
     """A tensor on a simulated device; ``inner`` has its numbers."""
 
@@ -55,6 +107,7 @@ class SimTensor(torch.Tensor):
     def __new__(cls, value, index=None, requires_grad=False):
         if index is None:  # accelerate makes parameters anew as type(param)(value, requires_grad=…)
             return torch.nn.Parameter(value, requires_grad=requires_grad)
+        memory.hold(value, index)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             value.shape,
@@ -79,6 +132,11 @@ class SimTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return dispatch(func, args, kwargs or {})
+
+
+def bare(value):
+    """The tensor on the CPU that has the numbers of a simulated one."""
+    return value.inner if isinstance(value, SimTensor) else value
 
 
 def place_of(value):
@@ -117,9 +175,6 @@ def dispatch(func, args, kwargs):
     if asked is not None and asked.type == "sim":
         kwargs = kwargs | {"device": torch.device("cpu")}
 
-    def bare(value):
-        return value.inner if isinstance(value, SimTensor) else value
-
     if func is aten.histc.default:  # which counts integers on accelerators only
         counted = func(bare(args[0]).float(), *args[1:], **kwargs)
         return SimTensor(counted.to(args[0].dtype), there) if isinstance(there, int) else counted.to(args[0].dtype)
@@ -152,14 +207,40 @@ class Mode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class Factories(TorchFunctionMode):
-    """Makes on the CPU, and then copies, what torch makes from Python's numbers without asking the mode above."""
+class Held(TorchDispatchMode):
+    """Counts on a device what operations on the CPU make."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.index = index
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in tree_flatten(out)[0]:
+            if isinstance(value, torch.Tensor):
+                memory.hold(value, self.index)
+        return out
+
+
+class Functions(TorchFunctionMode):
+    """Does on the CPU what torch decides by the device before it asks the mode above.
+
+    What it makes from Python's numbers is copied then. Attention is that which the CPU would choose: of a device that
+    torch does not know it writes the scores out.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
+        if func is scaled_dot_product_attention and isinstance(args[0], SimTensor):
+            index = place_of(args[0])
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            if {place_of(value) for value in given} != {index}:
+                raise RuntimeError("Expected all tensors to be on the same device, in attention")
+            with Held(index):
+                return SimTensor(func(*tree_map(bare, args), **tree_map(bare, kwargs)), index)
         return func(*args, **kwargs)
 
 
@@ -177,8 +258,10 @@ def register():
 
 
 @contextmanager
-def running():
-    """Operations within may use the devices; yields the record of what happens."""
+def running(limit=None):
+    """Operations within may use the devices, up to ``limit`` bytes on each; yields the record of what happens."""
     record.clear()
-    with Mode(), Factories():
+    memory.limit = limit
+    memory.begin()
+    with Mode(), Functions():
         yield record

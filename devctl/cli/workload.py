@@ -415,12 +415,23 @@ def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
             state=line(a.state, b.state),
             prefill=line(a.prefill, b.prefill),
             decode=line(a.decode, b.decode),
+            again=line(a.again, b.again),
+            apart=_line_apart(a, b, batch),
         )
         for a in one.blocks
         if (b := second.get(a.name))
     )
     return replace(
         one, blocks=blocks, output=line(one.output, two.output), workload=replace(one.workload, batch_size=batch)
+    )
+
+
+def _line_apart(one: BlockFootprint, two: BlockFootprint, batch: int) -> tuple[tuple[str, int, int], ...]:
+    second = {other: figures for other, *figures in two.apart}
+    return tuple(
+        (other, first + (second[other][0] - first) * (batch - 1), last + (second[other][1] - last) * (batch - 1))
+        for other, first, last in one.apart
+        if other in second
     )
 
 

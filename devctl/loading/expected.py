@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device
-from devctl.models.footprint import Footprint, Kernels, Workload
-from devctl.models.tree import ModuleTree, counted_bytes, walk
+from devctl.models.footprint import Footprint, Kernels, Workload, peak_bytes
+from devctl.models.tree import ModuleTree
 from devctl.placement.budget import is_accelerator
-from devctl.placement.strategy import device_of
 from devctl.placement.workload import main_of, needs
 
 if TYPE_CHECKING:
@@ -34,29 +33,18 @@ def workloads(
 
 
 def beside_weights(
-    tree: ModuleTree, device_map: Mapping[str, Device], footprints: Collection[Footprint]
+    tree: ModuleTree, device_map: Mapping[str, Device], footprints: Iterable[Footprint]
 ) -> dict[Device, int]:
-    """The most bytes beside its weights that each device holds which computes, in any of the runs.
-
-    Of weights that are offloaded, the device that runs them holds those of one module at a time.
-    """
+    """The most bytes beside its weights that each device holds which computes, in any of the runs."""
     found: dict[Device, int] = {}
     for footprint in footprints:
-        for device, need in needs(tree, device_map, footprint).items():
-            found[device] = max(found.get(device, 0), need.state + need.activations)
-    main = main_of(device_map)
-    if is_accelerator(main) and main in found:
-        found[main] += _largest_fetched(tree, device_map)
+        for device, nbytes in _beside(tree, device_map, footprint).items():
+            found[device] = max(found.get(device, 0), nbytes)
     return found
 
 
-def _largest_fetched(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
-    size = counted_bytes(tree)
-    return max(
-        (
-            sum(size[tensor.name] for tensor in module.parameters)
-            for module in walk(tree.root)
-            if any(not is_accelerator(device_of(t.name, device_map) or Device.cpu()) for t in module.parameters)
-        ),
-        default=0,
-    )
+def _beside(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint) -> dict[Device, int]:
+    main = main_of(device_map)
+    if not is_accelerator(main):
+        return {main: peak_bytes(footprint)}  # weights on disk are mapped where they are
+    return {device: need.state + need.activations for device, need in needs(tree, device_map, footprint).items()}

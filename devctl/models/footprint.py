@@ -9,7 +9,7 @@ below it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -60,6 +60,9 @@ class BlockFootprint:
         prefill: the most that is alive while this block executes in prefill, beside weights, its own state and that of
             blocks before it: hidden states, masks, position embeddings, temporaries.
         decode: the same for the last decode step, beside the states of all blocks; 0 without such a step.
+        again: the same in prefill, beside the states of all blocks, where it executes once more after blocks behind it.
+        apart: (block, bytes in prefill, bytes in decode) by which ``prefill`` and ``decode`` change when that block is
+            on another device: states of its are copied from there, what is not handed on is there.
     """
 
     name: str
@@ -67,6 +70,15 @@ class BlockFootprint:
     state: int = 0
     prefill: int = 0
     decode: int = 0
+    again: int = 0
+    apart: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def most(self) -> int:
+        """What it may need while it executes, whatever else is on its device."""
+        prefill = self.prefill + sum(max(0, nbytes) for _, nbytes, _ in self.apart)
+        decode = self.decode + sum(max(0, nbytes) for _, _, nbytes in self.apart)
+        return max(prefill, decode, self.again)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +102,23 @@ class Footprint:
     notes: tuple[str, ...] = ()
 
 
-def device_bytes(blocks: Iterable[BlockFootprint]) -> int:
-    """What a device must hold beside weights for the blocks that are on it, given in the order of the footprint."""
-    prefill = decode = prompt_state = state = 0
+def device_bytes(blocks: Collection[BlockFootprint], fetched: Mapping[str, int] | None = None) -> int:
+    """What a device must hold beside weights for the blocks that are on it, given in the order of the footprint.
+
+    Args:
+        fetched: bytes of weights that are brought there while a block executes, of those whose weights are elsewhere.
+    """
+    here = {block.name for block in blocks}
+    prefill = again = decode = prompt_state = state = 0
     for block in blocks:
+        weights = (fetched or {}).get(block.name, 0)
+        away = [figures for figures in block.apart if figures[0] not in here]
         prompt_state += block.prompt_state
         state += block.state
-        prefill = max(prefill, prompt_state + block.prefill)
-        decode = max(decode, block.decode)
-    return max(prefill, prompt_state, state + decode)
+        prefill = max(prefill, prompt_state + block.prefill + sum(nbytes for _, nbytes, _ in away) + weights)
+        again = max(again, block.again + weights)
+        decode = max(decode, block.decode + sum(nbytes for _, _, nbytes in away) + weights)
+    return max(prefill, prompt_state + again, state + decode)
 
 
 def peak_bytes(footprint: Footprint) -> int:
@@ -122,7 +142,9 @@ def dump_footprint(footprint: Footprint) -> str:
         {
             "format": FORMAT,
             "workload": asdict(footprint.workload),
-            "blocks": [[b.name, b.prompt_state, b.state, b.prefill, b.decode] for b in footprint.blocks],
+            "blocks": [
+                [b.name, b.prompt_state, b.state, b.prefill, b.decode, b.again, b.apart] for b in footprint.blocks
+            ],
             "output": footprint.output,
             "square": footprint.square,
             "exact": footprint.exact,
@@ -146,8 +168,16 @@ def parse_footprint(text: str) -> Footprint:
         return Footprint(
             workload=Workload(**{**workload, "kernels": Kernels(workload["kernels"])}),
             blocks=tuple(
-                BlockFootprint(name=name, prompt_state=prompt_state, state=state, prefill=prefill, decode=decode)
-                for name, prompt_state, state, prefill, decode in data["blocks"]
+                BlockFootprint(
+                    name=name,
+                    prompt_state=prompt_state,
+                    state=state,
+                    prefill=prefill,
+                    decode=decode,
+                    again=again,
+                    apart=tuple((other, first, last) for other, first, last in apart),
+                )
+                for name, prompt_state, state, prefill, decode, again, apart in data["blocks"]
             ),
             output=data["output"],
             square=data["square"],

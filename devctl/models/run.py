@@ -17,9 +17,10 @@ from transformers import GenerationMixin
 from devctl.errors import first_line
 from devctl.models.fake import FakeWorld
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.peaks import Peaks, peaks
 from devctl.models.prompt import Given, Prompts
 from devctl.models.repeats import repeats
-from devctl.models.storages import MODEL, Recorder, peaks, states, tensors_in
+from devctl.models.storages import MODEL, Recorder, states, tensors_in
 from devctl.models.tree import Module, ModuleTree
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ class Step:
 
     Attributes:
         state: bytes of what survived it, by block.
-        peak: the most bytes beside the states, by block, in the order in which blocks first executed.
-        square: bytes among the most of these that grow with the square of the text.
+        executed: the blocks, in the order in which they first did.
+        peaks: the most bytes beside the states.
         output: bytes of the logits that it gave, or of all that a forward returned.
     """
 
     state: dict[str, int]
-    peak: dict[str, int]
-    square: int
+    executed: tuple[str, ...]
+    peaks: Peaks
     output: int
 
 
@@ -170,10 +171,9 @@ class FakeModel:
                 alike.next_step()
                 survivors = recorder.alive(but=results)
                 state = states(recorder, survivors, alike.twins)
-                peak, square = peaks(recorder, phase, survivors, state, alike.twins)
-                order = dict.fromkeys((MODEL, *recorder.executed))
-                peak = {name: peak.get(name, 0) for name in order}
-                return Step(state=state, peak=peak, square=square, output=output)
+                peak = peaks(recorder, phase, survivors, state, alike.twins)
+                executed = tuple(dict.fromkeys((MODEL, *recorder.executed)))
+                return Step(state=state, executed=executed, peaks=peak, output=output)
 
             try:
                 yield end_step
@@ -186,9 +186,10 @@ class FakeModel:
         handles = []
 
         def enter(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
+            def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
                 begin()
-                recorder.enter(name)
+                # accelerate leaves a cache where it is
+                recorder.enter(name, (args, [value for key, value in kwargs.items() if key != "past_key_values"]))
 
             return hook
 
@@ -201,7 +202,7 @@ class FakeModel:
 
         for name, module in self._model.named_modules():
             if name in self._owners:
-                handles.append(module.register_forward_pre_hook(enter(name)))
+                handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(lambda *_: recorder.leave()))
         handles += [self._model.register_forward_pre_hook(enter_model), self._model.register_forward_hook(leave_model)]
         try:

@@ -57,19 +57,22 @@ class Storage:
     square: bool = False
 
 
-class _Event(Enum):
+class Event(Enum):
+    """What came to pass."""
+
     BORN = 0
     DIED = 1
     ENTERED = 2
+    LEFT = 3
 
 
 @dataclass(slots=True)
 class Phase:
     """What happened in a phase: which storages were alive when it began, then what came to pass, with numbers of
-    storages and names of blocks."""
+    storages, or names of blocks and the storages that they were given."""
 
     begin: frozenset[int]
-    events: list[tuple[_Event, Any]] = field(default_factory=list)
+    events: list[tuple[Event, Any]] = field(default_factory=list)
 
 
 class TooManyOperationsError(Exception):
@@ -98,15 +101,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
 
-    def enter(self, owner: str) -> None:
-        """The block ``owner`` begins to execute."""
+    def enter(self, owner: str, given: Any = ()) -> None:
+        """The block ``owner`` begins to execute, with what it is ``given``."""
+        keys = {leaf.untyped_storage()._cdata for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)}
         self._executing.append(owner)
         self.executed.setdefault(owner)
-        self.phase.events.append((_Event.ENTERED, owner))
+        numbers = frozenset(self._alive[key][0] for key in keys if key in self._alive)
+        self.phase.events.append((Event.ENTERED, (owner, numbers)))
 
     def leave(self) -> None:
         """The block that entered last is done."""
-        self._executing.pop()
+        self.phase.events.append((Event.LEFT, self._executing.pop()))
 
     def alive(self, *, but: Collection[int] = ()) -> frozenset[int]:
         """Numbers of the storages that are alive, without those at the addresses of ``but``."""
@@ -131,7 +136,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._born(storage, leaf.shape, args)
         if func in _SCRATCH:
             number = self._new(_SCRATCH[func](args, out), (), args)
-            self.phase.events += [(_Event.BORN, number), (_Event.DIED, number)]
+            self.phase.events += [(Event.BORN, number), (Event.DIED, number)]
         return out
 
     def _new(self, nbytes: int, shape: Sequence[int], args: tuple[Any, ...]) -> int:
@@ -146,10 +151,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def died(_: Any) -> None:
             del self._alive[key]
-            self.phase.events.append((_Event.DIED, number))
+            self.phase.events.append((Event.DIED, number))
 
         self._alive[key] = number, weakref.ref(storage, died)
-        self.phase.events.append((_Event.BORN, number))
+        self.phase.events.append((Event.BORN, number))
 
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""
@@ -165,7 +170,7 @@ def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str
     found: dict[str, int] = defaultdict(int)
     for number in survivors:
         storage = recorder.storages[number]
-        if _may_be_state(storage):
+        if may_be_state(storage):
             found[storage.owner] += storage.nbytes
     own = dict(found)
     for name, original in twins.items():
@@ -173,64 +178,9 @@ def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str
     return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
-def _may_be_state(storage: Storage) -> bool:
+def may_be_state(storage: Storage) -> bool:
+    """Whether it is state if it outlives its step."""
     return storage.inside and storage.owner != MODEL
-
-
-def peaks(
-    recorder: Recorder, phase: Phase, survivors: frozenset[int], state: Mapping[str, int], twins: Mapping[str, str]
-) -> tuple[dict[str, int], int]:
-    """The most bytes alive while each block executed, beside its own ``state`` and that of others.
-
-    Beside that, how many of the most at all grow with the square of the text.
-
-    In a prefill the states of blocks that executed first after it did, which it finds when it executes again, are among
-    them.
-
-    Args:
-        survivors: storages that are alive when the next phase begins; ``state`` are their bytes.
-        twins: the original of each block that did not really execute.
-    """
-    storages = recorder.storages
-    order = {name: position for position, name in enumerate(recorder.executed)}
-    temporary = square = most_square = 0
-    held: dict[str, int] = defaultdict(int)
-    highest: dict[str, int] = {}
-    found: dict[str, int] = {}  # what was alive when a block began
-    furthest = -1
-
-    def count(number: int, sign: int) -> None:
-        nonlocal temporary, square
-        storage = storages[number]
-        if _may_be_state(storage) and (number in survivors or number in phase.begin):
-            held[storage.owner] += sign * storage.nbytes
-        else:
-            temporary += sign * storage.nbytes
-            square += sign * storage.nbytes * storage.square
-
-    for number in phase.begin:
-        count(number, 1)
-    is_prefill = not held
-    for event, what in phase.events:
-        if event is _Event.ENTERED:
-            found[what] = temporary
-            furthest = max(furthest, order[what])
-            continue
-        count(what, 1 if event is _Event.BORN else -1)
-        if event is _Event.BORN:
-            owner = storages[what].owner
-            # what the block's old state, or a growing one, holds beside its final state counts as well
-            now = temporary + held[owner] - state.get(owner, 0)
-            place = order.get(owner, -1)
-            if is_prefill and place < furthest:
-                now += sum(held[twins.get(name, name)] for name in found if order[name] > place)
-            if now > max(highest.values(), default=0):
-                most_square = square
-            highest[owner] = max(highest.get(owner, 0), now)
-    for name, original in twins.items():
-        if original in highest and name in found:
-            highest[name] = highest[original] - found[original] + found[name]
-    return highest, most_square
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

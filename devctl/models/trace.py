@@ -80,7 +80,7 @@ def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
         workload=workload,
         blocks=_blocks(step, None),
         output=step.output,
-        square=step.square,
+        square=step.peaks.square,
         exact=False,
         notes=("of the prefill alone",),
     )
@@ -101,7 +101,7 @@ def _trace(
         workload=workload,
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
-        square=prefill.square,
+        square=prefill.peaks.square,
         exact=not notes,
         notes=tuple(notes),
     )
@@ -165,18 +165,27 @@ def _last(model: FakeModel, workload: Workload, context: int) -> Step:
 
 
 def _blocks(prefill: Step, last: Step | None) -> tuple[BlockFootprint, ...]:
-    names = dict.fromkeys((*prefill.peak, *(last.peak if last else ())))
+    from devctl.models.peaks import Peaks
+
+    names = dict.fromkeys((*prefill.executed, *(last.executed if last else ())))
+    first, final = prefill.peaks, last.peaks if last else Peaks()
     blocks = (
         BlockFootprint(
             name=name,
             prompt_state=prefill.state.get(name, 0),
             state=(last or prefill).state.get(name, 0),
-            prefill=prefill.peak.get(name, 0),
-            decode=last.peak.get(name, 0) if last else 0,
+            prefill=first.beside.get(name, 0),
+            decode=final.beside.get(name, 0),
+            again=first.again.get(name, 0),
+            apart=_apart(first.apart.get(name, {}), final.apart.get(name, {})),
         )
         for name in names
     )
-    return tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode)
+    return tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode or b.again)
+
+
+def _apart(first: dict[str, int], final: dict[str, int]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((other, first.get(other, 0), final.get(other, 0)) for other in dict.fromkeys((*first, *final)))
 
 
 def _lengths(model: FakeModel) -> tuple[int, int, int]:
@@ -194,20 +203,33 @@ def _lengths(model: FakeModel) -> tuple[int, int, int]:
 
 def _extrapolated(steps: Sequence[Step], lengths: Sequence[int], length: int) -> Step:
     """A step at ``length`` tokens, from three: a parabola through each figure where it is one, else a line."""
+    from devctl.models.peaks import Peaks
     from devctl.models.run import Step
 
     def at(values: list[int]) -> int:
         (a, b, c), unit = values, lengths[0]
         curve = max(0, c - 2 * b + a)
         steps_on = length / unit - 3
-        return max(0, round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2))
+        return round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2)
 
-    def each(name: str) -> dict[str, int]:
-        tables = [getattr(step, name) for step in steps]
-        return {key: at([table.get(key, 0) for table in tables]) for key in tables[-1]}
+    def each(tables: Sequence[dict[str, int]]) -> dict[str, int]:
+        return {name: at([table.get(name, 0) for table in tables]) for name in tables[-1]}
 
-    square = at([step.square for step in steps])
-    return Step(state=each("state"), peak=each("peak"), square=square, output=steps[-1].output)
+    def at_least_none(tables: Sequence[dict[str, int]]) -> dict[str, int]:
+        return {name: max(0, nbytes) for name, nbytes in each(tables).items()}
+
+    found = [step.peaks for step in steps]
+    return Step(
+        state=at_least_none([step.state for step in steps]),
+        executed=steps[-1].executed,
+        peaks=Peaks(
+            beside=at_least_none([peaks.beside for peaks in found]),
+            again=at_least_none([peaks.again for peaks in found]),
+            apart={name: each([peaks.apart.get(name, {}) for peaks in found]) for name in found[-1].apart},
+            square=at([peaks.square for peaks in found]),
+        ),
+        output=steps[-1].output,
+    )
 
 
 def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
+from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.greedy import greedy_map
@@ -11,7 +12,7 @@ from devctl.placement.latency import Speeds
 from devctl.placement.optimal import optimal_map
 from devctl.placement.placement import Placement, make_placement
 from devctl.placement.strategy import FoundMap, Strategy
-from devctl.placement.workload import Runtime, largest_offloaded, less, main_of, with_runtime
+from devctl.placement.workload import Runtime, less, main_of, with_runtime
 from devctl.units import format_bytes
 
 __all__ = ["Budgets", "Placement", "Strategy", "place"]
@@ -84,19 +85,18 @@ def _with_room_on_main(
     runtime: Runtime,
     find: Callable[[ModuleTree, Budgets], FoundMap],
 ) -> Placement:
-    """Place ``counted``, keeping room on the main device for the state of what is offloaded, which it runs."""
-    on_main = 0
+    """Place ``counted``, keeping room on the main device for what is offloaded, which it runs: states and weights."""
+    kept: dict[Device, int] = {}
     for _ in range(_ROUNDS):
-        found = find(counted, less(budgets, runtime, on_main=on_main))
+        found = find(counted, less(budgets, runtime, kept))
         placement = make_placement(
             tree, found.device_map, budgets, strategy=strategy, notes=found.notes, runtime=runtime
         )
         if not placement.offloaded:
             break
         main = main_of(found.device_map)
-        kept = largest_offloaded(tree, found.device_map)
-        over = max((u.total + kept - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
+        over = max((u.total - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
         if over <= 0:
             break
-        on_main += over
+        kept[main] = kept.get(main, 0) + over
     return placement

@@ -23,7 +23,7 @@ class DeviceUse:
     Attributes:
         used: bytes of the weights and buffers placed there.
         state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
-        activations: the most bytes that are alive beside those.
+        activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
         overhead: bytes that the device's libraries take for themselves.
         budget: bytes that it may hold; None where nothing limits it.
         modules: the map's keys that are there, in the order of definition.

@@ -6,13 +6,13 @@ beyond that is given to the block too. For blocks that are alike that is exact; 
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, device_bytes
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind, names, tensors, walk
-from devctl.placement.blocks import RUNTIME, blocks_of, is_atomic
+from devctl.placement.blocks import RUNTIME, is_atomic
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.strategy import device_of
 
@@ -23,7 +23,7 @@ class Need:
 
     Attributes:
         state: KV cache and recurrent states when the context is full.
-        activations: the most that is alive beside that.
+        activations: the most that is alive beside that, offloaded weights that are there to be used among it.
     """
 
     state: int
@@ -45,7 +45,7 @@ class Runtime:
 
 def common_need(footprint: Footprint) -> int:
     """The bytes that most blocks need while they execute."""
-    needs = Counter(max(block.prefill, block.decode) for block in footprint.blocks if block.name)
+    needs = Counter(block.most for block in footprint.blocks if block.name)
     return max(needs, key=lambda need: (needs[need], need), default=0)
 
 
@@ -58,11 +58,12 @@ def with_runtime(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) 
     common = common_need(footprint)
     # a sliding window is cut off only after prefill, which holds all of the prompt's keys and values
     states = {b.name: max(b.state, b.prompt_state) for b in footprint.blocks}
-    own = {b.name: states[b.name] + needs * max(0, b.prefill - common, b.decode - common) for b in footprint.blocks}
+    own = {b.name: states[b.name] + needs * max(0, b.most - common) for b in footprint.blocks}
     known = [module for module in walk(tree.root) if module.name in own and is_atomic(module, tree.no_split)]
     placed = {module.name for module in known}
     # what belongs to no block is where the model begins to run
     rest = sum(size for name, size in own.items() if name not in placed)
+    rest = max(rest, needs * (footprint.output - common))
     first = next((module.name for module in walk(tree.root) if is_atomic(module, tree.no_split)), "")
     extra = {module.name: own[module.name] for module in known}
     extra[first] = extra.get(first, 0) + rest
@@ -80,11 +81,11 @@ def _with(module: Module, extra: Mapping[str, int]) -> Module:
     return replace(module, buffers=buffers, children=tuple(_with(child, extra) for child in module.children))
 
 
-def less(budgets: Budgets, runtime: Runtime, *, on_main: int = 0) -> Budgets:
-    """What is left for blocks on each device: without the common need, what the libraries take, and ``on_main``.
+def less(budgets: Budgets, runtime: Runtime, kept: Mapping[Device, int] | None = None) -> Budgets:
+    """What is left for blocks on each device: without the common need, what the libraries take, and what is ``kept``.
 
     Args:
-        on_main: bytes that the first accelerator holds for blocks that are offloaded.
+        kept: bytes that a device holds for blocks that are offloaded.
     """
     common = common_need(runtime.footprint)
     accelerators = [device for device, size in budgets.devices if is_accelerator(device) and size > 0]
@@ -92,7 +93,7 @@ def less(budgets: Budgets, runtime: Runtime, *, on_main: int = 0) -> Budgets:
     left = []
     for device, size in budgets.devices:
         taken = runtime.overhead.get(device, 0) + (common if device in runs else 0)
-        taken += on_main if device == runs[0] else 0
+        taken += (kept or {}).get(device, 0)
         left.append((device, max(0, size - taken)))
     # what is counted needs no share kept free for it
     return replace(budgets, devices=tuple(left), given=True)
@@ -104,11 +105,25 @@ def main_of(device_map: Mapping[str, Device]) -> Device:
     return min(used, key=lambda device: device.id or 0, default=Device.cpu())
 
 
-def largest_offloaded(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
-    """Bytes of the largest block that another device runs than the one that holds it."""
+def fetched(tree: ModuleTree, device_map: Mapping[str, Device], names: Iterable[str]) -> dict[str, int]:
+    """Bytes of weights that the main device is given while it runs blocks, of those that are offloaded.
+
+    accelerate brings the tensors of a module when its forward begins, and lets go of them when it ends: at once there
+    are those of a module and of what it is within.
+    """
     main = main_of(device_map)
-    placed = ((block.nbytes, _device_of(tree, block.names[0], device_map)) for block in blocks_of(tree))
-    return max((n for n, d in placed if d is not None and not is_accelerator(d) and d != main), default=0)
+
+    def at_once(module: Module) -> int:
+        own = sum(t.nbytes for t in module.parameters if _is_fetched(device_of(t.name, device_map), main))
+        return own + max(map(at_once, module.children), default=0)
+
+    modules = {module.name: module for module in walk(tree.root)}
+    found = {name: at_once(modules[name]) for name in names if name in modules}
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def _is_fetched(device: Device | None, main: Device) -> bool:
+    return device is not None and device != main and not is_accelerator(device)
 
 
 def needs(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint) -> dict[Device, Need]:
@@ -122,7 +137,10 @@ def needs(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footpri
     found = {}
     for device, blocks in there.items():
         state = sum(block.state for block in blocks)
-        found[device] = Need(state=state, activations=max(0, device_bytes(blocks) - state))
+        weights = fetched(tree, device_map, [block.name for block in blocks]) if device == main else {}
+        # accelerate copies what the model returns to where its inputs were
+        returned = footprint.output if device == main else 0
+        found[device] = Need(state=state, activations=max(returned, device_bytes(blocks, weights) - state))
     return found
 
 

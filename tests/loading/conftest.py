@@ -1,5 +1,11 @@
 """Models that tests of loading spoil, and where they look for what is left behind."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,6 +14,21 @@ from tests import tiny
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
+
+
+def told_by(script, *arguments):
+    """What a script of this folder writes as JSON, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.loading.{script}", *arguments],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 @pytest.fixture

@@ -94,10 +94,6 @@ def first_float(output):
     return next(value for _, value in floats(output))
 
 
-def bare(value):
-    return value.inner if isinstance(value, simulated.SimTensor) else value
-
-
 def run(model, inputs, device):
     """The logits, and the tokens of a greedy generate, of a model whose inputs go to ``device``."""
     with torch.inference_mode():
@@ -111,8 +107,8 @@ def run(model, inputs, device):
             made = model.generate(
                 **given, **begin, do_sample=False, max_new_tokens=TOKENS, min_new_tokens=TOKENS, pad_token_id=0
             )
-            tokens = bare(made).tolist()
-    return bare(output), tokens, counted
+            tokens = simulated.bare(made).tolist()
+    return simulated.bare(output), tokens, counted
 
 
 def none(_):

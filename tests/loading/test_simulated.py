@@ -3,33 +3,19 @@
 No claim here rests on a real accelerator.
 """
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.loading.conftest import told_by
+
 OUT_OF_ORDER = {
     "bart": "its encoder and decoder define their norm of the embeddings after the layers, and run it before",
     "bert": "its head defines its bias, and the tied decoder, in another order than it runs them",
 }
 """Models that do not run in the order of definition, which a plan's crossings are counted in."""
-
-
-def told(*names):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.loading.on_simulated", *names],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def judge(cases):
@@ -50,7 +36,7 @@ def judge(cases):
 
 @pytest.fixture(scope="module")
 def llama():
-    return told("llama-tied")
+    return told_by("on_simulated", "llama-tied")
 
 
 def test_all_strategies_over_accelerators_cpu_and_disk(llama):
@@ -78,7 +64,7 @@ def test_a_weight_that_a_map_ties_over_two_accelerators_can_not_run_and_is_refus
 
 @pytest.mark.slow
 def test_models_of_other_kinds():
-    cases = told("llama", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
+    cases = told_by("on_simulated", "llama", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
     judge(cases)
     assert len(cases) == 7 * 12 + 5, "bart's and bert's maps name tensors, which dispatch_model does not move"
 
@@ -104,3 +90,47 @@ def test_the_simulation_refuses_operands_on_two_devices_and_counts_copies():
     refused, ran = done.stdout.splitlines()
     assert refused == "Expected all tensors to be on the same device, found {0, 1} in aten.add.Tensor"
     assert ran == "12.0 [('cpu', 0, 24), (1, 0, 24), (0, 'cpu', 24)]"
+
+
+ACCOUNT = """
+import torch
+from devctl.loading import memory
+from tests import simulated
+simulated.register()
+account = simulated.memory
+with torch.no_grad(), simulated.running(limit=2**20):
+    kept = torch.ones(1000).to("sim:1")
+    view, twice = kept[10:], kept * 2
+    print(account.live[1], account.peak[1])
+    del kept, twice
+    print(account.live[1], account.peak[1])
+    del view
+    account.begin()
+    print(account.live[1], account.peak[1], account.live[0])
+    full = torch.ones(2**18, device="sim:1")
+    try:
+        full + 1
+    except torch.OutOfMemoryError as error:
+        print(error)
+        print(*memory.parse(str(error)))
+    query = torch.ones(1, 1, 64, 8).to("sim:0")
+    account.begin()
+    torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    print(account.peak[0] - account.live[0])
+"""
+
+
+def test_a_device_holds_storages_until_their_last_tensor_ends_and_no_more_than_its_limit():
+    done = subprocess.run(
+        [sys.executable, "-c", ACCOUNT], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    shared, viewed, ended, *ran_out, attention = done.stdout.splitlines()
+    assert shared == "8000 8000"
+    assert viewed == "4000 8000", "all of a storage lives with a view of it"
+    assert ended == "0 0 0"
+    assert ran_out == [
+        "CUDA out of memory. Tried to allocate 1.00 MiB. GPU 1 has a total capacity of 1.00 MiB of which 0.00 MiB is "
+        "free.",
+        f"cuda:1 {2**20}",
+    ]
+    assert 64 * 8 * 4 <= int(attention) < 64 * 64 * 4, "no scores are written out"

@@ -165,6 +165,38 @@ def test_a_device_adds_up_states_and_takes_the_most_of_the_rest():
     assert device_bytes([first, last]) == 20 + 100 + 7
 
 
+def test_a_block_that_executes_again_finds_all_states_of_its_device():
+    embedding = BlockFootprint(name="embed", prefill=50, again=45)
+    layer = BlockFootprint(name="layer", prompt_state=10, state=12, prefill=20, decode=1)
+    assert device_bytes([embedding]) == 50
+    assert device_bytes([embedding, layer]) == 45 + 10
+
+
+def test_weights_that_are_fetched_are_there_while_their_block_executes():
+    first = BlockFootprint(name="a", prompt_state=10, state=10, prefill=50)
+    second = BlockFootprint(name="b", prefill=20, decode=30)
+    assert device_bytes([first, second], {"b": 25}) == 10 + 30 + 25
+    assert device_bytes([first, second], {"a": 5}) == 10 + 50 + 5
+
+
+def test_what_the_next_layers_are_not_given_is_where_the_embeddings_are():
+    """Llama's forward still names the embeddings while a later layer executes; only the first is given them."""
+    prompt = 1024
+    blocks = by_name(trace("llama-3.1-8b", prompt + 1))
+    apart = {other: prefill for other, prefill, _ in blocks["model.layers.5"].apart}
+    assert apart["model.embed_tokens"] == -prompt * 4096 * 2
+    assert "model.rotary_emb" not in apart, "it is given to all"
+    assert "model.embed_tokens" not in {other for other, *_ in blocks["model.layers.0"].apart}
+
+
+def test_a_decoder_is_given_what_its_encoder_said():
+    blocks = by_name(trace("t5-11b", 264, batch_size=2, new_tokens=8))
+    apart = {other: figures for other, *figures in blocks["decoder.block.3"].apart}
+    said = blocks["encoder.final_layer_norm"].state
+    assert said > 0
+    assert apart["encoder.final_layer_norm"] == [said, said]
+
+
 def test_states_in_another_dtype_are_scaled():
     footprint = trace("llama-3.1-8b", 4096, kv_dtype="float8_e4m3fn")
     assert state_bytes(footprint) == 4096 * 131_072 // 2
@@ -250,7 +282,7 @@ def test_json_round_trip():
     assert parse_footprint(dump_footprint(footprint)) == footprint
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 1, "workload": {}}', "{"])
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 2, "workload": {}}', "{"])
 def test_malformed_json(text):
     with pytest.raises(ValueError, match=r"format|footprint|Expecting"):
         parse_footprint(text)

@@ -8,8 +8,8 @@ from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, Workload, device_bytes
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory
-from devctl.placement.workload import Runtime, common_need, less, main_of, needs, with_runtime
-from tests.trees import layers
+from devctl.placement.workload import Runtime, common_need, fetched, less, main_of, needs, with_runtime
+from tests.trees import layers, tree
 
 WORK = Workload(context_length=8, new_tokens=1)
 
@@ -55,12 +55,47 @@ def test_what_fits_by_weights_alone_is_placed_elsewhere_with_its_cache():
     assert all(use.total <= use.budget for use in counted.devices[:2])
 
 
-def test_what_is_offloaded_keeps_its_state_on_the_main_device():
-    placement = place(layers(10, 10, 10, 10), budgets(58), Strategy.OPTIMAL, None, runtime(FOUR))
+@pytest.mark.parametrize(("limit", "used"), [(58, 30), (57, 20)])
+def test_what_is_offloaded_keeps_its_state_on_the_main_device(limit, used):
+    placement = place(layers(10, 10, 10, 10), budgets(limit), Strategy.OPTIMAL, None, runtime(FOUR))
     gpu = placement.devices[0]
-    assert gpu.used == 20
-    assert gpu.state == 20, "all of the cache, though half of the layers are on the CPU"
-    assert gpu.used + 10 + gpu.state + gpu.activations <= 58, "room for the largest block, too"
+    assert gpu.used == used
+    assert gpu.state == 20, "all of the cache, though some of the layers are on the CPU"
+    assert gpu.activations == 3 + 5, "half a layer is brought at a time"
+    assert placement.fits
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_room_is_kept_on_the_device_that_is_the_main_one(strategy):
+    """The first accelerator is too small for any block: the second runs what is offloaded."""
+    placement = place(layers(10, 10, 10, 10), budgets(6, 52), strategy, None, runtime(FOUR))
+    assert [use.used for use in placement.devices[:1]] == [0]
+    assert placement.offloaded
+    assert placement.fits
+
+
+def test_what_is_fetched_is_a_module_and_what_it_is_within():
+    model = tree({"layer:Block": {"w": 4, "_b": 2, "a": {"w": 9}, "b": {"w": 5, "c": {"w": 6}}}, "head": {"w": 30}})
+    here, there = Device.gpu(0), Device.cpu()
+    assert fetched(model, {"layer": there, "head": here}, ["layer", "head", ""]) == {"layer": 4 + 5 + 6, "": 4 + 5 + 6}
+    assert fetched(model, {"layer": here, "head": Device.gpu(1)}, ["layer", "head"]) == {}
+    assert fetched(model, {"layer.b": there, "layer": here, "head": here}, ["layer"]) == {"layer": 5 + 6}
+    assert fetched(model, {"": there}, ["layer"]) == {}, "the CPU itself computes"
+    assert fetched(model, {"layer": there, "head": Device.disk()}, ["layer", "head"]) == {"head": 30}
+
+
+def test_a_state_that_a_block_is_given_is_copied_from_another_device():
+    embed = BlockFootprint(name="embed", prefill=6)
+    first = BlockFootprint(name="layers.0", state=5, prompt_state=5, prefill=3, decode=3)
+    second = BlockFootprint(name="layers.1", prefill=9, decode=1, apart=(("layers.0", 5, 2), ("embed", -6, 0)))
+    found = Footprint(workload=WORK, blocks=(embed, first, second))
+    model, here, there = layers(10, 10, embed=10), Device.gpu(0), Device.gpu(1)
+    assert needs(model, {"": here}, found)[here].activations == 9
+    split = needs(model, {"embed": here, "layers.0": there, "layers.1": there}, found)
+    assert split[there].activations == 9 - 6, "what it is not given is on the other device"
+    split = needs(model, {"embed": here, "layers.0": here, "layers.1": there}, found)
+    assert split[there].activations == 9 - 6 + 5
+    assert second.most == 9 + 5, "whatever is where"
 
 
 def test_a_block_with_a_need_of_its_own():
@@ -70,6 +105,15 @@ def test_a_block_with_a_need_of_its_own():
     placement = place(model, budgets(43, 43), Strategy.OPTIMAL, None, runtime(found))
     assert [use.total for use in placement.devices[:2]] == [33, 40]
     assert placement.devices[1].modules == ("head",)
+
+
+def test_what_a_model_returns_is_copied_to_the_main_device():
+    blocks = (BlockFootprint(name="layers.0", prefill=3), BlockFootprint(name="head", prefill=30))
+    found = Footprint(workload=WORK, blocks=blocks, output=30)
+    model = layers(10, head=10)
+    split = needs(model, {"embed": Device.gpu(0), "layers": Device.gpu(0), "head": Device.gpu(1)}, found)
+    assert [split[Device.gpu(i)].activations for i in range(2)] == [30, 30]
+    assert needs(model, {"": Device.gpu(0)}, found)[Device.gpu(0)].activations == 30
 
 
 def test_what_belongs_to_no_block_is_where_the_model_begins():
@@ -88,7 +132,7 @@ def test_the_main_device():
 
 
 def test_budgets_without_what_everything_needs():
-    left = dict(less(budgets(20, 2), runtime(FOUR, g0=4), on_main=5).devices)
+    left = dict(less(budgets(20, 2), runtime(FOUR, g0=4), {Device.gpu(0): 5}).devices)
     assert left == {Device.gpu(0): 20 - 3 - 4 - 5, Device.gpu(1): 0, Device.cpu(): 1000}
 
 
@@ -106,13 +150,19 @@ def test_no_device_is_given_more_than_it_has(blocks, gpus, strategy):
     found = footprint(*((f"layers.{i}", *need) for i, (_, need) in enumerate(blocks)))
     placement = place(model, budgets(*gpus), strategy, None, runtime(found))
     by_hand = {}
+    offloaded = set()
+    halves = {f"layers.{i}": size - size // 2 for i, (size, _) in enumerate(blocks)}
     device_map = dict(placement.device_map)
     main = main_of(device_map)
     for block in found.blocks:
         device = next((d for key, d in device_map.items() if key in ("", "layers", block.name)), None)
         by_hand.setdefault(device if device and device.type == "cuda" else main, []).append(block)
+        if device and device.type != "cuda" and device != main:
+            offloaded.add(block.name)
     for use in placement.devices:
-        assert use.state + use.activations == device_bytes(by_hand.get(use.device, []))
+        there = by_hand.get(use.device, [])
+        brought = {name: nbytes for name, nbytes in halves.items() if use.device == main and name in offloaded}
+        assert use.state + use.activations == device_bytes(there, brought)
         assert use.budget is None or use.total <= use.budget or any("more than the" in note for note in placement.notes)
     alone = sum(size for size, _ in blocks) + device_bytes(found.blocks)
     if strategy is Strategy.OPTIMAL and alone <= gpus[0]:

@@ -1,0 +1,207 @@
+"""Small models on a simulated box of two equal accelerators: what runs out of memory, and what was predicted.
+
+``python -m tests.loading.on_box`` prints a table, ``--json`` the figures that the tests read. The box has some MiB
+where a real one has GiB, and beside them a CPU that weights may be offloaded to. Its limit follows from the model: with
+"halfway" each accelerator may hold the mean of what the fullest one holds with the weights alone and with the workload
+beside them, both spread as evenly as ``optimal`` can; with "enough" just as much as the second. Every plan runs under
+the limit, so that a byte too many ends it.
+
+Measured is the most that lives on a device while the model works. The kernels are the CPU's, which is what the plan
+is told; for the same reason a mixture of experts does not gather them in decode, as it would on an accelerator.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+from tests.loading.on_simulated import CPU, GPUS, in_our_words, none  # isort: skip - sets what transformers reads
+
+import torch
+import transformers as t
+from transformers.utils import logging
+
+from devctl.loading import loader, memory, proof
+from devctl.loading.loader import LoadFormat
+from devctl.models.footprint import Kernels, Workload
+from devctl.models.resolve import resolve
+from devctl.models.skeleton import read_skeleton
+from devctl.models.trace import trace_footprint
+from devctl.placement import Strategy, place
+from devctl.placement.budget import Budgets
+from devctl.placement.workload import Runtime
+from tests import simulated
+
+BOX = GPUS[:2]
+ROOMY = 2**40
+MIB = 2**20
+
+_TEXT = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_BART = {
+    "d_model": 128,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 512,
+    "decoder_ffn_dim": 512,
+}
+CONFIGS = {
+    "llama": lambda: (t.LlamaForCausalLM, t.LlamaConfig(**_TEXT)),
+    "gemma2": lambda: (t.Gemma2ForCausalLM, t.Gemma2Config(**_TEXT, head_dim=32, sliding_window=64)),
+    "mixtral": lambda: (t.MixtralForCausalLM, t.MixtralConfig(**_TEXT, num_local_experts=4)),
+    "t5": lambda: (
+        t.T5ForConditionalGeneration,
+        t.T5Config(
+            vocab_size=1024, d_model=128, d_kv=32, d_ff=512, num_layers=6, num_heads=4, decoder_start_token_id=0
+        ),
+    ),
+    "bart": lambda: (t.BartForConditionalGeneration, t.BartConfig(vocab_size=1024, **_BART, forced_eos_token_id=None)),
+    # its logits, of every token, are returned to where the inputs were
+    "bert": lambda: (t.BertForMaskedLM, t.BertConfig(**_TEXT | {"vocab_size": 2048}, tie_word_embeddings=False)),
+}
+WORK = Workload(context_length=192, batch_size=2, new_tokens=6, kernels=Kernels.CPU)
+"""What a model is asked to do; one that does not generate reads a prompt of this length."""
+
+
+def save(name, folder):
+    model_class, config = CONFIGS[name]()
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    return str(folder)
+
+
+def work(model, device):
+    """The tokens that the model makes of its prompt."""
+    new = WORK.new_tokens if model.can_generate() else 0
+    shape = (WORK.batch_size, WORK.context_length - new)
+    ids = torch.randint(1, 1000, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not new:
+        with torch.no_grad():
+            return simulated.bare(model(**given).logits).argmax(-1).tolist()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    model._optimize_model_for_decode = nullcontext
+    # a step more than tokens: generate does not run the model on its last one
+    return simulated.bare(model.generate(**given, do_sample=False, max_new_tokens=new + 1)).tolist()
+
+
+class Case:
+    """A model, and what each plan for it comes to."""
+
+    def __init__(self, name, folder):
+        self.source = resolve(save(name, folder))
+        self.skeleton = read_skeleton(self.source)
+        self.runtime = Runtime(footprint=trace_footprint(self.skeleton, WORK), overhead={})
+        self.expected = work(self.load({"": CPU}), "cpu")
+
+    def load(self, device_map):
+        model, _ = loader.load(
+            self.source, self.skeleton, device_map, load_format=LoadFormat.AUTO, folder=None, on_progress=none
+        )
+        return model
+
+    def placed(self, strategy, limit, *, counted):
+        budgets = Budgets(devices=(*((gpu, limit) for gpu in BOX), (CPU, ROOMY)), given=True)
+        return place(self.skeleton.tree, budgets, strategy, None, self.runtime if counted else None)
+
+    def fullest(self, *, counted):
+        """Bytes on the fullest accelerator when they are as evenly spread as can be."""
+        placement = self.placed(Strategy.OPTIMAL, ROOMY, counted=counted)
+        return max(use.total for use in placement.devices if use.device in BOX)
+
+    def outcome(self, placement, limit):
+        """What came of running the model as it is placed."""
+        device_map = dict(placement.device_map)
+        told = {
+            "limit": limit,
+            "fits": placement.fits,
+            "offloaded": placement.offloaded,
+            "predicted": {str(use.device): use.total for use in placement.devices if use.device in BOX},
+        }
+        with simulated.running(limit):
+            try:
+                model = self.load(device_map)
+                simulated.memory.begin()
+                offloaded = model.device.type == "meta"  # else it is where a user's inputs go
+                main = f"sim:{loader.main_device(model, device_map).id}"
+                tokens = work(model, main if offloaded else model.device)
+            except torch.OutOfMemoryError as error:
+                device, asked = memory.parse(str(error))
+                memory.release(error)
+                return told | {"out": str(device), "asked": asked}
+            finally:
+                model = None
+                gc.collect()
+        measured = {str(gpu): simulated.memory.peak.get(gpu.id, 0) for gpu in BOX}
+        return told | {"out": None, "measured": measured, "same_tokens": tokens == self.expected}
+
+
+def outcomes(name, folder):
+    """Of ``auto`` by weights alone, and of every strategy by weights and workload; plans that are alike run once."""
+    case = Case(name, folder)
+    weights, needed = case.fullest(counted=False), case.fullest(counted=True)
+    halfway = (weights + needed) // 2
+    told = {"model": name, "box": "halfway", "strategies": [str(Strategy.AUTO)], "counted": False}
+    yield told | case.outcome(case.placed(Strategy.AUTO, halfway, counted=False), halfway)
+    for box, limit, strategies in (("halfway", halfway, Strategy), ("enough", needed, [Strategy.OPTIMAL])):
+        plans = {}
+        for strategy in strategies:
+            placement = case.placed(strategy, limit, counted=True)
+            plans.setdefault(placement.device_map, (placement, []))[1].append(str(strategy))
+        for placement, names in plans.values():
+            told = {"model": name, "box": box, "strategies": names, "counted": True}
+            yield told | case.outcome(placement, limit)
+
+
+def table(found):
+    """The outcomes as Markdown, in MiB."""
+    yield "| model | box | limit | by weights, auto | by workload | offloaded | cuda:0 | measured | cuda:1 | measured |"
+    yield "|---|---|---:|---|---|---:|---:|---:|---:|---:|"
+    for case in (case for case in found if case["counted"]):
+        auto = next(c for c in found if c["model"] == case["model"] and not c["counted"])
+        failed = f"out on {auto['out']}, asked for {auto['asked'] / MIB:.2f}" if case["box"] == auto["box"] else ""
+        cells = []
+        for device, predicted in case["predicted"].items():
+            if case["out"]:
+                cells += [f"{predicted / MIB:.2f}", "out" if case["out"] == device else ""]
+                continue
+            measured = case["measured"][device]
+            error = f" ({predicted / measured - 1:+.1%})" if measured else ""
+            cells += [f"{predicted / MIB:.2f}", f"{measured / MIB:.2f}{error}"]
+        limit, offloaded = (f"{case[what] / MIB:.2f}" for what in ("limit", "offloaded"))
+        row = (case["model"], case["box"], limit, failed, ", ".join(case["strategies"]), offloaded, *cells)
+        yield f"| {' | '.join(row)} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(CONFIGS))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    simulated.register()
+    proof.to_device = loader.to_device = in_our_words(loader.to_device)
+    with tempfile.TemporaryDirectory() as folder:
+        found = [case for name in arguments.names for case in outcomes(name, Path(folder) / name)]
+    if arguments.json:
+        json.dump(found, sys.stdout)
+    else:
+        print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()
