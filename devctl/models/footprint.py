@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 

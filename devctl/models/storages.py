@@ -32,11 +32,14 @@ class Storage:
 
     Attributes:
         owner: the block that executed then, or that the operands belong to.
+        home: the block that it is state of, if it is: the owner, else the block that had executed last. So a model
+            makes at once what all of its blocks then write to, on the device where the hidden states are.
         inside: whether the model was running; what is made between two steps is no state of a block.
     """
 
     nbytes: int
     owner: str
+    home: str
     inside: bool
 
 
@@ -71,12 +74,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inside = False
         self._most = most
         self._executing: list[str] = []
+        self._latest = MODEL
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
 
     def enter(self, owner: str) -> None:
         """The block ``owner`` begins to execute."""
         self._executing.append(owner)
+        self._latest = owner
         self.executed.setdefault(owner)
         self.phase.events.append((_Event.ENTERED, owner))
 
@@ -112,7 +117,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _new(self, nbytes: int, args: tuple[Any, ...]) -> int:
         owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
-        self.storages.append(Storage(nbytes=nbytes, owner=owner, inside=self.inside or bool(self._executing)))
+        inside = self.inside or bool(self._executing)
+        self.storages.append(Storage(nbytes=nbytes, owner=owner, home=owner or self._latest, inside=inside))
         return len(self.storages) - 1
 
     def _born(self, storage: torch.UntypedStorage, args: tuple[Any, ...]) -> None:
@@ -127,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""
-        largest = Storage(nbytes=-1, owner=MODEL, inside=False)
+        largest = Storage(nbytes=-1, owner=MODEL, home=MODEL, inside=False)
         for leaf in tree_leaves(args):
             if isinstance(leaf, torch.Tensor) and (found := self._alive.get(leaf.untyped_storage()._cdata)):
                 largest = max(largest, self.storages[found[0]], key=lambda storage: storage.nbytes)
@@ -135,20 +141,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str]) -> dict[str, int]:
-    """Bytes by block of ``survivors``, without what belongs to no block; a twin has what its original has too."""
+    """Bytes by block of ``survivors``, without what has no home; a twin has what its original made too."""
     found: dict[str, int] = defaultdict(int)
+    made: dict[str, int] = defaultdict(int)
     for number in survivors:
         storage = recorder.storages[number]
         if _may_be_state(storage):
-            found[storage.owner] += storage.nbytes
-    own = dict(found)
+            found[storage.home] += storage.nbytes
+            made[storage.owner] += storage.nbytes
     for name, original in twins.items():
-        found[name] += own.get(original, 0)
+        found[name] += made.get(original, 0)
     return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
 def _may_be_state(storage: Storage) -> bool:
-    return storage.inside and storage.owner != MODEL
+    return storage.inside and storage.home != MODEL
 
 
 def peaks(
@@ -175,7 +182,7 @@ def peaks(
         nonlocal temporary
         storage = storages[number]
         if _may_be_state(storage) and (number in survivors or number in phase.begin):
-            held[storage.owner] += sign * storage.nbytes
+            held[storage.home] += sign * storage.nbytes
         else:
             temporary += sign * storage.nbytes
 

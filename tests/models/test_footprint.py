@@ -168,6 +168,29 @@ def test_an_image_is_prompt_and_needs_its_tower():
     assert any("vision_tower" in block.name for block in footprint.blocks)
 
 
+def test_a_state_that_is_made_for_all_blocks_at_once_is_where_the_embeddings_are():
+    """RWKV: five tensors of batch × hidden × layers, of which the three that it adds up in are float32."""
+    batch, hidden, layers = 3, 64, 4
+    config = transformers.RwkvConfig(vocab_size=256, hidden_size=hidden, num_hidden_layers=layers)
+    footprint = trace_footprint(
+        built(transformers.RwkvForCausalLM, config), Workload(context_length=24, new_tokens=4, batch_size=batch)
+    )
+    kept = batch * hidden * layers * (2 * 2 + 3 * 4)
+    assert footprint.exact
+    assert {b.name: (b.prompt_state, b.state) for b in footprint.blocks if b.state} == {"rwkv.embeddings": (kept, kept)}
+
+
+def test_matrices_that_are_made_for_all_blocks_at_once_are_state():
+    """xLSTM: a matrix, a vector and a number for each head; and how many tokens it has seen."""
+    batch, layers, heads, qk, v = 2, 3, 4, 64 // 4, 128 // 4
+    config = transformers.xLSTMConfig(vocab_size=256, hidden_size=128, num_hidden_layers=layers, num_heads=heads)
+    footprint = trace_footprint(
+        built(transformers.xLSTMForCausalLM, config), Workload(context_length=12, new_tokens=4, batch_size=batch)
+    )
+    assert footprint.exact
+    assert state_bytes(footprint) == batch * layers * heads * (qk * v + qk + 1) * 2 + 8
+
+
 @pytest.mark.slow
 def test_a_loop_over_the_sequence_is_extrapolated():
     """Mamba without its kernel goes token by token; its state does not grow."""
@@ -222,7 +245,7 @@ def test_json_round_trip():
     assert parse_footprint(dump_footprint(footprint)) == footprint
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 1, "workload": {}}', "{"])
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 2, "workload": {}}', "{"])
 def test_malformed_json(text):
     with pytest.raises(ValueError, match=r"format|footprint|Expecting"):
         parse_footprint(text)
