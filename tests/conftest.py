@@ -12,6 +12,8 @@ from tests import tiny
 
 # no test reaches a hub but the one that it starts itself
 os.environ["HF_HUB_OFFLINE"] = "1"
+# as many threads as tests: those of torch wait for each other by spinning, on cores that other tests run on
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -48,6 +50,21 @@ class Hub:
     holding: threading.Event = field(default_factory=threading.Event)
     """Set once a file is held back."""
     closing: threading.Event = field(default_factory=threading.Event)
+
+
+def point_at(hub, folder, monkeypatch):
+    """Let this process take ``hub`` for the hub, with ``folder`` as its home: what a new one reads from variables."""
+    home = {"HF_HUB_CACHE": str(folder / "cache"), "HF_TOKEN_PATH": str(folder / "token")}
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+    address = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + template[template.index("/{repo_id}") :],
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in (home | address).items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 @contextlib.contextmanager
@@ -139,7 +156,8 @@ def serve():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # shutdown() waits for as long as it polls
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield hub

@@ -84,7 +84,7 @@ class _Account:
         """A storage is alive from now on, or no more."""
         storage = self._storages[number]
         if self._is_state(number):
-            self._held[storage.owner] += sign * storage.nbytes
+            self._held[storage.home] += sign * storage.nbytes
             return
         self._bytes += sign * storage.nbytes
         self._square += sign * storage.nbytes * storage.square
@@ -93,6 +93,10 @@ class _Account:
     def _is_state(self, number: int) -> bool:
         return number in self._lasting and may_be_state(self._storages[number])
 
+    def _place(self, number: int) -> str:
+        storage = self._storages[number]
+        return storage.home if self._is_state(number) else storage.owner
+
     def enter(self, name: str, given: frozenset[int]) -> None:
         """A block begins, which is given some storages."""
         self.executing.append(name)
@@ -100,7 +104,7 @@ class _Account:
         self._furthest = max(self._furthest, self._order[name])
         sizes = {number: -self._storages[number].nbytes for number in sorted(self._temporary - given)}
         sizes |= {number: self._storages[number].nbytes for number in given if self._is_state(number)}
-        self._others[name] = {n: nbytes for n, nbytes in sizes.items() if self._storages[n].owner != name}
+        self._others[name] = {n: nbytes for n, nbytes in sizes.items() if self._place(n) != name}
 
     def born(self, number: int) -> None:
         """A storage is made, perhaps when the block that it belongs to has more alive than ever."""
@@ -123,5 +127,5 @@ class _Account:
         sums: dict[str, int] = defaultdict(int)
         for number, nbytes in self._others[name].items():
             if nbytes > 0 or number in self._temporary:
-                sums[self._storages[number].owner] += nbytes
+                sums[self._place(number)] += nbytes
         self.found.apart[name] = sums

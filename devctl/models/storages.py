@@ -47,12 +47,15 @@ class Storage:
 
     Attributes:
         owner: the block that executed then, or that the operands belong to.
+        home: the block that it is state of, if it is: the owner, else the block that had executed last. So a model
+            makes at once what all of its blocks then write to, on the device where the hidden states are.
         inside: whether the model was running; what is made between two steps is no state of a block.
         square: whether it grows with the square of the text: two of its dimensions are as long, or padded from that.
     """
 
     nbytes: int
     owner: str
+    home: str
     inside: bool
     square: bool = False
 
@@ -98,6 +101,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inside = False
         self._most = most
         self._executing: list[str] = []
+        self._latest = MODEL
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
 
@@ -105,6 +109,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The block ``owner`` begins to execute, with what it is ``given``."""
         keys = {leaf.untyped_storage()._cdata for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)}
         self._executing.append(owner)
+        self._latest = owner
         self.executed.setdefault(owner)
         numbers = frozenset(self._alive[key][0] for key in keys if key in self._alive)
         self.phase.events.append((Event.ENTERED, (owner, numbers)))
@@ -142,8 +147,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _new(self, nbytes: int, shape: Sequence[int], args: tuple[Any, ...]) -> int:
         owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
         inside = self.inside or bool(self._executing)
-        square = sum(size in self._as_long for size in shape) > 1
-        self.storages.append(Storage(nbytes=nbytes, owner=owner, inside=inside, square=square))
+        home, square = owner or self._latest, sum(size in self._as_long for size in shape) > 1
+        self.storages.append(Storage(nbytes=nbytes, owner=owner, home=home, inside=inside, square=square))
         return len(self.storages) - 1
 
     def _born(self, storage: torch.UntypedStorage, shape: Sequence[int], args: tuple[Any, ...]) -> None:
@@ -158,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""
-        largest = Storage(nbytes=-1, owner=MODEL, inside=False)
+        largest = Storage(nbytes=-1, owner=MODEL, home=MODEL, inside=False)
         for leaf in tree_leaves(args):
             if isinstance(leaf, torch.Tensor) and (found := self._alive.get(leaf.untyped_storage()._cdata)):
                 largest = max(largest, self.storages[found[0]], key=lambda storage: storage.nbytes)
@@ -166,21 +171,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str]) -> dict[str, int]:
-    """Bytes by block of ``survivors``, without what belongs to no block; a twin has what its original has too."""
+    """Bytes by block of ``survivors``, without what has no home; a twin has what its original made too."""
     found: dict[str, int] = defaultdict(int)
+    made: dict[str, int] = defaultdict(int)
     for number in survivors:
         storage = recorder.storages[number]
         if may_be_state(storage):
-            found[storage.owner] += storage.nbytes
-    own = dict(found)
+            found[storage.home] += storage.nbytes
+            made[storage.owner] += storage.nbytes
     for name, original in twins.items():
-        found[name] += own.get(original, 0)
+        found[name] += made.get(original, 0)
     return {name: nbytes for name, nbytes in found.items() if nbytes}
 
 
 def may_be_state(storage: Storage) -> bool:
     """Whether it is state if it outlives its step."""
-    return storage.inside and storage.owner != MODEL
+    return storage.inside and storage.home != MODEL
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -69,6 +69,7 @@ CONFIGS = {
         t.GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=8, n_positions=4096),
     ),
     "mamba": lambda: (t.MambaForCausalLM, t.MambaConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=2)),
+    "rwkv": lambda: (t.RwkvForCausalLM, t.RwkvConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=2)),
     "qwen3-next": lambda: (
         t.Qwen3NextForCausalLM,
         t.Qwen3NextConfig(
@@ -148,7 +149,8 @@ def measure(model, workload):
     caches = []
 
     def keep(_module, _args, kwargs, _output):
-        caches.extend(v for k, v in kwargs.items() if k in ("past_key_values", "cache_params") and v is not None)
+        names = ("past_key_values", "cache_params", "state")
+        caches.extend(kwargs[name] for name in names if kwargs.get(name) is not None)
 
     handle = model.register_forward_hook(keep, with_kwargs=True)
     _run(model, workload)  # once before: threads, packed weights

@@ -52,7 +52,15 @@ def test_the_report_for_people(devctl, checkpoint):
     assert facts["cpu"] == ["209", "KiB", "209", "KiB", *("239", "KiB") * 2, "+0.0%"]
 
 
-@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "auto",
+        "balanced_low_0",
+        pytest.param("balanced", marks=pytest.mark.slow),
+        pytest.param("sequential", marks=pytest.mark.slow),
+    ],
+)
 def test_a_strategy_instead_of_a_map(devctl, checkpoint, strategy):
     done = devctl("load", checkpoint("llama"), "--strategy", strategy, "--max-memory", "cpu=90KB", "--json")
     assert done.code == 0, done.err

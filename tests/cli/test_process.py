@@ -12,9 +12,16 @@ import time
 
 import pytest
 
+from devctl.cli import app
 from tests.conftest import CONFIGS, DEVCTL
 
 TINY = CONFIGS / "tiny-llama"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kept():
+    """The tree of the model is in the cache, so that a process that plans it need not import torch."""
+    app(["plan", str(TINY), "--max-memory", "cpu=12MiB"], standalone_mode=False)
 
 
 def run(*args, **options):
@@ -175,7 +182,9 @@ def test_output_that_is_not_utf8():
     assert json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_nothing_behind(number, code, tmp_path):
     big = tmp_path / "model"
     shutil.copytree(TINY, big)
@@ -192,7 +201,7 @@ def test_a_signal_leaves_nothing_behind(number, code, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(temporary.glob("devctl-offload-*/*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "it never began to offload"

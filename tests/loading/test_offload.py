@@ -65,7 +65,7 @@ def test_weights_on_disk_are_not_in_memory(pickled, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def start(folder, tmp_path, *options, **settings):
+def start(folder, tmp_path, *options):
     (tmp_path / "map.json").write_text('{"": "disk"}')
     (tmp_path / "temporary").mkdir()
     return subprocess.Popen(
@@ -74,17 +74,24 @@ def start(folder, tmp_path, *options, **settings):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **settings,
     )
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["temporary folder", "given folder"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "given"),
+    [
+        # a signal while random weights are written is in tests/cli/test_process.py
+        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, True),
+    ],
+)
 def test_a_signal_while_weights_are_written_leaves_nothing(number, code, given, tmp_path):
     folder = save_large(tmp_path / "model", pickled=True)
     chosen = tmp_path / ("given" if given else "temporary")
     process = start(folder, tmp_path, *(["--offload-folder", chosen] if given else []))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(chosen.glob("devctl-offload-*/*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "it never began to write"
@@ -98,25 +105,26 @@ def test_a_signal_while_weights_are_written_leaves_nothing(number, code, given, 
     assert not (tmp_path / "given").exists()
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["temporary folder", "given folder"])
-def test_a_disk_that_fills_up_while_weights_are_written(given, tmp_path):
+@pytest.fixture
+def small_files():
     """A limit on the size of files is what a process can give itself: the write fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["temporary folder", "given folder"])
+def test_a_disk_that_fills_up_while_weights_are_written(given, devctl, temporary, small_files, tmp_path):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "theirs").write_text("")
-    process = start(
-        CONFIGS / "tiny-llama",
-        tmp_path,
-        "--load-format",
-        "dummy",
-        *(["--offload-folder", tmp_path / "given"] if given else []),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 5, err
-    assert out == ""
-    assert err.startswith("devctl: cannot write to the offload folder ")
-    assert "File too large" in err
-    assert "--offload-folder" in err
-    assert len(err.splitlines()) == 2
-    assert list((tmp_path / "temporary").glob("devctl-*")) == []
+    (tmp_path / "map.json").write_text('{"": "disk"}')
+    chosen = ["--offload-folder", tmp_path / "given"] if given else []
+    done = devctl("load", CONFIGS / "tiny-llama", "--map", tmp_path / "map.json", "--load-format", "dummy", *chosen)
+    assert (done.code, done.out) == (5, ""), done.err
+    assert done.err.startswith("devctl: cannot write to the offload folder ")
+    assert "File too large" in done.err
+    assert "--offload-folder" in done.err
+    assert len(done.err.splitlines()) == 2
+    assert list(temporary.iterdir()) == []
     assert [path.name for path in (tmp_path / "given").iterdir()] == ["theirs"]

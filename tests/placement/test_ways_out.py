@@ -18,7 +18,7 @@ def budgets(gpus, cpu=None):
     return Budgets(devices=tuple(devices), given=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIZES, st.integers(1, 40), st.integers(1, 3))
 def test_larger_gpus(sizes, each, count):
     model = layers(*sizes)
@@ -30,7 +30,7 @@ def test_larger_gpus(sizes, each, count):
     assert not fits(model, budgets([needed - 1] * count), cpu_may_hold=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIZES, st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_more_gpus(sizes, gpus):
     model = layers(*sizes)
@@ -44,7 +44,7 @@ def test_more_gpus(sizes, gpus):
     assert number == 1 or not fits(model, budgets([*gpus, *[max(gpus)] * (number - 1)]), cpu_may_hold=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIZES, st.lists(st.integers(0, 40), max_size=2), st.integers(0, 40))
 def test_more_ram(sizes, gpus, cpu):
     model = layers(*sizes)
