@@ -73,8 +73,9 @@ class Guesses:
 class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes on small integers, leaves the rest to the fake mode below, and answers what a fake tensor can't."""
 
-    def __init__(self, guesses: Guesses, *, tokens: int) -> None:
+    def __init__(self, fake: FakeTensorMode, guesses: Guesses, *, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fake = fake
         self._guesses = guesses
         # whether a mask of all tokens is all ones decides on another, of tokens²
         self._most = max(_KNOWN_ELEMENTS, 4 * tokens)
@@ -91,8 +92,10 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)
         if func is _aten.index.Tensor and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]):
             args = (args[0], self._positions(args[1]))
+        # the fake mode itself would compute what follows from real ones, however large
+        shapes = tree_map(self._shape_of, (args, kwargs)) if real and given else (args, kwargs)
         try:
-            out = func(*args, **kwargs)
+            out = func(*shapes[0], **shapes[1])
         except (DataDependentOutputException, DynamicOutputShapeException):
             if func in _SHAPED_BY_VALUES and (not real or any(tensor in self._guesses for tensor in given)):
                 self._guesses.shaped.add(str(func).partition(".")[2].partition(".")[0])
@@ -101,6 +104,14 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if real and made and not any(self._is_large(t, func) or _is_fake_float(t, func) for t in made):
             return self._computed(func, args, kwargs, given)
         return out if real else self._zero_integers(out, given, func)
+
+    def _shape_of(self, leaf: Any) -> Any:
+        """A real tensor's fake; all else as it is."""
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        with no_dispatch():
+            meta = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+            return FakeTensor(self._fake, meta, torch.device("cpu"))
 
     def _computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """What ``func`` really gives; it is a guess if anything that was given is."""
@@ -299,7 +310,7 @@ class FakeWorld:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fake)
-            stack.enter_context(KnownIntegers(self.guesses, tokens=self._tokens))
+            stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
             stack.enter_context(KernelsOf(self._kernels))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # a model's own, of values that are not real

@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 from devctl.errors import UntracedError
+from devctl.loading.allocations import counted
 from devctl.models.footprint import (
     BlockFootprint,
     Kernels,
@@ -324,3 +325,9 @@ def test_malformed_json(text):
 def test_a_workload_that_is_none(values):
     with pytest.raises(ValueError, match="not a workload"):
         Workload(**values)
+
+
+def test_large_integers_are_not_computed():
+    """T5's distances between all tokens follow from real positions: 8 bytes × tokens² would be real, too."""
+    _, allocated = counted(lambda: trace_footprint(skeleton("t5-11b"), Workload(context_length=5001)))
+    assert allocated < 5000**2
