@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -279,6 +279,22 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
             findings=tuple(findings),
             hint="`devctl plan` makes one that does",
         )
+
+
+def tight(placement: Placement, beside: Mapping[Device, int], inventory: Inventory) -> Iterator[str]:
+    """A line for each accelerator that has less free than it should hold while the model runs.
+
+    Args:
+        beside: bytes beside the weights.
+    """
+    free = {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+    for use in placement.devices:
+        peak, available = use.used + beside.get(use.device, 0), free.get(use.device)
+        if available is not None and peak > available:
+            yield (
+                f"{use.device} should hold {format_bytes(peak)} while it runs, and has {format_bytes(available)} free: "
+                "expect it to run out of memory"
+            )
 
 
 def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:

@@ -143,6 +143,8 @@ def load(
         dict(placement.device_map),
         max_new_tokens,
     )
+    for warning in gather.tight(placement, beside, inventory):
+        render.message(warning)
     trial = TrialOptions(
         load_format=load_format,
         offload_folder=offload_folder,

@@ -142,6 +142,21 @@ def test_more_than_there_is_memory_for(devctl, monkeypatch, tmp_path):
     assert "has no weights to load" in done.err
 
 
+def test_room_for_the_weights_alone(devctl, monkeypatch):
+    from devctl.cli import load as load_command
+
+    free = 15 * GIB
+    gpu = Accelerator(device=Device.gpu(0), index=0, name="X", uuid=None, memory_total=free, memory_free=free)
+    host = Host(cpu="X", cores_physical=1, cores_logical=1, ram_total=GIB, ram_available=GIB)
+    monkeypatch.setattr(load_command, "take_inventory", lambda: Inventory(accelerators=(gpu,), host=host, disks=()))
+    run = ["load", CONFIGS / "llama-3.1-8b", "--load-format", "dummy", "--map", "cuda:0"]
+    for context, warned in ((16, False), (4000, True)):
+        done = devctl(*run, "--context-length", context)
+        assert done.code == 3
+        assert "torch" in done.err  # which has no such device here
+        assert ("devctl: cuda:0 should hold 16.4 GiB" in done.err and "has 15.0 GiB free" in done.err) == warned
+
+
 def test_numbers_mean_the_accelerators_that_are_here(devctl, monkeypatch, checkpoint):
     from devctl.cli import load as load_command
 
