@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.media import audio_inputs, image_inputs
-from devctl.loading.modality import Wants, image_token, random_inputs, wants_of
 from devctl.models.inputs import most_tokens
+from devctl.models.modality import Wants, image_token, random_inputs, wants_of
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:

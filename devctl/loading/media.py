@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import UsageError, first_line
-from devctl.loading.modality import image_size
+from devctl.models.modality import image_size
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:

@@ -139,24 +139,23 @@ class Given(Prompts):
         return False
 
     def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
-        """The given inputs, with a text of ``tokens``; beside an encoder it is the decoder's that grows."""
+        """The given inputs, with a text of ``tokens``: an encoder's, where it reads one, else the decoder's."""
         assert not images
         # made anew, as what a model is given is in its memory too
         made = {
             name: torch.zeros(value.shape, dtype=self._model.dtype) if value.is_floating_point() else value.clone()
             for name, value in self._tensors.items()
         }
-        if self._model.config.is_encoder_decoder:
-            if "decoder_input_ids" in self._takes:
-                # a decoder of sounds takes a row for each of its codebooks
-                books = getattr(self._model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
-                length = answer if self.reads_whole else tokens
-                made["decoder_input_ids"] = torch.full((self._batch_size * books, length), self._plain_token)
-            return made
-        if "input_ids" in made:
+        has_encoder = self._model.config.is_encoder_decoder
+        if "input_ids" in made and (self.reads_whole or not has_encoder):
             for name, filling in {**_FILLING, "input_ids": self._plain_token}.items():
                 if name in made and (more := tokens - made[name].shape[1]):
                     made[name] = torch.nn.functional.pad(made[name], (0, more), value=filling)
+        if has_encoder and "decoder_input_ids" in self._takes:
+            # a decoder of sounds takes a row for each of its codebooks
+            books = getattr(self._model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
+            length = answer if self.reads_whole else tokens
+            made["decoder_input_ids"] = torch.full((self._batch_size * books, length), self._plain_token)
         return made
 
 

@@ -90,6 +90,18 @@ def random_inputs(config: Any, model_class: type[PreTrainedModel], generator: to
     return made
 
 
+def known_inputs(config: Any, model_class: type[PreTrainedModel], batch_size: int) -> Tensors:
+    """All that the model takes, with a short text where it takes one."""
+    import torch
+
+    made = random_inputs(config, model_class, torch.Generator().manual_seed(0))
+    if wants_of(config, model_class).text:
+        made["input_ids"] = torch.ones((1, _FEW), dtype=torch.long)
+        if "attention_mask" in inspect.signature(model_class.forward).parameters:
+            made["attention_mask"] = torch.ones_like(made["input_ids"])
+    return {name: tensor.repeat(batch_size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Make:
     """Makes random tensors."""
