@@ -132,7 +132,7 @@ def test_peaks_are_told_where_they_are_known(devctl, checkpoint, monkeypatch):
     assert facts(done)["cpu"].split()[-1] == "+0.0%"
     monkeypatch.setattr(torch.autograd, "_enable_profiler_legacy", None)
     done = devctl("load", checkpoint("llama"), "--map", "cpu")
-    assert facts(done)["cpu"].split() == ["209", "KiB", "209", "KiB", "239", "KiB", "–"]
+    assert facts(done)["cpu"].split() == ["cpu", "209", "KiB", "209", "KiB", "239", "KiB", "–"]
 
 
 # the document

@@ -274,8 +274,8 @@ def test_blocks_that_are_alike_need_not_run(name):
 
 
 def test_a_model_that_cannot_be_traced_says_why_in_a_line():
-    with pytest.raises(UntracedError, match="DacModel can't be traced") as caught:
-        trace_footprint(built(transformers.DacModel, transformers.DacConfig()), Workload(context_length=8))
+    with pytest.raises(UntracedError, match="SegGptModel can't be traced") as caught:
+        trace_footprint(built(transformers.SegGptModel, transformers.SegGptConfig()), Workload(context_length=8))
     assert "\n" not in caught.value.message
 
 
