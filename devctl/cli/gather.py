@@ -132,12 +132,14 @@ def _read(source: ModelSource, request: Request, purpose: Purpose) -> Skeleton:
 @contextlib.contextmanager
 def _keeping() -> Iterator[None]:
     """What is imported and built here stays: to look for garbage among it is in vain, and takes a sixth of the time."""
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
-    finally:
         gc.freeze()
-        gc.enable()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def placement(

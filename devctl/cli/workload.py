@@ -17,7 +17,7 @@ from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.placement import make_placement
-from devctl.placement.workload import Runtime, main_of, needs
+from devctl.placement.workload import Runtime, fetched, main_of, needs
 from devctl.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
@@ -238,9 +238,9 @@ def margin(placement: Placement) -> int:
     return min(left, default=0)
 
 
-def spare(placement: Placement, least: int) -> int:
-    """The `margin`, or what is missing where more than ``least`` bytes are offloaded."""
-    return margin(placement) if placement.offloaded <= least else least - placement.offloaded
+def spare(placement: Placement, allowed: int) -> int:
+    """The `margin`, or what is missing where more than ``allowed`` bytes are offloaded."""
+    return margin(placement) if placement.offloaded <= allowed else allowed - placement.offloaded
 
 
 def largest(left: Callable[[int], int], most: int) -> int:
@@ -271,33 +271,45 @@ def largest(left: Callable[[int], int], most: int) -> int:
     return at
 
 
-def least_offloaded(question: Question) -> int:
-    """Bytes that are offloaded even without a workload; a workload fits that needs no more."""
-    return place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded
+def may_offload(question: Question) -> int:
+    """Bytes that may be offloaded for a workload to fit.
+
+    None where the weights alone need none offloaded, else as many as the shortest text needs.
+    """
+    if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
+        return 0
+    shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
+    return question.placed(Strategy.OPTIMAL, shortest).offloaded
 
 
-def largest_context(question: Question, device_map: dict[str, Device] | None, *, most: int | None = None) -> int:
-    """Tokens of the longest sequences that fit: on the given map, or on the best one for each length."""
+def largest_context(
+    question: Question, device_map: dict[str, Device] | None, *, most: int | None = None, offloaded: int = 0
+) -> int:
+    """Tokens of the longest sequences that fit: on the given map, or on the best one for each length.
+
+    Args:
+        offloaded: bytes that may be offloaded in any case.
+    """
     most = most or longest(question.footprints.source) or _LONGEST
     new = question.workload.new_tokens
-    least = least_offloaded(question)
+    allowed = max(offloaded, may_offload(question)) if device_map is None else 0
 
     def left(context: int) -> int:
         workload = _with_context(question.workload, context + new)
         if device_map is not None:
             return margin(question.on(device_map, workload))
-        return spare(question.placed(Strategy.OPTIMAL, workload), least)
+        return spare(question.placed(Strategy.OPTIMAL, workload), allowed)
 
     found = largest(left, max(1, most - new))
     return found + new if found else 0
 
 
 def largest_batch(question: Question) -> int:
-    """The most sequences at once for which there is a placement that offloads no more than the weights need."""
-    least = least_offloaded(question)
+    """The most sequences at once for which there is a placement that offloads no more than it may."""
+    allowed = may_offload(question)
 
     def left(batch: int) -> int:
-        return spare(question.scaled(replace(question.workload, batch_size=batch)), least)
+        return spare(question.scaled(replace(question.workload, batch_size=batch)), allowed)
 
     return largest(left, _MOST_BATCH)
 
@@ -327,10 +339,9 @@ def at_most(question: Question) -> tuple[Question, tuple[str, ...]]:
 def most_tokens(question: Question, placement: Placement) -> dict[str, int]:
     """The answer to ``--max-context``: tokens that fit on this map, and on the best one; 0 where none do."""
     question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
-    return {
-        "this_map": largest_context(question, dict(placement.device_map)),
-        "optimal": largest_context(question, None),
-    }
+    here = largest_context(question, dict(placement.device_map))
+    best = largest_context(question, None, offloaded=placement.offloaded)
+    return {"this_map": here, "optimal": max(here, best)}
 
 
 def told_tokens(question: Question, most: dict[str, int]) -> str:
@@ -358,21 +369,31 @@ def room(question: Question, placement: Placement) -> str:
     text = f"room: {format_bytes(sum(left.values()))}"
     footprint = question.footprints.at_hand(question.workload)
     if footprint is None:
-        return f"{text}; --max-context tells how many tokens it holds"
-    beside = needs(question.tree, device_map, footprint)
+        return text
+    whole = needs(question.tree, device_map, footprint)
+    beside = needs(question.tree, device_map, footprint, weights=False)
     square = footprint.square
-    tokens = [
-        _times(left[device] - question.overhead.get(device, 0), need.state + need.activations - square, square)
-        * footprint.workload.context_length
-        for device, need in beside.items()
-        if device in left and need.state
-    ]
+    names = [block.name for block in footprint.blocks]
+    largest_brought = max(fetched(question.tree, device_map, names).values(), default=0)
+    tokens = {}
+    for device, need in beside.items():
+        if device in left and need.state:
+            # offloaded weights, which no text makes larger, are brought when they are used
+            brought = whole[device].activations - need.activations
+            free = left[device] - question.overhead.get(device, 0)
+            has_room = device != main_of(device_map) or free >= largest_brought
+            times = _times(free - brought, need.state + need.activations - square, square) if has_room else 0
+            tokens[device] = times * footprint.workload.context_length
     if not tokens:
         return text
     made_for = longest(question.footprints.source)
-    if made_for is not None and min(tokens) >= made_for:
+    first = min(tokens, key=lambda device: tokens[device])
+    if made_for is not None and tokens[first] >= made_for:
         return f"{text}, enough for the {made_for:,} tokens that the model is made for"
-    return f"{text}, about {_round(min(tokens))} tokens"
+    if tokens[first] < 1:
+        return f"{text}, too little to run a text"
+    full = f", when {first} is full" if len(tokens) > 1 else ""
+    return f"{text}, about {_round(tokens[first])} tokens{full}"
 
 
 def _times(room: int, line: int, square: int) -> float:
@@ -391,13 +412,13 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
     """Which contexts and batch sizes fit on the best placement, as a table or a document."""
     limit = longest(question.footprints.source) or 2**17
     contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
-    least = least_offloaded(question)
+    allowed = may_offload(question)
     found = []
     for context in contexts[-8:]:
         for batch in BATCHES:
             workload = replace(question.workload, context_length=context, batch_size=batch)
             placement = question.scaled(workload)
-            found.append((context, batch, spare(placement, least) >= 0, float(placement.fullest)))
+            found.append((context, batch, spare(placement, allowed) >= 0, float(placement.fullest)))
     return render_plan.what_if_table(model, found, json=json)
 
 

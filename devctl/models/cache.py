@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from devctl.models import footprint
-from devctl.models.footprint import Footprint, Workload, dump_footprint, parse_footprint
+from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 
@@ -73,7 +73,9 @@ def footprint_key(
     tree = tree_key(source, dtype=dtype, model_class=model_class, trust_remote_code=trust_remote_code)
     if tree is None:
         return None
-    parts = [tree, footprint.FORMAT, asdict(workload), *([] if part is None else [part])]
+    parts = [tree, footprint.FORMAT, asdict(workload), part]
+    if workload.kernels is Kernels.CPU:  # whose scratch is of each thread
+        parts += [os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

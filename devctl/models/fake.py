@@ -285,7 +285,7 @@ class FakeWorld:
         self._kernels = workload.kernels
 
     def take_over(self, model: torch.nn.Module) -> bool:
-        """Make tensors of this world of those that ``model`` has on the meta device.
+        """Make tensors of this world of those of ``model``, which was built on the meta device.
 
         Returns:
             False where it has integers, whose values must be known, and have none there.
@@ -299,7 +299,8 @@ class FakeWorld:
         with no_dispatch():
             for place, name, tensor in found:
                 if id(tensor) not in made:
-                    fake: Any = FakeTensor(self._fake, tensor.detach(), torch.device("cpu"))
+                    # one made by its class, like torch.Tensor(8), is not on the meta device
+                    fake: Any = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
                     fake._is_param = isinstance(tensor, torch.nn.Parameter)  # as Parameter itself does with a subclass
                     made[id(tensor)] = fake
                 place[name] = made[id(tensor)]

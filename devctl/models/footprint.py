@@ -169,18 +169,18 @@ def parse_footprint(text: str) -> Footprint:
             workload=Workload(**{**workload, "kernels": Kernels(workload["kernels"])}),
             blocks=tuple(
                 BlockFootprint(
-                    name=name,
-                    prompt_state=prompt_state,
-                    state=state,
-                    prefill=prefill,
-                    decode=decode,
-                    again=again,
-                    apart=tuple((other, first, last) for other, first, last in apart),
+                    name=str(name),
+                    prompt_state=int(prompt_state),
+                    state=int(state),
+                    prefill=int(prefill),
+                    decode=int(decode),
+                    again=int(again),
+                    apart=tuple((str(other), int(first), int(last)) for other, first, last in apart),
                 )
                 for name, prompt_state, state, prefill, decode, again, apart in data["blocks"]
             ),
-            output=data["output"],
-            square=data["square"],
+            output=int(data["output"]),
+            square=int(data["square"]),
             exact=data["exact"],
             notes=tuple(data["notes"]),
         )

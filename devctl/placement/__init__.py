@@ -11,14 +11,15 @@ from devctl.placement.greedy import greedy_map
 from devctl.placement.latency import Speeds
 from devctl.placement.optimal import optimal_map
 from devctl.placement.placement import Placement, make_placement
-from devctl.placement.strategy import FoundMap, Strategy
-from devctl.placement.workload import Runtime, less, main_of, with_runtime
+from devctl.placement.strategy import OF_TRANSFORMERS, FoundMap, Strategy
+from devctl.placement.workload import Runtime, less, with_runtime
 from devctl.units import format_bytes
 
 __all__ = ["Budgets", "Placement", "Strategy", "place"]
 
 
-_ROUNDS = 8
+_ROUNDS = 16
+"""How often room is looked for: what is kept free doubles."""
 
 
 def place(
@@ -44,6 +45,8 @@ def place(
     needless = other.offloaded - found.offloaded if optimal else found.offloaded - other.offloaded
     if needless <= 0:
         return found
+    if not (optimal or other.fits):
+        return found
     note = (
         f"transformers' own plan, auto, would offload {format_bytes(needless)} more"
         if optimal
@@ -62,14 +65,17 @@ def _place(
     if runtime is None:
         found = find(tree, budgets)
         return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
-    placed = _with_room_on_main(tree, with_runtime(tree, runtime.footprint), budgets, strategy, runtime, find)
+    counted = with_runtime(tree, runtime.footprint)
+    placed = _with_room(tree, counted, budgets, strategy, runtime, find)
     if strategy is not Strategy.OPTIMAL:
         return placed
     # what blocks need beside their state is counted for the worst case while searching: less of it may be better
-    others = (
-        _with_room_on_main(tree, less_certain, budgets, strategy, runtime, find)
+    others = [
+        _with_room(tree, less_certain, budgets, strategy, runtime, find)
         for less_certain in (with_runtime(tree, runtime.footprint, needs=False), tree)
-    )
+    ]
+    if speeds is None:
+        others += [replace(_place(tree, budgets, other, None, runtime), strategy=strategy) for other in OF_TRANSFORMERS]
     return min((placed, *others), key=_worth)
 
 
@@ -77,7 +83,7 @@ def _worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:
     return not placement.fits, placement.offloaded, placement.on_disk, placement.fullest, placement.crossings
 
 
-def _with_room_on_main(
+def _with_room(
     tree: ModuleTree,
     counted: ModuleTree,
     budgets: Budgets,
@@ -85,18 +91,25 @@ def _with_room_on_main(
     runtime: Runtime,
     find: Callable[[ModuleTree, Budgets], FoundMap],
 ) -> Placement:
-    """Place ``counted``, keeping room on the main device for what is offloaded, which it runs: states and weights."""
+    """Place ``counted``, keeping room on devices for what they hold beside their blocks.
+
+    That is what is offloaded and runs on the main device, its states and weights, and what blocks hand from one device
+    to another. How much it is depends on the map, so that it is found by trying.
+    """
     kept: dict[Device, int] = {}
+    tried: list[Placement] = []
     for _ in range(_ROUNDS):
         found = find(counted, less(budgets, runtime, kept))
         placement = make_placement(
             tree, found.device_map, budgets, strategy=strategy, notes=found.notes, runtime=runtime
         )
-        if not placement.offloaded:
+        same = bool(tried) and tried[-1].device_map == placement.device_map
+        tried.append(placement)
+        over = {u.device: u.total - u.budget for u in placement.devices if u.budget and u.total > u.budget}
+        if not over:
             break
-        main = main_of(found.device_map)
-        over = max((u.total - u.budget for u in placement.devices if u.device == main and u.budget), default=0)
-        if over <= 0:
-            break
-        kept[main] = kept.get(main, 0) + over
-    return placement
+        for device, nbytes in over.items():
+            before = kept.get(device, 0)
+            # a little more makes no difference until a whole block finds no room
+            kept[device] = before + (max(nbytes, before) if same else nbytes)
+    return min(tried, key=_worth)

@@ -61,8 +61,8 @@ def blocks_of(tree: ModuleTree) -> tuple[Block, ...]:
     for members in groups.values():
         names = tuple(name for index in members for name in parts[index][0])
         inner = [name for index in members for name in parts[index][1]]
-        nbytes = sum(size[name] for name in inner if not _is_runtime(name))
-        runtime = sum(size[name] for name in inner if _is_runtime(name))
+        nbytes = sum(size[name] for name in inner if not is_runtime(name))
+        runtime = sum(size[name] for name in inner if is_runtime(name))
         if nbytes:
             blocks.append(Block(names=empty + names, nbytes=nbytes, runtime=runtime + waiting))
             empty, waiting = (), 0
@@ -74,7 +74,8 @@ def blocks_of(tree: ModuleTree) -> tuple[Block, ...]:
     return tuple(blocks) if blocks or not empty else (Block(names=empty, nbytes=0, runtime=waiting),)
 
 
-def _is_runtime(name: str) -> bool:
+def is_runtime(name: str) -> bool:
+    """Whether a tensor stands for what a block needs beside its weights."""
     return name.rpartition(".")[2] == RUNTIME
 
 
@@ -88,6 +89,6 @@ def _parts(module: Module, no_split: frozenset[str]) -> Iterator[tuple[list[str]
         yield [module.name], [t.name for t in tensors(module)]
         return
     if direct := [t.name for t in (*module.parameters, *module.buffers)]:
-        yield [name for name in direct if not _is_runtime(name)], direct
+        yield [name for name in direct if not is_runtime(name)], direct
     for child in module.children:
         yield from _parts(child, no_split)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from devctl.devices import Device, DeviceType
 from devctl.models.tree import Module, ModuleTree, Tensor, is_under, sizes, tensors, walk
-from devctl.placement.blocks import is_atomic
+from devctl.placement.blocks import is_atomic, is_runtime
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator, less_for_one
 from devctl.placement.decisions import Decision, Share, Step, Trail
 from devctl.placement.strategy import FoundMap, Strategy, collapse, in_order
@@ -30,7 +30,7 @@ def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> FoundM
         limits, share = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
     if tree.budget_share != 1:
         limits = {device: int(limit * tree.budget_share) for device, limit in limits.items()}
-    walkthrough = _Walkthrough(tree, size, limits, notes)
+    walkthrough = _Walkthrough(tree, size, _without_runtime(tree, size), limits, notes)
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
@@ -96,6 +96,7 @@ class _Walkthrough:
 
     tree: ModuleTree
     size: dict[str, int]
+    moved: dict[str, int]
     limits: dict[Device, int]
     notes: list[str]
     lost_buffers: list[Tensor] = field(default_factory=list)
@@ -104,6 +105,7 @@ class _Walkthrough:
     def __post_init__(self) -> None:
         self.devices = [*self.limits, *(() if _DISK in self.limits else (_DISK,))]
         self.accelerators = [device for device in self.devices if is_accelerator(device)]
+        self.runs = [d for d in self.accelerators if self.limits[d] > 0] or [Device.cpu()]
         self.main = self._main_devices()
         self.tie_groups = _tie_groups(self.tree)
         root = self.tree.root
@@ -136,17 +138,18 @@ class _Walkthrough:
 
         if anchor is not None and anchor != device:
             if self._is_atomic(entry):
-                if self._room(anchor) is None or self.used[anchor] + self.size[entry.name] <= self.limits[anchor]:
-                    self._decide(Step.JOINED, entry, anchor, self.size[entry.name], partners)
+                size = self._size(entry, anchor)
+                if self._room(anchor) is None or self.used[anchor] + size <= self.limits[anchor]:
+                    self._decide(Step.JOINED, entry, anchor, size, partners)
                     self._assign([entry], anchor)
                     return
             else:
-                self._decide(Step.SPLIT_TO_JOIN, entry, anchor, self.size[entry.name], partners)
+                self._decide(Step.SPLIT_TO_JOIN, entry, anchor, self._size(entry, anchor), partners)
                 self._split(entry)
                 return
 
-        size = self.size[entry.name]
-        with_owners = size + sum(self.size[owner.name] for owner in owners)
+        size = self._size(entry, device)
+        with_owners = size + sum(self._size(owner, device) for owner in owners)
         room = self._room(device)
         if room is None or self.used[device] + with_owners <= room:
             self._decide(Step.PLACED, entry, device, with_owners, [owner.name for owner in owners])
@@ -164,6 +167,10 @@ class _Walkthrough:
         self._decide(Step.NEXT, entry, device, with_owners)
         self.current += 1
         self.queue.insert(0, entry)
+
+    def _size(self, entry: _Entry, device: Device) -> int:
+        """Bytes of ``entry`` on ``device``: what it needs beside its weights is on the devices that run it."""
+        return (self.size if device in self.runs else self.moved)[entry.name]
 
     def _room(self, device: Device) -> int | None:
         """Bytes that ``device`` may hold now; None for the disk, which holds all."""
@@ -203,7 +210,7 @@ class _Walkthrough:
 
     def _assign(self, entries: Sequence[_Entry], device: Device) -> None:
         for entry in entries:
-            self.used[device] += self.size[entry.name]
+            self.used[device] += self._size(entry, device)
             self.assigned[entry.name] = device
             if entry in self.queue:
                 self.queue.remove(entry)
@@ -214,7 +221,8 @@ class _Walkthrough:
             if self._is_atomic(owner):
                 continue
             assert isinstance(owner, Module)
-            self._decide(Step.SPLIT_TO_BRING, owner, self.devices[self.current], self.size[owner.name], [entry.name])
+            device = self.devices[self.current]
+            self._decide(Step.SPLIT_TO_BRING, owner, device, self._size(owner, device), [entry.name])
             at = self.queue.index(owner)
             self.queue[at : at + 1] = self._parts(owner)
             self.queue.insert(0, entry)
@@ -273,6 +281,20 @@ class _Walkthrough:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _without_runtime(tree: ModuleTree, size: dict[str, int]) -> dict[str, int]:
+    """The same bytes without what stands for needs beside the weights."""
+    found = dict(size)
+
+    def take_off(module: Module) -> int:
+        own = sum(size[buffer.name] for buffer in module.buffers if is_runtime(buffer.name))
+        needs = own + sum(map(take_off, module.children))
+        found[module.name] -= needs
+        return needs
+
+    take_off(tree.root)
+    return found
 
 
 def _tie_groups(tree: ModuleTree) -> list[list[str]]:

@@ -230,7 +230,8 @@ def find_faults(tree: ModuleTree, device_map: Mapping[str, Device]) -> tuple[str
 def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     """The devices that are given more than they may hold."""
     return tuple(
-        f"{use.device} is given {format_bytes(use.total)}, more than the {format_bytes(use.budget)} that it may hold"
+        f"{use.device} is given {format_bytes(use.total)}, {format_bytes(use.total - use.budget)} more than the "
+        f"{format_bytes(use.budget)} that it may hold"
         for use in uses
         if use.budget is not None and use.total > use.budget and use.device.type != DeviceType.DISK
     )

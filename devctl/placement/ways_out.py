@@ -9,6 +9,7 @@ from devctl.placement.row import Row, least_factor, solve
 from devctl.units import format_bytes, format_need
 
 _MOST_MORE = 1024
+_BY = ", by --strategy optimal"
 
 
 def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
@@ -59,12 +60,11 @@ def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
         if beside:  # what blocks need is counted for the worst case, so that a little less might do as well
-            return f"{who} would do with {format_need(each + beside)}" + _more(each, min(gpus.values()))
-        return f"{who} would have to hold {format_need(each + beside)}" + _more(each, min(gpus.values()))
+            return f"{who} would do with {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
+        return f"{who} would have to hold {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
     told = [f"{device} {format_need(size + beside)}" for device, size in sizes.items()]
-    return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}" + (
-        f" and {len(told) - 4} more" if len(told) > 4 else ""
-    )
+    more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+    return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}{more}{_BY}"
 
 
 def _more(needed: int, given: int | None) -> str:
@@ -88,4 +88,4 @@ def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     more = f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)}"
-    return f"{more} would hold the rest, by --strategy optimal"
+    return f"{more} would hold the rest{_BY}"

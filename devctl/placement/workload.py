@@ -126,8 +126,14 @@ def _is_fetched(device: Device | None, main: Device) -> bool:
     return device is not None and device != main and not is_accelerator(device)
 
 
-def needs(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint) -> dict[Device, Need]:
-    """What each device that computes holds beside weights; the offloaded runs, and keeps its state, on the main one."""
+def needs(
+    tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint, *, weights: bool = True
+) -> dict[Device, Need]:
+    """What each device that computes holds beside weights; the offloaded runs, and keeps its state, on the main one.
+
+    Args:
+        weights: whether to count offloaded weights while they are used.
+    """
     main = main_of(device_map)
     known = set(names(tree.root))
     there: dict[Device, list[BlockFootprint]] = {}
@@ -137,10 +143,11 @@ def needs(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footpri
     found = {}
     for device, blocks in there.items():
         state = sum(block.state for block in blocks)
-        weights = fetched(tree, device_map, [block.name for block in blocks]) if device == main else {}
+        there_to_run = [block.name for block in blocks] if weights and device == main else []
+        brought = fetched(tree, device_map, there_to_run)
         # accelerate copies what the model returns to where its inputs were
         returned = footprint.output if device == main else 0
-        found[device] = Need(state=state, activations=max(returned, device_bytes(blocks, weights) - state))
+        found[device] = Need(state=state, activations=max(returned, device_bytes(blocks, brought) - state))
     return found
 
 

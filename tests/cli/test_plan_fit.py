@@ -24,7 +24,10 @@ def test_no_offload_is_refused_with_ways_out(devctl):
     assert (done.code, done.out) == (3, "")
     lines = done.err.splitlines()
     assert lines[0] == "devctl: it does not fit: 86.4 GiB would be left on cpu"
-    assert lines[1] == "  - each of the 2 GPUs would have to hold 65.8 GiB, 41.8 GiB more than it may"
+    assert (
+        lines[1]
+        == "  - each of the 2 GPUs would have to hold 65.8 GiB, 41.8 GiB more than it may, by --strategy optimal"
+    )
     assert lines[2] == "  - 4 more GPUs of 24.0 GiB would hold the rest, by --strategy optimal"
     assert lines[3].startswith("  - --quantize nf4 fits: ")
 
@@ -128,7 +131,7 @@ def test_a_map_is_judged_with_all_findings(devctl, tmp_path):
         "no device for 2 tensors: "
         "model.layers.31.input_layernorm.weight, model.layers.31.post_attention_layernorm.weight",
         "model.layers.31, a LlamaDecoderLayer, must not be split, and is on cuda:0, cuda:1",
-        "cuda:0 is given 14.6 GiB, more than the 8.00 GiB that it may hold",
+        "cuda:0 is given 14.6 GiB, 6.63 GiB more than the 8.00 GiB that it may hold",
     ]
 
 

@@ -69,14 +69,31 @@ def test_without_a_workload_the_room_is_told(devctl):
     for option in ("--no-cache", "--json", "--json"):  # a first plan, one that keeps the model, one from what is kept
         _, err = plan(devctl, "--devices", "2x24GiB", option)
         lines |= {line for line in err.splitlines() if line.startswith("room: ")}
-    assert lines == {"room: 33.0 GiB, about 93,000 tokens"}
+    assert lines == {"room: 33.0 GiB, about 93,000 tokens, when cuda:0 is full"}
     _, err = plan(devctl, "--devices", "8x80GiB")
     assert "enough for the 131,072 tokens that the model is made for" in err
 
 
 def test_the_room_of_a_model_without_text(devctl):
     done = devctl("plan", CONFIGS / "whisper-large-v3", "--devices", "24GiB")
-    assert "room: 21.1 GiB; --max-context tells how many tokens it holds" in done.err.splitlines()
+    assert "room: 21.1 GiB" in done.err.splitlines()
+
+
+def test_the_room_beside_what_is_offloaded(devctl):
+    """Of what is offloaded, the largest module is on the GPU while it is used: here 1 GiB of logits' weights."""
+    box = ["--devices", "12GiB,cpu=64GiB"]
+    assert "room: 1.27 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
+    _, err = plan(devctl, *box, "--strategy", "optimal")
+    (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
+    tokens = int(line.split("about ")[1].split(" tokens")[0])
+    document, err = plan(devctl, *box, "--strategy", "optimal", "--max-context")
+    assert document["max_context"]["this_map"] == pytest.approx(tokens, rel=0.1)
+    assert document["max_context"]["optimal"] >= document["max_context"]["this_map"]
+
+
+def test_target_context_where_the_weights_alone_are_offloaded(devctl):
+    _, err = plan(devctl, "--devices", "12GiB,cpu=64GiB", "--target-context", 384)
+    assert "sequences fit at once, of 384 tokens" in err or "1 sequence fits at once" in err
 
 
 @pytest.mark.slow

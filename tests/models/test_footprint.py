@@ -10,6 +10,7 @@ from devctl.errors import UntracedError
 from devctl.loading.allocations import counted
 from devctl.models.footprint import (
     BlockFootprint,
+    Footprint,
     Kernels,
     Workload,
     device_bytes,
@@ -21,7 +22,7 @@ from devctl.models.footprint import (
 from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.trace import trace_footprint, trace_prefill
-from tests import tiny
+from tests import modalities, tiny
 from tests.benchmarks import memory
 from tests.conftest import CONFIGS
 
@@ -325,6 +326,19 @@ def test_malformed_json(text):
 def test_a_workload_that_is_none(values):
     with pytest.raises(ValueError, match="not a workload"):
         Workload(**values)
+
+
+def test_figures_that_are_none():
+    good = dump_footprint(Footprint(workload=Workload(context_length=8), blocks=(BlockFootprint(name="a", state=3),)))
+    assert parse_footprint(good).blocks[0].state == 3
+    for bad in ('["a", 0, "x", 0, 0, 0, []]', '["a", 0, null, 0, 0, 0, []]', '["a", 0, 3, 0, 0, 0, [["b", 1, {}]]]'):
+        with pytest.raises(ValueError, match=r"footprint|invalid literal"):
+            parse_footprint(good.replace('["a",0,3,0,0,0,[]]', bad))
+
+
+def test_weights_that_a_constructor_makes_in_memory():
+    """``torch.Tensor(size)`` heeds no device that a model is built on."""
+    assert trace_footprint(built(*modalities.CONFIGS["wav2vec2"]()), Workload(context_length=8)).blocks
 
 
 def test_large_integers_are_not_computed():

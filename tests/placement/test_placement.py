@@ -99,7 +99,7 @@ def test_split_ties_are_noted():
 def test_more_than_a_device_may_hold_is_noted():
     budgets = Budgets(devices=((GPU0, 20), (CPU, 100)), given=False)
     notes = make_placement(MODEL, {"": GPU0}, budgets, strategy=None).notes
-    assert notes == ("cuda:0 is given 28 B, more than the 20 B that it may hold",)
+    assert notes == ("cuda:0 is given 28 B, 8 B more than the 20 B that it may hold",)
 
 
 def test_going_straight_to_disk_is_noted():

@@ -8,6 +8,7 @@ from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, Workload, device_bytes
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory
+from devctl.placement.strategy import OF_TRANSFORMERS
 from devctl.placement.workload import Runtime, common_need, fetched, less, main_of, needs, with_runtime
 from tests.trees import layers, tree
 
@@ -167,3 +168,39 @@ def test_no_device_is_given_more_than_it_has(blocks, gpus, strategy):
     alone = sum(size for size, _ in blocks) + device_bytes(found.blocks)
     if strategy is Strategy.OPTIMAL and alone <= gpus[0]:
         assert all(use.budget is None or use.total <= use.budget for use in placement.devices)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
+    st.lists(st.integers(10, 90), min_size=1, max_size=3),
+    st.integers(0, 40),
+)
+def test_no_strategy_of_transformers_does_better_than_optimal(blocks, gpus, cpu):
+    model = layers(*(size for size, _ in blocks))
+    found = runtime(footprint(*((f"layers.{i}", *need) for i, (_, need) in enumerate(blocks))))
+    best = place(model, budgets(*gpus, cpu=cpu), Strategy.OPTIMAL, None, found)
+    for strategy in OF_TRANSFORMERS:
+        other = place(model, budgets(*gpus, cpu=cpu), strategy, None, found)
+        assert (not best.fits, best.offloaded, best.on_disk) <= (not other.fits, other.offloaded, other.on_disk)
+        if not best.fits:
+            assert not any("need not be" in note for note in other.notes)
+
+
+def test_the_cpu_keeps_no_state_of_layers_that_an_accelerator_runs():
+    """Four layers of 10 with states of 5: 20 bytes of RAM hold two layers, whose states are on the GPU."""
+    model = layers(10, 10, 10, 10)
+    for strategy in Strategy:
+        limits = from_max_memory({Device.gpu(0): 58, Device.cpu(): 30})
+        placement = place(model, limits, strategy, None, runtime(FOUR))
+        assert placement.fits
+        assert placement.on_disk == 0, strategy
+
+
+def test_a_greedy_plan_is_tried_with_less_until_it_holds():
+    """What is over is a byte at a time, and a layer is many."""
+    model = layers(*(100,) * 8)
+    many = footprint(*((f"layers.{i}", 0, 3) for i in range(8)))
+    placement = place(model, budgets(401), Strategy.SEQUENTIAL, None, runtime(many))
+    assert placement.fits
+    assert placement.offloaded
