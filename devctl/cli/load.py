@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from devctl.cli import gather, hardware, model_options, options, render, render_load
-from devctl.cli.workload import Footprints
+from devctl.cli.footprints import Footprints
 from devctl.devices import Device
 from devctl.errors import LoadError, UntracedError, UsageError
 from devctl.inventory import take_inventory

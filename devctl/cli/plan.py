@@ -105,12 +105,12 @@ def plan(
     source, tree, skeleton = gather.tree_or_skeleton(request)
     planned = gather.planned_model(model, source, tree)
 
-    from devctl.cli import workload  # after the options are known to make sense
+    from devctl.cli import footprints, workload  # after the options are known to make sense
 
     question = workload.question(
         tree,
         budgets,
-        workload.Footprints(request, source, skeleton if tree.quantisation is None else None),
+        footprints.Footprints(request, source, skeleton if tree.quantisation is None else None),
         context_length=context_length or target_context,
         batch_size=batch_size,
         new_tokens=new_tokens,
@@ -166,7 +166,7 @@ def _refuse(*clashes: tuple[str, bool, Mapping[str, object]]) -> None:
 
 def _runtime(question: "Question") -> tuple[Runtime | None, tuple[str, ...]]:
     """What the workload adds, and what to know about it; nothing where the model can't be traced."""
-    from devctl.cli.workload import longest
+    from devctl.cli.footprints import longest
 
     try:
         runtime = question.runtime(question.workload)

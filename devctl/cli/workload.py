@@ -1,18 +1,17 @@
-"""What a plan counts beside the weights: footprints, traced once and kept, and how much of a workload fits."""
+"""What a plan counts beside the weights, and how much of a workload fits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from devctl.cli import gather, render, render_plan
+from devctl.cli import render_plan
+from devctl.cli.footprints import Footprints, longest
 from devctl.devices import Device, DeviceType
-from devctl.errors import RefusedError, UntracedError, UsageError
-from devctl.models.cache import footprint_key, load_footprint, store_footprint
-from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
-from devctl.models.resolve import ModelSource, read_config
+from devctl.errors import RefusedError, UsageError
+from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import Budgets, is_accelerator
@@ -21,9 +20,6 @@ from devctl.placement.workload import Runtime, fetched, main_of, needs
 from devctl.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
-    import torch
-
-    from devctl.models.skeleton import Skeleton
     from devctl.placement.document import PlannedModel
 
 OVERHEAD: Mapping[DeviceType, int] = {DeviceType.GPU: 512 * 2**20, DeviceType.XPU: 512 * 2**20}
@@ -36,17 +32,11 @@ MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better wh
 REFERENCE = 4096
 """Tokens at which what a token takes is looked at, where none are asked for."""
 
-PREFILL = 4001
-"""Tokens of a prefill that is looked at alone: as long as no dimension of a weight, from which it tells its own."""
-
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 """The batch sizes of ``--what-if``."""
 
 _MOST_BATCH = 4096
 """The most sequences that ``--target-context`` looks for."""
-
-_MOST_TOKENS = 2**20
-"""Tokens in all that are traced: their ids are real, and take memory."""
 
 _LONGEST = 2**22
 """Tokens, where the config does not say how many the model is made for."""
@@ -67,99 +57,6 @@ def libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
         for device, _ in budgets.devices
         if is_accelerator(device)
     }
-
-
-@dataclass(slots=True)
-class Footprints:
-    """The footprints of one model, traced as they are asked for."""
-
-    request: gather.Request
-    source: ModelSource
-    skeleton: Skeleton | None = None
-    """The model, if it was built already, and is not quantised."""
-    _found: dict[Workload, Footprint] = field(default_factory=dict)
-
-    def of(self, workload: Workload) -> Footprint:
-        """What the model holds beside its weights while it does ``workload``.
-
-        Raises:
-            UntracedError: its code can't be run on fake tensors.
-        """
-        if workload not in self._found:
-            if workload.batch_size > 2 and workload.batch_size * workload.context_length > _MOST_TOKENS:
-                self._found[workload] = self.scaled(workload)
-            else:
-                self._found[workload] = self._kept_or_traced(workload)
-        return self._found[workload]
-
-    def of_run(self, workload: Workload, given: Mapping[str, torch.Tensor]) -> Footprint:
-        """The same on ``given`` inputs, which ``workload`` has the sizes of.
-
-        Raises:
-            UntracedError: its code can't be run on fake tensors.
-        """
-        return self._kept_or_traced(workload, given)
-
-    def scaled(self, workload: Workload) -> Footprint:
-        """The same without a trace of its own: on the line through one sequence and two."""
-        one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
-        return scaled(one, two, workload.batch_size)
-
-    def at_hand(self, workload: Workload) -> Footprint | None:
-        """The same if it is known from before, else the prefill's alone, if the model is built: that is soon found."""
-        short = replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1)
-        part = self._key(short, "prefill")
-        for key in (self._key(workload), part):
-            if key is not None and (kept := load_footprint(key)) is not None:
-                return kept
-        if self.skeleton is None:
-            return None
-        from devctl.models.trace import trace_prefill
-
-        try:
-            found = trace_prefill(self.skeleton, short)
-        except UntracedError:
-            return None
-        if part is not None:
-            store_footprint(part, found)
-        return found
-
-    def _key(self, workload: Workload, part: object = None) -> str | None:
-        if not self.request.cache:
-            return None
-        return footprint_key(
-            self.source,
-            workload,
-            dtype=self.request.dtype,
-            model_class=self.request.model_class,
-            trust_remote_code=self.request.trust_remote_code,
-            part=part,
-        )
-
-    def _kept_or_traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> Footprint:
-        key = self._key(workload, given and {name: tuple(tensor.shape) for name, tensor in given.items()})
-        if key is not None and (kept := load_footprint(key)) is not None:
-            return kept
-        if self.skeleton is None:
-            self.skeleton = gather.plain_skeleton(self.source, self.request)
-        from devctl.models.trace import trace_footprint
-
-        with render.status(f"tracing {workload.context_length} tokens"):
-            found = trace_footprint(self.skeleton, workload, given=given)
-        if key is not None:
-            store_footprint(key, found)
-        return found
-
-
-def longest(source: ModelSource) -> int | None:
-    """Tokens that the model is made for; None where its config does not say."""
-    config = read_config(source.config_path)
-    for part in (config, config.get("text_config"), config.get("decoder")):
-        if isinstance(part, dict):
-            for key in ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"):
-                if isinstance(value := part.get(key), int) and value > 1:
-                    return value
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,40 +317,6 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
             placement = question.scaled(workload)
             found.append((context, batch, spare(placement, allowed) >= 0, float(placement.fullest)))
     return render_plan.what_if_table(model, found, json=json)
-
-
-def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
-    """The footprint of ``batch`` sequences, as a line through that of one and that of two."""
-    second = {block.name: block for block in two.blocks}
-
-    def line(a: int, b: int) -> int:
-        return max(0, a + (b - a) * (batch - 1))
-
-    blocks = tuple(
-        BlockFootprint(
-            name=a.name,
-            prompt_state=line(a.prompt_state, b.prompt_state),
-            state=line(a.state, b.state),
-            prefill=line(a.prefill, b.prefill),
-            decode=line(a.decode, b.decode),
-            again=line(a.again, b.again),
-            apart=_line_apart(a, b, batch),
-        )
-        for a in one.blocks
-        if (b := second.get(a.name))
-    )
-    return replace(
-        one, blocks=blocks, output=line(one.output, two.output), workload=replace(one.workload, batch_size=batch)
-    )
-
-
-def _line_apart(one: BlockFootprint, two: BlockFootprint, batch: int) -> tuple[tuple[str, int, int], ...]:
-    second = {other: figures for other, *figures in two.apart}
-    return tuple(
-        (other, first + (second[other][0] - first) * (batch - 1), last + (second[other][1] - last) * (batch - 1))
-        for other, first, last in one.apart
-        if other in second
-    )
 
 
 def _with_context(workload: Workload, context: int) -> Workload:

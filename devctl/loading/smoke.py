@@ -114,7 +114,7 @@ def run(
 
     with torch.inference_mode(), explained(model):
         given = _given(model, inputs, device)
-        forward = {**given, **_decoder_inputs(model, given)}
+        forward = forward_arguments(model, inputs, device)
         before = 1 if warmup is None else warmup
         first: dict[str, torch.Tensor] | None = None
         second: dict[str, torch.Tensor] | None = None

@@ -122,38 +122,39 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
         for plain in (False, True) if model.has_own_generate else (False,):
             model.images, model.plain_generate = images, plain
             try:
-                steps = _steps(model, workload, notes)
+                prefill, last, told = _steps(model, workload)
             except Exception as error:  # noqa: BLE001 - as above
                 failed = failed or error
                 continue
+            notes += told
             why = first_line(failed) if failed and had_images and not images else model.no_images
             if why:
                 notes.append(f"images are not counted: {why}")
-            return steps
+            return prefill, last
     assert failed is not None
     raise failed
 
 
-def _steps(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[Step, Step | None]:
-    """Prefill, and the step that fills the context."""
+def _steps(model: FakeModel, workload: Workload) -> tuple[Step, Step | None, list[str]]:
+    """Prefill, the step that fills the context, and what to know of them."""
     from devctl.models.storages import TooManyOperationsError
 
     prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
     if not model.generates:
-        return model.forward(whole), None
+        return model.forward(whole), None, []
     try:
-        return _prefill(model, prompt), _last(model, workload, whole)
+        return _prefill(model, prompt), _last(model, workload, whole), []
     except TooManyOperationsError:
         lengths = _lengths(model)
         if lengths[-1] >= prompt:
             raise
         prefill = _extrapolated([_prefill(model, n) for n in lengths], lengths, prompt)
         last = _extrapolated([_last(model, workload, n) for n in lengths], lengths, whole)
-        notes.append(
+        note = (
             "its code loops over the sequence, as transformers does without a kernel for it: extrapolated from "
             f"{lengths[-1]} tokens"
         )
-        return prefill, last
+        return prefill, last, [note]
 
 
 def _prefill(model: FakeModel, prompt: int) -> Step:

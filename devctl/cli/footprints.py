@@ -1,0 +1,166 @@
+"""The footprints of a model: traced once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from devctl.cli import gather, render
+from devctl.errors import UntracedError
+from devctl.models.cache import footprint_key, load_footprint, store_footprint
+from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.models.resolve import ModelSource, read_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from devctl.models.skeleton import Skeleton
+
+PREFILL = 4001
+"""Tokens of a prefill that is looked at alone: as long as no dimension of a weight, from which it tells its own."""
+
+_MOST_TOKENS = 2**20
+"""Tokens in all that are traced: their ids are real, and take memory."""
+
+_FEW = 64
+"""Integers, at most, by whose values an input is known."""
+
+
+@dataclass(slots=True)
+class Footprints:
+    """The footprints of one model, traced as they are asked for."""
+
+    request: gather.Request
+    source: ModelSource
+    skeleton: Skeleton | None = None
+    """The model, if it was built already, and is not quantised."""
+    _found: dict[Workload, Footprint] = field(default_factory=dict)
+
+    def of(self, workload: Workload) -> Footprint:
+        """What the model holds beside its weights while it does ``workload``.
+
+        Raises:
+            UntracedError: its code can't be run on fake tensors.
+        """
+        if workload not in self._found:
+            if workload.batch_size > 2 and workload.batch_size * workload.context_length > _MOST_TOKENS:
+                self._found[workload] = self.scaled(workload)
+            else:
+                self._found[workload] = self._kept_or_traced(workload)
+        return self._found[workload]
+
+    def of_run(self, workload: Workload, given: Mapping[str, torch.Tensor]) -> Footprint:
+        """The same on ``given`` inputs, which ``workload`` has the sizes of.
+
+        Raises:
+            UntracedError: its code can't be run on fake tensors.
+        """
+        return self._kept_or_traced(workload, given)
+
+    def scaled(self, workload: Workload) -> Footprint:
+        """The same without a trace of its own: on the line through one sequence and two."""
+        one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
+        return scaled(one, two, workload.batch_size)
+
+    def at_hand(self, workload: Workload) -> Footprint | None:
+        """The same if it is known from before, else the prefill's alone, if the model is built: that is soon found."""
+        short = replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1)
+        part = self._key(short, "prefill")
+        for key in (self._key(workload), part):
+            if key is not None and (kept := load_footprint(key)) is not None:
+                return kept
+        if self.skeleton is None:
+            return None
+        from devctl.models.trace import trace_prefill
+
+        try:
+            found = trace_prefill(self.skeleton, short)
+        except UntracedError:
+            return None
+        if part is not None:
+            store_footprint(part, found)
+        return found
+
+    def _key(self, workload: Workload, part: object = None) -> str | None:
+        if not self.request.cache:
+            return None
+        return footprint_key(
+            self.source,
+            workload,
+            dtype=self.request.dtype,
+            model_class=self.request.model_class,
+            trust_remote_code=self.request.trust_remote_code,
+            part=part,
+        )
+
+    def _kept_or_traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> Footprint:
+        key = self._key(workload, None if given is None else {name: _told(name, t) for name, t in given.items()})
+        if key is not None and (kept := load_footprint(key)) is not None:
+            return kept
+        if self.skeleton is None:
+            self.skeleton = gather.plain_skeleton(self.source, self.request)
+        from devctl.models.trace import trace_footprint
+
+        with render.status(f"tracing {workload.context_length} tokens"):
+            found = trace_footprint(self.skeleton, workload, given=given)
+        if key is not None:
+            store_footprint(key, found)
+        return found
+
+
+def _told(name: str, tensor: torch.Tensor) -> list[object]:
+    """What an input is known by: its shape, and of a few integers that are no text, like an image's grid, all."""
+    is_small = not tensor.is_floating_point() and tensor.numel() <= _FEW and name != "input_ids"
+    return [list(tensor.shape), tensor.tolist() if is_small else None]
+
+
+def longest(source: ModelSource) -> int | None:
+    """Tokens that the model is made for; None where its config does not say."""
+    config = read_config(source.config_path)
+    for part in (config, config.get("text_config"), config.get("decoder")):
+        if isinstance(part, dict):
+            for key in ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"):
+                if isinstance(value := part.get(key), int) and value > 1:
+                    return value
+    return None
+
+
+def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
+    """The footprint of ``batch`` sequences, as a line through that of one and that of two."""
+    second = {block.name: block for block in two.blocks}
+
+    def line(a: int, b: int) -> int:
+        return max(0, a + (b - a) * (batch - 1))
+
+    blocks = tuple(
+        BlockFootprint(
+            name=a.name,
+            prompt_state=line(a.prompt_state, b.prompt_state),
+            state=line(a.state, b.state),
+            prefill=line(a.prefill, b.prefill),
+            decode=line(a.decode, b.decode),
+            again=line(a.again, b.again),
+            apart=_line_apart(a, b, batch),
+        )
+        for a in one.blocks
+        if (b := second.get(a.name))
+    )
+    return replace(
+        one,
+        blocks=blocks,
+        output=line(one.output, two.output),
+        square=line(one.square, two.square),
+        exact=one.exact and two.exact,
+        notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
+        workload=replace(one.workload, batch_size=batch),
+    )
+
+
+def _line_apart(one: BlockFootprint, two: BlockFootprint, batch: int) -> tuple[tuple[str, int, int], ...]:
+    second = {other: figures for other, *figures in two.apart}
+    return tuple(
+        (other, first + (second[other][0] - first) * (batch - 1), last + (second[other][1] - last) * (batch - 1))
+        for other, first, last in one.apart
+        if other in second
+    )
