@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from devctl.loading.verdict import Proof
 from devctl.loading.verify import Verification
 from devctl.models.tree import ModuleTree, TensorKind
 from devctl.placement.placement import HfDevice, add_up
+
+_TAKEN = 1.02
+"""Of what was predicted; less is no news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,16 @@ def device_bytes(
         for device in order
         if predicted.get(device) or measured.get(device)
     )
+
+
+def above_prediction(devices: Iterable[DeviceBytes]) -> Iterator[str]:
+    """A line for each device that held more than was predicted, by more than kernels usually take for themselves."""
+    for each in devices:
+        if each.predicted_peak and each.peak and each.peak > _TAKEN * each.predicted_peak:
+            yield (
+                f"{each.device} held more than predicted: what libraries take for themselves, like a convolution's "
+                "scratch, is not known before"
+            )
 
 
 def forget_peaks(devices: Iterable[Device]) -> None:

@@ -15,7 +15,7 @@ from devctl.loading import loader, memory, nonfinite, offload, smoke
 from devctl.loading.copies import check_copies
 from devctl.loading.inputs import Inputs
 from devctl.loading.loader import LoadFormat
-from devctl.loading.measure import LoadReport, device_bytes, device_peaks, forget_peaks, host_peak
+from devctl.loading.measure import LoadReport, above_prediction, device_bytes, device_peaks, forget_peaks, host_peak
 from devctl.loading.proof import find_places, find_ties
 from devctl.loading.verdict import judge
 from devctl.loading.verify import Reference, Verification, fits_in_ram, reference_map, verify
@@ -139,6 +139,7 @@ def try_out(
         verification=verification,
         blocks=blocks,
     )
+    devices = device_bytes(skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks)
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
@@ -149,7 +150,7 @@ def try_out(
         max_new_tokens=options.max_new_tokens,
         load_seconds=load_seconds,
         loaded_bytes=total,
-        devices=device_bytes(skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks),
+        devices=devices,
         host_peak=in_ram,
         tensors=places.count,
         misplaced=places.misplaced,
@@ -159,7 +160,7 @@ def try_out(
         verification=verification,
         proofs=proofs,
         ok=all(proof.passed for proof in proofs),
-        notes=(*placement.notes, *missing, *inputs.notes, *options.notes, *blamed),
+        notes=(*placement.notes, *missing, *inputs.notes, *options.notes, *above_prediction(devices), *blamed),
     )
 
 

@@ -80,6 +80,13 @@ def test_a_peak_that_is_not_predicted(devctl, saved):
     assert report["ok"]
 
 
+def test_what_libraries_take_is_noted(devctl, saved):
+    done = devctl("load", saved("wav2vec2"), "--map", "cpu", "--batch-size", "8", "--json")
+    report, device = cpu(done)
+    noted = any("a convolution's scratch, is not known before" in note for note in report["notes"])
+    assert noted == (device["peak"] > 1.02 * device["predicted_peak"])
+
+
 def test_a_part_on_disk_is_not_held(devctl, checkpoint, tmp_path):
     """Files that are mapped to read weights from are told as allocations, and are none."""
     (tmp_path / "map.json").write_text(json.dumps({"": "cpu", "model.layers.1": "disk", "lm_head": "disk"}))
