@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from devctl.cli import render_plan
 from devctl.cli.footprints import Footprints, longest
@@ -135,9 +135,31 @@ def margin(placement: Placement) -> int:
     return min(left, default=0)
 
 
-def spare(placement: Placement, allowed: int) -> int:
-    """The `margin`, or what is missing where more than ``allowed`` bytes are offloaded."""
-    return margin(placement) if placement.offloaded <= allowed else allowed - placement.offloaded
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """Bytes that a placement may leave off the devices that compute, and those among them on disk."""
+
+    offloaded: int = 0
+    on_disk: int = 0
+
+    @classmethod
+    def by(cls, placement: Placement) -> Self:
+        """As many as ``placement`` does."""
+        return cls(offloaded=placement.offloaded, on_disk=placement.on_disk)
+
+    def or_by(self, placement: Placement) -> Self:
+        """As many as this or ``placement``."""
+        return replace(
+            self,
+            offloaded=max(self.offloaded, placement.offloaded),
+            on_disk=max(self.on_disk, placement.on_disk),
+        )
+
+
+def spare(placement: Placement, allowed: Allowed) -> int:
+    """The `margin`, or what is missing where more bytes are offloaded than are ``allowed``."""
+    left = min(allowed.offloaded - placement.offloaded, allowed.on_disk - placement.on_disk)
+    return left if left < 0 else margin(placement)
 
 
 def largest(left: Callable[[int], int], most: int) -> int:
@@ -168,28 +190,30 @@ def largest(left: Callable[[int], int], most: int) -> int:
     return at
 
 
-def may_offload(question: Question) -> int:
-    """Bytes that may be offloaded for a workload to fit.
+def may_offload(question: Question) -> Allowed:
+    """What may be offloaded for a workload to fit.
 
     None where the weights alone need none offloaded, else as many as the shortest text needs.
     """
     if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
-        return 0
+        return Allowed()
     shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
-    return question.placed(Strategy.OPTIMAL, shortest).offloaded
+    return Allowed.by(question.placed(Strategy.OPTIMAL, shortest))
 
 
 def largest_context(
-    question: Question, device_map: dict[str, Device] | None, *, most: int | None = None, offloaded: int = 0
+    question: Question, device_map: dict[str, Device] | None, *, most: int | None = None, like: Placement | None = None
 ) -> int:
     """Tokens of the longest sequences that fit: on the given map, or on the best one for each length.
 
     Args:
-        offloaded: bytes that may be offloaded in any case.
+        like: what this offloads may be offloaded in any case.
     """
     most = most or longest(question.footprints.source) or _LONGEST
     new = question.workload.new_tokens
-    allowed = max(offloaded, may_offload(question)) if device_map is None else 0
+    allowed = Allowed() if device_map is not None else may_offload(question)
+    if like is not None:
+        allowed = allowed.or_by(like)
 
     def left(context: int) -> int:
         workload = _with_context(question.workload, context + new)
@@ -237,7 +261,7 @@ def most_tokens(question: Question, placement: Placement) -> dict[str, int]:
     """The answer to ``--max-context``: tokens that fit on this map, and on the best one; 0 where none do."""
     question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
     here = largest_context(question, dict(placement.device_map))
-    best = largest_context(question, None, offloaded=placement.offloaded)
+    best = largest_context(question, None, like=placement)
     return {"this_map": here, "optimal": max(here, best)}
 
 

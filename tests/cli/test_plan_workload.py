@@ -131,7 +131,9 @@ def test_target_context(devctl):
     assert document["workload"]["batch_size"] == 1
     done = devctl("plan", LLAMA, "--devices", "8GiB", "--target-context", 1024)
     assert done.code == 3
-    assert done.err.startswith("devctl: not one sequence fits")
+    assert done.err.startswith("devctl: it does not fit: ")  # what is over would be on disk, which was not given
+    done = devctl("plan", CONFIGS / "gpt-oss-120b", "--devices", "80GiB,cpu=1GiB", "--target-context", 131072)
+    assert done.code == 3
 
 
 @pytest.mark.slow
