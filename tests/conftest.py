@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,10 @@ from tests import tiny
 os.environ["HF_HUB_OFFLINE"] = "1"
 # as many threads as tests: those of torch wait for each other by spinning, on cores that other tests run on
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell starts what is in its background deaf to Ctrl-C, and children inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"
