@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -313,6 +314,8 @@ class FakeWorld:
             stack.enter_context(self._fake)
             stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
             stack.enter_context(KernelsOf(self._kernels))
+            stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
+            Distribution.set_default_validate_args(False)  # of parameters that have no values
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # a model's own, of values that are not real
             stack.callback(_log.setLevel, _log.level)

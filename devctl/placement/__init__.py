@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
@@ -70,12 +71,14 @@ def _place(
     if strategy is not Strategy.OPTIMAL:
         return placed
     # what blocks need beside their state is counted for the worst case while searching: less of it may be better
-    others = [
-        _with_room(tree, less_certain, budgets, strategy, runtime, find)
-        for less_certain in (with_runtime(tree, runtime.footprint, needs=False), tree)
-    ]
+    less_certain = (with_runtime(tree, runtime.footprint, needs=False), tree)
+    others = [_with_room(tree, each, budgets, strategy, runtime, find) for each in less_certain]
     if speeds is None:
-        others += [replace(_place(tree, budgets, other, None, runtime), strategy=strategy) for other in OF_TRANSFORMERS]
+        others += [
+            _with_room(tree, each, budgets, strategy, runtime, partial(greedy_map, strategy=other))
+            for each in (counted, *less_certain)
+            for other in OF_TRANSFORMERS
+        ]
     return min((placed, *others), key=_worth)
 
 
