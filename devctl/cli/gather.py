@@ -259,6 +259,11 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
         )
 
 
+def _free(inventory: Inventory) -> dict[Device, int | None]:
+    """Bytes that are free on each accelerator, where that is known."""
+    return {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+
+
 def require_memory(placement: Placement, inventory: Inventory, *, random_weights: bool) -> None:
     """Refuse what can't be held: more than an accelerator has free, or than the RAM has for weights that are made up.
 
@@ -267,7 +272,7 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
     Raises:
         RefusedError: with every device that has too little.
     """
-    free = {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+    free = _free(inventory)
     if random_weights:
         free[Device.cpu()] = inventory.host.ram_available
     findings = [
@@ -289,7 +294,7 @@ def tight(placement: Placement, beside: Mapping[Device, int], inventory: Invento
     Args:
         beside: bytes beside the weights.
     """
-    free = {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+    free = _free(inventory)
     for use in placement.devices:
         peak, available = use.used + beside.get(use.device, 0), free.get(use.device)
         if available is not None and peak > available:

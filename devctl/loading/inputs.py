@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.media import audio_inputs, image_inputs
 from devctl.models.inputs import most_tokens
-from devctl.models.modality import Wants, image_token, random_inputs, wants_of
+from devctl.models.modality import Wants, batch_of, image_token, random_inputs, wants_of
 from devctl.models.resolve import ModelSource, SourceKind
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def prepare(
     if untried:
         notes = (*notes, f"no {' or '.join(untried)} are known for {model_class.__name__}: only the rest is tried")
     return Inputs(
-        tensors={name: tensor.repeat(batch_size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()},
+        tensors=batch_of(made, batch_size),
         source=origin,
         tokenizer=tokenizer,
         notes=notes,

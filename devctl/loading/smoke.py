@@ -19,6 +19,7 @@ from devctl.loading.inputs import Inputs
 from devctl.loading.memory import is_out_of_memory
 from devctl.loading.timing import Spread, spread, synchronize
 from devctl.loading.watch import first_nonfinite, first_unsteady
+from devctl.models.inputs import codebooks
 from devctl.placement.budget import is_accelerator
 
 if TYPE_CHECKING:
@@ -246,8 +247,6 @@ def _decoder_inputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> 
 
     if not model.config.is_encoder_decoder or "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    rows = len(next(iter(inputs.values())))
-    # a decoder of sounds takes a row for each of its codebooks
-    rows *= getattr(model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
+    rows = len(next(iter(inputs.values()))) * codebooks(model.config)
     device = next(iter(inputs.values())).device
     return {"decoder_input_ids": torch.full((rows, 1), decoder_start(model), dtype=torch.long, device=device)}

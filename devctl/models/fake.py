@@ -108,11 +108,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _shape_of(self, leaf: Any) -> Any:
         """A real tensor's fake; all else as it is."""
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        with no_dispatch():
-            meta = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
-            return FakeTensor(self._fake, meta, torch.device("cpu"))
+        return _like(leaf, self._fake) if isinstance(leaf, torch.Tensor) else leaf
 
     def _computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
         """What ``func`` really gives; it is a guess if anything that was given is."""
@@ -172,6 +168,13 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _aten.equal.default:
             return False
         raise NotImplementedError(f"{func} depends on values")
+
+
+def _like(tensor: torch.Tensor, mode: FakeTensorMode) -> Any:
+    """A fake of the shape of ``tensor``, which may be real, or on the meta device."""
+    with no_dispatch():
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return FakeTensor(mode, meta, torch.device("cpu"))
 
 
 def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
@@ -296,15 +299,12 @@ class FakeWorld:
         found = [(place, name, t) for place in places for name, t in place.items() if isinstance(t, torch.Tensor)]
         if not all(tensor.is_floating_point() for _, _, tensor in found):
             return False
-        made: dict[int, torch.Tensor] = {}
-        with no_dispatch():
-            for place, name, tensor in found:
-                if id(tensor) not in made:
-                    # one made by its class, like torch.Tensor(8), is not on the meta device
-                    fake: Any = FakeTensor(self._fake, tensor.detach().to("meta"), torch.device("cpu"))
-                    fake._is_param = isinstance(tensor, torch.nn.Parameter)  # as Parameter itself does with a subclass
-                    made[id(tensor)] = fake
-                place[name] = made[id(tensor)]
+        made: dict[int, Any] = {}
+        for place, name, tensor in found:
+            if id(tensor) not in made:
+                fake = made[id(tensor)] = _like(tensor, self._fake)
+                fake._is_param = isinstance(tensor, torch.nn.Parameter)  # as Parameter itself does with a subclass
+            place[name] = made[id(tensor)]
         return True
 
     @contextmanager

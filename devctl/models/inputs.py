@@ -67,6 +67,11 @@ def most_tokens(config: PreTrainedConfig) -> int | None:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
+def codebooks(config: Any) -> int:
+    """Rows that a decoder takes for each sequence: one of sounds takes one for each of its codebooks."""
+    return getattr(config.get_text_config(decoder=True), "num_codebooks", None) or 1
+
+
 def sound_shape(config: Any, name: str) -> tuple[int, ...] | None:
     """The shape of one sound: of ``input_features`` bins and frames, of ``input_values`` windows and bins, or samples.
 

@@ -99,7 +99,12 @@ def known_inputs(config: Any, model_class: type[PreTrainedModel], batch_size: in
         made["input_ids"] = torch.ones((1, _FEW), dtype=torch.long)
         if "attention_mask" in inspect.signature(model_class.forward).parameters:
             made["attention_mask"] = torch.ones_like(made["input_ids"])
-    return {name: tensor.repeat(batch_size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()}
+    return batch_of(made, batch_size)
+
+
+def batch_of(made: Tensors, size: int) -> Tensors:
+    """Each input ``size`` times."""
+    return {name: tensor.repeat(size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()}
 
 
 @dataclass(frozen=True, slots=True)

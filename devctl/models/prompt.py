@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from devctl.models.inputs import image_shape, random_inputs
+from devctl.models.inputs import codebooks, image_shape, random_inputs
 from devctl.models.storages import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
@@ -152,10 +152,8 @@ class Given(Prompts):
                 if name in made and (more := tokens - made[name].shape[1]):
                     made[name] = torch.nn.functional.pad(made[name], (0, more), value=filling)
         if has_encoder and "decoder_input_ids" in self._takes:
-            # a decoder of sounds takes a row for each of its codebooks
-            books = getattr(self._model.config.get_text_config(decoder=True), "num_codebooks", None) or 1
-            length = answer if self.reads_whole else tokens
-            made["decoder_input_ids"] = torch.full((self._batch_size * books, length), self._plain_token)
+            rows = self._batch_size * codebooks(self._model.config)
+            made["decoder_input_ids"] = torch.full((rows, answer if self.reads_whole else tokens), self._plain_token)
         return made
 
 

@@ -44,9 +44,7 @@ def place(
         return found
     other = _place(tree, budgets, Strategy.AUTO if optimal else Strategy.OPTIMAL, None, runtime)
     needless = other.offloaded - found.offloaded if optimal else found.offloaded - other.offloaded
-    if needless <= 0:
-        return found
-    if not (optimal or other.fits):
+    if needless <= 0 or not (optimal or other.fits):
         return found
     note = (
         f"transformers' own plan, auto, would offload {format_bytes(needless)} more"
@@ -67,19 +65,14 @@ def _place(
         found = find(tree, budgets)
         return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
     counted = with_runtime(tree, runtime.footprint)
-    placed = _with_room(tree, counted, budgets, strategy, runtime, find)
     if strategy is not Strategy.OPTIMAL:
-        return placed
+        return _with_room(tree, counted, budgets, strategy, runtime, find)
     # what blocks need beside their state is counted for the worst case while searching: less of it may be better
-    less_certain = (with_runtime(tree, runtime.footprint, needs=False), tree)
-    others = [_with_room(tree, each, budgets, strategy, runtime, find) for each in less_certain]
+    ways = (counted, with_runtime(tree, runtime.footprint, needs=False), tree)
+    tries = [(way, find) for way in ways]
     if speeds is None:
-        others += [
-            _with_room(tree, each, budgets, strategy, runtime, partial(greedy_map, strategy=other))
-            for each in (counted, *less_certain)
-            for other in OF_TRANSFORMERS
-        ]
-    return min((placed, *others), key=_worth)
+        tries += [(way, partial(greedy_map, strategy=other)) for way in ways for other in OF_TRANSFORMERS]
+    return min((_with_room(tree, way, budgets, strategy, runtime, finder) for way, finder in tries), key=_worth)
 
 
 def _worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests import modalities, tiny
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -38,6 +38,19 @@ def temporary(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Folder of a saved model: ``saved("llava")``."""
+
+    def save(name):
+        model_class, config = {**modalities.CONFIGS, **modalities.PARTLY}[name]()
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 ``python -m tests.loading.on_box`` prints a table, ``--json`` the figures that the tests read. The box has some MiB
 where a real one has GiB, and beside them a CPU that weights may be offloaded to. Its limit follows from the model: with
 "halfway" each accelerator may hold the mean of what the fullest one holds with the weights alone and with the workload
-beside them, both spread as evenly as ``optimal`` can; with "enough" as much as the second, and
-a two-hundredth, which a prediction may lack. Every plan runs under
-the limit, so that a byte too many ends it.
+beside them, both spread as evenly as ``optimal`` can; with "enough" as much as the second, and a two-hundredth, which
+a prediction may lack. Every plan runs under the limit, so that a byte too many ends it.
 
 Measured is the most that lives on a device while the model works. The kernels are the CPU's, which is what the plan
 is told; for the same reason a mixture of experts does not gather them in decode, as it would on an accelerator.
@@ -15,18 +14,14 @@ import argparse
 import gc
 import json
 import sys
-import tempfile
-import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
-from tests.loading.on_simulated import CPU, GPUS, in_our_words, none  # isort: skip - sets what transformers reads
+from tests.loading.on_simulated import CPU, GPUS, none, run_all  # isort: skip - sets what transformers reads
 
 import torch
 import transformers as t
-from transformers.utils import logging
 
-from devctl.loading import loader, memory, proof
+from devctl.loading import loader, memory
 from devctl.loading.loader import LoadFormat
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.resolve import resolve
@@ -195,13 +190,7 @@ def main():
     parser.add_argument("names", nargs="*", default=list(CONFIGS))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
-    simulated.register()
-    proof.to_device = loader.to_device = in_our_words(loader.to_device)
-    with tempfile.TemporaryDirectory() as folder:
-        found = [case for name in arguments.names for case in outcomes(name, Path(folder) / name)]
+    found = run_all(arguments.names, outcomes)
     if arguments.json:
         json.dump(found, sys.stdout)
     else:

@@ -167,12 +167,16 @@ def cases(name, folder):
     )
 
 
-if __name__ == "__main__":
+def run_all(names, cases):
+    """What ``cases`` of each name tell, given a folder to save the model in; the devices stay registered."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     simulated.register()
     proof.to_device = loader.to_device = in_our_words(loader.to_device)
     with tempfile.TemporaryDirectory() as folder:
-        found = [case for name in sys.argv[1:] or MODELS for case in cases(name, Path(folder) / name)]
-    json.dump(found, sys.stdout)
+        return [case for name in names for case in cases(name, Path(folder) / name)]
+
+
+if __name__ == "__main__":
+    json.dump(run_all(sys.argv[1:] or MODELS, cases), sys.stdout)

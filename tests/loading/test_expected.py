@@ -22,19 +22,6 @@ PREDICTED = ["t5", "bart", "whisper", "mamba", "gpt-oss", "bert", "vit", "clip",
 OF_MODALITIES = ["qwen2-vl", "clap", "llava", "speech-to-text", "timesformer", "rwkv", "musicgen", "patchtst"]
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """Folder of a saved model: ``saved("llava")``."""
-
-    def save(name):
-        model_class, config = modalities.CONFIGS[name]()
-        torch.manual_seed(0)
-        model_class(config).save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return save
-
-
 def cpu(done):
     report = json.loads(done.out)
     (device,) = report["devices"]

@@ -10,7 +10,6 @@ import wave
 
 import numpy as np
 import pytest
-import torch
 
 from devctl.errors import UsageError
 from devctl.loading.media import image_inputs, read_wave, resampled
@@ -18,19 +17,6 @@ from devctl.models.resolve import resolve
 from tests import modalities
 
 IMAGES = {"llava", "paligemma", "gemma3", "qwen2-vl", "qwen2.5-vl", "idefics3", "internvl"}
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """Folder of a saved model: ``saved("llava")``."""
-
-    def save(name):
-        model_class, config = {**modalities.CONFIGS, **modalities.PARTLY}[name]()
-        torch.manual_seed(0)
-        model_class(config).save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return save
 
 
 @pytest.mark.parametrize("name", modalities.CONFIGS)
