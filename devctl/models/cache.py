@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from devctl.models import footprint
+from devctl.models.cpu_scratch import processor
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
@@ -74,8 +75,8 @@ def footprint_key(
     if tree is None:
         return None
     parts = [tree, footprint.FORMAT, asdict(workload), part]
-    if workload.kernels is Kernels.CPU:  # whose scratch is of each thread
-        parts += [os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]
+    if workload.kernels is Kernels.CPU:
+        parts += processor()
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

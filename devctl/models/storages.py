@@ -16,6 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from devctl.models.cpu_scratch import of_flash_attention
+
 _PADDED = 16
 """To a multiple of this, kernels pad a mask."""
 
@@ -23,20 +25,10 @@ MODEL = ""
 """The owner of what belongs to no block."""
 
 
-def _flash_on_cpu(args: tuple[Any, ...], _: Any) -> int:
-    """A tile of scores, their maxima and sums, and of the output, for each thread: ``FlashAttentionKernel.cpp``."""
-    query, key = args[0], args[1]
-    length, size = query.shape[-2:]
-    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
-    columns = min(key.shape[-2], 512)
-    half = query.element_size() if query.dtype in (torch.float16, torch.bfloat16) else 0
-    return int(torch.get_num_threads() * rows * (4 * (columns + 2 + size) + half * columns))
-
-
 _SCRATCH: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     # which rows are masked as a whole: a bool for each score
     torch.ops.aten._safe_softmax.default: lambda _, out: int(out.numel()),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_on_cpu,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, _: of_flash_attention(*args),
 }
 """Bytes that an operation takes beside its output, and gives back."""
 

@@ -12,7 +12,6 @@ from devctl.loading.inputs import prepare
 from devctl.models.footprint import Kernels
 from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from devctl.models.storages import _flash_on_cpu
 from devctl.models.trace import trace_footprint
 from devctl.models.tree import sizes
 from tests import modalities, tiny
@@ -156,19 +155,6 @@ def test_what_raises_ends_the_count():
     with pytest.raises(ZeroDivisionError):
         counted(lambda: 1 / 0)
     assert counted(lambda: torch.ones(4).shape)[1] == 16
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("length", "keys", "size"), [(5, 5, 64), (100, 100, 8), (300, 300, 64), (900, 900, 32), (1, 700, 64)]
-)
-def test_the_scratch_of_flash_attention(dtype, length, keys, size):
-    query, key = (torch.randn(2, 4, n, size, dtype=dtype) for n in (length, keys))
-    attention = torch.nn.functional.scaled_dot_product_attention
-    with torch.inference_mode():
-        out, most = counted(lambda: attention(query, key, key))
-    log_sums = 2 * 4 * length * 4
-    assert most == out.nbytes + log_sums + _flash_on_cpu((query, key), None)
 
 
 def test_the_tiny_models_are_known():
