@@ -18,8 +18,14 @@ MAY_IMPORT = {
     "models": set(),
     "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
     "loading": {"devices", "models", "placement"},
-    "export": {"devices", "placement"},
-    "cli": {"devices", "inventory", "models", "placement", "loading", "export"},
+    "cli": {"devices", "inventory", "models", "placement", "loading"},
+}
+WINGS = {
+    "inventory": {"probes"},
+    "models": {"files", "quantised", "tracing"},
+    "placement": {"greedy", "optimal"},
+    "loading": {"weights", "run", "proofs"},
+    "cli": {"show"},
 }
 EVERYONE = {"errors", "units"}
 OUTSIDE = {"__init__", "__main__", "errors", "units"}
@@ -57,7 +63,52 @@ def test_every_room_is_in_the_table():
     assert rooms == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("room", ["placement", "inventory", "devices", "export"])
+def test_every_wing_is_in_the_table():
+    folders = {path.parent.relative_to(PACKAGE) for _, path in modules()}
+    wings = {}
+    for folder in folders:
+        if len(folder.parts) > 1:
+            assert len(folder.parts) == 2, f"{folder}: a wing has no wings"
+            wings.setdefault(folder.parts[0], set()).add(folder.parts[1])
+    assert wings == WINGS
+
+
+def test_no_file_needs_one_that_needs_it():
+    paths = dict(modules())
+    needs = {name: set() for name in paths}
+    for name, path in paths.items():
+        for imported in imports(path):
+            # `from devctl.room import name` means the file of that name, else what the room's own file defines
+            found = next((m for m in (imported, imported.rpartition(".")[0]) if m in paths), None)
+            if found is not None and found != name:
+                needs[name].add(found)
+    assert not circle(needs)
+
+
+def circle(needs):
+    """Names that lead from one back to itself, if any do."""
+    done = set()
+
+    def walk(name, way):
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(needs[name]):
+            if found := walk(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(needs) if (found := walk(name, []))), [])
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("room", ["placement", "inventory", "devices"])
 def test_pure_rooms_know_no_torch(room):
     for name, path in modules():
         if name.partition(".")[0] != room:

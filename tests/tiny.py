@@ -108,7 +108,7 @@ def skeleton(name):
     import tempfile
     from pathlib import Path
 
-    from devctl.models.resolve import resolve
+    from devctl.models.files.resolve import resolve
     from devctl.models.skeleton import read_skeleton
 
     model_class, config = CONFIGS[name]()

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import devctl
-from devctl.cli import render
+from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode
 
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
@@ -61,14 +61,14 @@ class _Devctl(TyperGroup):
         except DevctlError as error:
             if os.environ.get("DEVCTL_DEBUG"):
                 traceback.print_exc()
-            render.error(error)
+            streams.error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            render.message("interrupted")
+            streams.message("interrupted")
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:
             # the reader of our output has gone, as in `devctl list | head -1`: leave without a word
-            render.abandon(sys.stdout)
+            streams.abandon(sys.stdout)
             raise typer.Exit(ExitCode.BUG) from None
         except (typer.Exit, typer.Abort):
             raise
@@ -78,7 +78,7 @@ class _Devctl(TyperGroup):
                 raise typer.Exit(ExitCode.USAGE) from None
             if os.environ.get("DEVCTL_DEBUG"):
                 raise
-            render.message(
+            streams.message(
                 f"unexpected failure: {type(error).__name__}: {error}",
                 "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",
             )
@@ -93,7 +93,7 @@ def _is_typers(error: Exception) -> bool:
 def _explain(error: Any, ctx: Any) -> None:
     """A wrong command line, in two lines as every error."""
     where = getattr(error, "ctx", None) or ctx
-    render.message(error.format_message().rstrip("."), f"see `{where.command_path} --help`")
+    streams.message(error.format_message().rstrip("."), f"see `{where.command_path} --help`")
 
 
 app = typer.Typer(
@@ -110,7 +110,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        render.answer(devctl.__version__ + "\n")
+        streams.answer(devctl.__version__ + "\n")
         raise typer.Exit
 
 

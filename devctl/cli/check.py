@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from devctl.cli import render
 from devctl.cli.options import Json
+from devctl.cli.show import streams
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.units import parse_size
@@ -99,7 +99,7 @@ def check(
     inventory = take_inventory(folders=tuple((disk_use(path), path) for path, _ in wanted.disks))
     verdict = judge(inventory, wanted)
     if used is not None:
-        from devctl.inventory.fit import judge_map
+        from devctl.inventory.map_fits import judge_map
         from devctl.placement.budget import as_here
 
         used = {as_here(device, inventory): size for device, size in used.items()}
@@ -109,16 +109,16 @@ def check(
 
 
 def _show(verdict: "Verdict", selecting: bool, format_: IdFormat, order_certain: bool) -> None:
-    from devctl.cli import render_check
+    from devctl.cli.show import check as show_check
 
     if format_ is IdFormat.JSON:
-        render.answer(render_check.to_json(verdict))
+        streams.answer(show_check.to_json(verdict))
     elif verdict.ok and selecting:
         if format_ is IdFormat.INDEX and not order_certain:
-            render.message("the order of the GPUs is not certain here", "use --format uuid")
-        render.answer(render_check.ids(verdict.selected, uuid=format_ is IdFormat.UUID))
+            streams.message("the order of the GPUs is not certain here", "use --format uuid")
+        streams.answer(show_check.ids(verdict.selected, uuid=format_ is IdFormat.UUID))
     elif verdict.ok:
-        render.answer(render_check.lines(verdict))
+        streams.answer(show_check.lines(verdict))
     unmet = tuple(str(finding) for finding in verdict.findings if not finding.met)
     if unmet:
         number = f"{len(unmet)} of {len(verdict.findings)}" if len(verdict.findings) > 1 else "the"

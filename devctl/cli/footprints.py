@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devctl.cli import gather, render
+from devctl.cli import gather
+from devctl.cli.show import streams
 from devctl.errors import UntracedError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
+from devctl.models.files.resolve import ModelSource, read_config
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
-from devctl.models.resolve import ModelSource, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ class Footprints:
                 return kept
         if self.skeleton is None:
             return None
-        from devctl.models.trace import trace_prefill
+        from devctl.models.tracing.trace import trace_prefill
 
         try:
             found = trace_prefill(self.skeleton, short)
@@ -100,9 +101,9 @@ class Footprints:
             return kept
         if self.skeleton is None:
             self.skeleton = gather.plain_skeleton(self.source, self.request)
-        from devctl.models.trace import trace_footprint
+        from devctl.models.tracing.trace import trace_footprint
 
-        with render.status(f"tracing {workload.context_length} tokens"):
+        with streams.status(f"tracing {workload.context_length} tokens"):
             found = trace_footprint(self.skeleton, workload, given=given)
         if key is not None:
             store_footprint(key, found)

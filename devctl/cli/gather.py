@@ -10,26 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devctl.cli import render
 from devctl.cli.map_file import read_map_file, read_text
+from devctl.cli.show import streams
 from devctl.devices import Device
 from devctl.errors import DevctlError, RefusedError, UsageError
 from devctl.inventory import Inventory
 from devctl.loading.baseline import BASELINE_HINT, Baseline, parse_baseline
 from devctl.models.cache import load_tree, store_tree, tree_key
-from devctl.models.resolve import ModelSource, resolve
+from devctl.models.files.resolve import ModelSource, resolve
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.document import PlannedModel, normal
-from devctl.placement.latency import Speeds
+from devctl.placement.optimal.latency import Speeds
+from devctl.placement.optimal.ways_out import ways_out
 from devctl.placement.placement import find_faults, make_placement, over_budget, validate
-from devctl.placement.ways_out import ways_out
-from devctl.placement.workload import Runtime, common_need, less, with_runtime
+from devctl.placement.runtime import Runtime, common_need, less, with_runtime
 from devctl.units import format_bytes, format_need
 
 if TYPE_CHECKING:
-    from devctl.models.quantisation import Quantize
+    from devctl.models.quantised.quantise import Quantize
     from devctl.models.skeleton import Purpose, Skeleton
 
 
@@ -94,7 +94,7 @@ def tree_or_skeleton(request: Request) -> tuple[ModelSource, ModuleTree, Skeleto
 
 def smaller(request: Request, built: ModuleTree) -> Iterator[tuple[str, ModuleTree]]:
     """The model in fewer bytes and the option that makes it so, the least change first; built as they are asked for."""
-    from devctl.models.quantisation import Quantize
+    from devctl.models.quantised.quantise import Quantize
 
     ways = []
     if built.dtype in {"float32", "float64"}:
@@ -107,7 +107,7 @@ def smaller(request: Request, built: ModuleTree) -> Iterator[tuple[str, ModuleTr
 
 
 def _resolve(request: Request) -> ModelSource:
-    with render.status(f"looking for {request.model}"):
+    with streams.status(f"looking for {request.model}"):
         return resolve(request.model, revision=request.revision)
 
 
@@ -115,10 +115,10 @@ def _read(source: ModelSource, request: Request, purpose: Purpose) -> Skeleton:
     from devctl.models.skeleton import read_skeleton
 
     with _keeping():
-        with render.status("importing torch and transformers"):
+        with streams.status("importing torch and transformers"):
             import torch  # noqa: F401
             import transformers  # noqa: F401
-        with render.status(f"reading the config of {request.model}"):
+        with streams.status(f"reading the config of {request.model}"):
             return read_skeleton(
                 source,
                 dtype=request.dtype,

@@ -23,7 +23,7 @@ from devctl.placement.budget import (
     parse_reserve,
     parse_speeds,
 )
-from devctl.placement.latency import DISK, LINK, Speeds
+from devctl.placement.optimal.latency import DISK, LINK, Speeds
 
 
 def budgets(max_memory: list[str] | None, inventory: Inventory, *, given: bool = False) -> Budgets:

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from devctl.cli import render, render_inventory
 from devctl.cli.options import Json
+from devctl.cli.show import inventory as show_inventory
+from devctl.cli.show import streams
 from devctl.errors import ExitCode, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 
@@ -53,17 +54,17 @@ def list_(
         _watch(look, watch, json=json)
     inventory = look()
     if benchmark:
-        from devctl.inventory.benchmark import measure
+        from devctl.inventory.probes.benchmark import measure
 
         inventory = measure(inventory)
-    render.answer(_text(inventory, json=json))
+    streams.answer(_text(inventory, json=json))
 
 
 def _text(inventory: Inventory, *, json: bool) -> str:
     if json:
-        return render_inventory.to_json(inventory)
-    width, styled = render.answer_style()
-    return render_inventory.to_text(inventory, width=width, styled=styled)
+        return show_inventory.to_json(inventory)
+    width, styled = streams.answer_style()
+    return show_inventory.to_text(inventory, width=width, styled=styled)
 
 
 def _watch(look: Callable[[], Inventory], seconds: float, *, json: bool) -> None:
@@ -74,9 +75,9 @@ def _watch(look: Callable[[], Inventory], seconds: float, *, json: bool) -> None
     """
     try:
         if json:
-            _each(look, seconds, lambda inventory: render.answer(render_inventory.to_json(inventory, one_line=True)))
+            _each(look, seconds, lambda inventory: streams.answer(show_inventory.to_json(inventory, one_line=True)))
         elif not sys.stdout.isatty():
-            _each(look, seconds, lambda inventory: render.answer(_text(inventory, json=False) + "\n"))
+            _each(look, seconds, lambda inventory: streams.answer(_text(inventory, json=False) + "\n"))
         else:
             from rich.live import Live
             from rich.text import Text

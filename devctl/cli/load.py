@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devctl.cli import gather, hardware, model_options, options, render, render_load
+from devctl.cli import gather, hardware, model_options, options
 from devctl.cli.footprints import Footprints
+from devctl.cli.show import load as show_load
+from devctl.cli.show import streams
 from devctl.devices import Device
 from devctl.errors import LoadError, UntracedError, UsageError
 from devctl.inventory import take_inventory
@@ -20,12 +22,12 @@ from devctl.loading.baseline import (
     require_same,
     short_name,
 )
-from devctl.loading.loader import LoadFormat
+from devctl.loading.weights.loader import LoadFormat
 from devctl.placement import Strategy
 from devctl.placement.placement import make_placement, to_hf
 
 if TYPE_CHECKING:
-    from devctl.loading.inputs import Inputs
+    from devctl.loading.run.inputs import Inputs
     from devctl.models.skeleton import Skeleton
 
 MapOption = Annotated[
@@ -111,7 +113,7 @@ def load(
     gather.require_valid(skeleton.tree, placement, inventory)
     gather.require_memory(placement, inventory, random_weights=load_format is LoadFormat.DUMMY)
 
-    from devctl.loading.inputs import prepare
+    from devctl.loading.run.inputs import prepare
     from devctl.loading.trial import TrialOptions, try_out
 
     inputs = prepare(
@@ -144,7 +146,7 @@ def load(
         max_new_tokens,
     )
     for warning in gather.tight(placement, beside, inventory):
-        render.message(warning)
+        streams.message(warning)
     trial = TrialOptions(
         load_format=load_format,
         offload_folder=offload_folder,
@@ -156,22 +158,24 @@ def load(
         beside=beside,
         notes=unpredicted,
     )
-    report = try_out(model, source, skeleton, placement, inputs, trial, progress=render.progress, status=render.status)
-    render.answer(render.to_json("devctl.load", report) if json else render_load.load_report(report))
+    report = try_out(
+        model, source, skeleton, placement, inputs, trial, progress=streams.progress, status=streams.status
+    )
+    streams.answer(streams.to_json("devctl.load", report) if json else show_load.load_report(report))
     if not report.ok:
         wrong = next(proof for proof in report.proofs if not proof.passed)
         where = f", first in {wrong.block}" if wrong.block else ""
         raise LoadError(f"the model does not run as the map says: the proof of its {wrong.name} fails{where}")
     if earlier is not None:
         count = require_no_regression(earlier, to_json_values(report), share)
-        render.message(f"none of {count} figures is worse than in {baseline} by more than {percent(share)}")
+        streams.message(f"none of {count} figures is worse than in {baseline} by more than {percent(share)}")
 
 
 def _beside_weights(
     footprints: Footprints, skeleton: "Skeleton", inputs: "Inputs", device_map: dict[str, Device], new_tokens: int
 ) -> tuple[dict[Device, int], tuple[str, ...]]:
     """What each device should hold beside its weights while it runs, and what a reader should know of that."""
-    from devctl.loading.expected import beside_weights, workloads
+    from devctl.loading.run.expected import beside_weights, workloads
 
     try:
         found = [

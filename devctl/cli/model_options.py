@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from devctl.cli import render
-from devctl.models.quantisation import Quantize
+from devctl.cli.show import streams
+from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
 
 
@@ -132,9 +132,9 @@ def _help_on_devices(context: typer.Context, value: str | None) -> str | None:
     """``--devices help`` needs no MODEL: it is answered before one is asked for."""
     if value != "help" or context.resilient_parsing:
         return value
-    from devctl.cli.render_boards import boards_table
+    from devctl.cli.show.boards import boards_table
 
-    render.answer(boards_table())
+    streams.answer(boards_table())
     raise typer.Exit
 
 

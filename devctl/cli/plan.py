@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from devctl.cli import gather, hardware, model_options, render, render_plan
+from devctl.cli import gather, hardware, model_options
+from devctl.cli.show import plan as show_plan
+from devctl.cli.show import streams
 from devctl.errors import UntracedError, UsageError
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy
 from devctl.placement.document import PlannedModel, plan_document
 from devctl.placement.placement import to_hf
-from devctl.placement.workload import Runtime
+from devctl.placement.runtime import Runtime
 
 if TYPE_CHECKING:
     from devctl.cli.workload import Question
@@ -118,13 +120,13 @@ def plan(
         overhead=overhead,
     )
     if what_if:
-        render.answer(workload.what_if(planned, question, json=json))
+        streams.answer(workload.what_if(planned, question, json=json))
         return
     question, notes = workload.at_most(question) if target_context is not None else (question, ())
     runtime, told = _runtime(question) if counted else (None, ())
     if compare:
         all_of_them = [gather.placement(tree, budgets, each, speeds, runtime) for each in Strategy]
-        render.answer(render_plan.comparison(planned, all_of_them, json=json))
+        streams.answer(show_plan.comparison(planned, all_of_them, json=json))
         return
 
     if map is None:
@@ -150,11 +152,11 @@ def plan(
 
     document = plan_document(planned, placement, gather.versions(), runtime) | {"max_context": most}
     _write(planned, tree, placement, document, report=report, svg=svg, html=html)
-    render.answer(render.dumps(document if json else to_hf(placement.device_map)))
+    streams.answer(streams.dumps(document if json else to_hf(placement.device_map)))
     room = workload.room(question, placement) if runtime is None else ""
-    render.say(render_plan.plan_summary(planned, placement, room))
+    streams.say(show_plan.plan_summary(planned, placement, room))
     if why:
-        render.say(_explanation(tree, budgets, placement))
+        streams.say(_explanation(tree, budgets, placement))
 
 
 def _refuse(*clashes: tuple[str, bool, Mapping[str, object]]) -> None:
@@ -191,22 +193,22 @@ def _write(
     html: Path | None,
 ) -> None:
     if report is not None:
-        render.write_file(report, render.dumps(document))
+        streams.write_file(report, streams.dumps(document))
     if svg is None and html is None:
         return
-    from devctl.cli.render_page import plan_html
-    from devctl.cli.render_picture import plan_svg
+    from devctl.cli.show.html import plan_html
+    from devctl.cli.show.svg import plan_svg
     from devctl.placement.pieces import pieces_of
 
     pieces = pieces_of(tree, placement)
     if svg is not None:
-        render.write_file(svg, plan_svg(model, placement, pieces))
+        streams.write_file(svg, plan_svg(model, placement, pieces))
     if html is not None:
-        render.write_file(html, plan_html(model, placement, pieces))
+        streams.write_file(html, plan_html(model, placement, pieces))
 
 
 def _explanation(tree: ModuleTree, budgets: Budgets, placement: Placement) -> str:
-    from devctl.cli.render_explain import explanation
+    from devctl.cli.show.explain import explanation
     from devctl.placement.explain import explain
 
     return explanation(explain(tree, budgets, placement))

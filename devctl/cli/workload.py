@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from devctl.cli import render_plan
 from devctl.cli.footprints import Footprints, longest
+from devctl.cli.show import plan as show_plan
 from devctl.devices import Device, DeviceType
 from devctl.errors import RefusedError, UsageError
 from devctl.models.footprint import Kernels, Workload
@@ -16,7 +16,7 @@ from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.placement import make_placement
-from devctl.placement.workload import Runtime, fetched, main_of, needs
+from devctl.placement.runtime import Runtime, brought_weights, main_of, needs
 from devctl.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def room(question: Question, placement: Placement) -> str:
     beside = needs(question.tree, device_map, footprint, weights=False)
     square = footprint.square
     names = [block.name for block in footprint.blocks]
-    largest_brought = max(fetched(question.tree, device_map, names).values(), default=0)
+    largest_brought = max(brought_weights(question.tree, device_map, names).values(), default=0)
     tokens = {}
     for device, need in beside.items():
         if device in left and need.state:
@@ -340,7 +340,7 @@ def what_if(model: PlannedModel, question: Question, *, json: bool) -> str:
             workload = replace(question.workload, context_length=context, batch_size=batch)
             placement = question.scaled(workload)
             found.append((context, batch, spare(placement, allowed) >= 0, float(placement.fullest)))
-    return render_plan.what_if_table(model, found, json=json)
+    return show_plan.what_if_table(model, found, json=json)
 
 
 def _with_context(workload: Workload, context: int) -> Workload:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from devctl.inventory.findings import Findings
+from devctl.inventory.probes.findings import Findings
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Hidden, Host, Inventory, Links, Vendor
 
 
@@ -36,7 +36,7 @@ def take_inventory(
         folders: what to look at besides the working directory and the Hugging Face cache, each with its ``use``.
         environment: the variables that choose devices; this process's own where it is None.
     """
-    from devctl.inventory import disk, host
+    from devctl.inventory.probes import disk, host
 
     environment = os.environ if environment is None else environment
     findings = _accelerators(environment) if only in (None, Part.GPU) else ()
@@ -64,28 +64,28 @@ def utc(seconds: float) -> str:
 
 
 def _accelerators(environment: Mapping[str, str]) -> tuple[Findings, ...]:
-    from devctl.inventory import nvidia, pci
+    from devctl.inventory.probes import nvidia, pci
 
     on_bus = pci.scan()
     vendors = {device.vendor for device in on_bus}
     probes: list[tuple[Vendor, Callable[[], Findings]]] = [(Vendor.NVIDIA, partial(nvidia.probe, environment))]
     # the other probes are only read in where there is something for them: each costs a millisecond or two
     if pci.AMD in vendors:
-        from devctl.inventory import amd
+        from devctl.inventory.probes import amd
 
         probes.append((Vendor.AMD, partial(amd.probe, environment, on_bus)))
     if pci.INTEL in vendors:
-        from devctl.inventory import intel
+        from devctl.inventory.probes import intel
 
         probes.append((Vendor.INTEL, partial(intel.probe, environment, on_bus)))
     if sys.platform == "darwin":
-        from devctl.inventory import apple
+        from devctl.inventory.probes import apple
 
         probes.append((Vendor.APPLE, apple.probe))
     if (pci.SYS / "class/accel").exists():
-        from devctl.inventory import others
+        from devctl.inventory.probes import npu
 
-        probes.append((Vendor.OTHER, others.probe))
+        probes.append((Vendor.OTHER, npu.probe))
     return tuple(guarded(vendor, probe) for vendor, probe in probes)
 
 
@@ -177,7 +177,7 @@ def torch_is_rocm() -> bool | None:
     """Whether the installed torch is built for AMD's GPUs, read from a file of it; None without torch."""
     from importlib.util import find_spec
 
-    from devctl.inventory.pci import read
+    from devctl.inventory.probes.pci import read
 
     spec = find_spec("torch")
     if spec is None or not spec.origin:

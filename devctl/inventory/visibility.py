@@ -13,7 +13,7 @@ from devctl.inventory.records import Hidden
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
+class CudaBoard:
     """A board as CUDA can name it.
 
     Attributes:
@@ -53,7 +53,7 @@ class View(NamedTuple):
     hidden: Mapping[Seat, Hidden]
 
 
-def view(boards: Sequence[Board], environment: Mapping[str, str], known: Sequence[int] | None = None) -> View:
+def view(boards: Sequence[CudaBoard], environment: Mapping[str, str], known: Sequence[int] | None = None) -> View:
     """What CUDA shows a process that has ``environment``.
 
     Args:
@@ -63,7 +63,7 @@ def view(boards: Sequence[Board], environment: Mapping[str, str], known: Sequenc
     order, certain = cuda_order(boards, environment.get("CUDA_DEVICE_ORDER"))
     if known is not None:
         order, certain = tuple(known), True
-    chosen = visible(boards, order, environment.get("CUDA_VISIBLE_DEVICES"))
+    chosen = seats(boards, order, environment.get("CUDA_VISIBLE_DEVICES"))
     # one MIG instance a process, and no whole GPU beside it
     first_instance = next((seat for seat in chosen if seat.instance is not None), None)
     shown = chosen if first_instance is None else (first_instance,)
@@ -80,7 +80,7 @@ def view(boards: Sequence[Board], environment: Mapping[str, str], known: Sequenc
     )
 
 
-def cuda_order(boards: Sequence[Board], device_order: str | None) -> tuple[tuple[int, ...], bool]:
+def cuda_order(boards: Sequence[CudaBoard], device_order: str | None) -> tuple[tuple[int, ...], bool]:
     """The boards in CUDA's own order, and whether that order is certain.
 
     With CUDA_DEVICE_ORDER=PCI_BUS_ID, and for boards of one model, it is the PCI order. Else CUDA puts the board it
@@ -95,7 +95,7 @@ def cuda_order(boards: Sequence[Board], device_order: str | None) -> tuple[tuple
     return tuple(sorted(pci_order, key=lambda place: -(boards[place].speed or 0.0))), False
 
 
-def visible(boards: Sequence[Board], order: Sequence[int], variable: str | None) -> tuple[Seat, ...]:
+def seats(boards: Sequence[CudaBoard], order: Sequence[int], variable: str | None) -> tuple[Seat, ...]:
     """The devices that CUDA_VISIBLE_DEVICES=``variable`` names, in its order; all of them where it is not set (None).
 
     An entry is an index into ``order``, a UUID ("GPU-…", "MIG-…", "MIG-GPU-…/1/0") or the first part of one that fits
@@ -116,12 +116,12 @@ def visible(boards: Sequence[Board], order: Sequence[int], variable: str | None)
     return tuple(chosen)
 
 
-def _seats(boards: Sequence[Board], place: int) -> tuple[Seat, ...]:
+def _seats(boards: Sequence[CudaBoard], place: int) -> tuple[Seat, ...]:
     board = boards[place]
     return tuple(Seat(place, number) for number in range(len(board.instances))) if board.mig else (Seat(place),)
 
 
-def _by_index(boards: Sequence[Board], order: Sequence[int], entry: str) -> Seat | None:
+def _by_index(boards: Sequence[CudaBoard], order: Sequence[int], entry: str) -> Seat | None:
     # digits are read as C's strtoul does: "1st" is 1. No machine has a board for ten digits, and int() has a limit
     digits = re.match(r"\s*([+-]?)0*([0-9]{1,9})(?![0-9])", entry)
     if digits is None or int(digits[2]) >= len(order) or (digits[1] == "-" and int(digits[2]) > 0):
@@ -129,7 +129,7 @@ def _by_index(boards: Sequence[Board], order: Sequence[int], entry: str) -> Seat
     return next(iter(_seats(boards, order[int(digits[2])])), None)
 
 
-def _by_uuid(boards: Sequence[Board], entry: str) -> Seat | None:
+def _by_uuid(boards: Sequence[CudaBoard], entry: str) -> Seat | None:
     if not entry.startswith(("GPU-", "MIG-")) or len(entry) == len("GPU-"):
         return None
     found = []

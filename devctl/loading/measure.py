@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devctl.devices import Device, DeviceType
-from devctl.loading.copies import Copied
-from devctl.loading.proof import Misplaced, Places, Ties, expected_device, tied_places
-from devctl.loading.smoke import Smoke
-from devctl.loading.verdict import Proof
-from devctl.loading.verify import Verification
+from devctl.loading.proofs.copies import Copied
+from devctl.loading.proofs.places import Misplaced, Places, Ties, expected_device, tied_places
+from devctl.loading.proofs.reference import Verification
+from devctl.loading.proofs.verdict import Proof
+from devctl.loading.run.smoke import Smoke
 from devctl.models.tree import ModuleTree, TensorKind
 from devctl.placement.placement import HfDevice, add_up
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from devctl.devices import Device
 from devctl.errors import RefusedError
-from devctl.loading import loader, memory, nonfinite, offload, smoke
-from devctl.loading.copies import check_copies
-from devctl.loading.inputs import Inputs
-from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import LoadReport, above_prediction, device_bytes, device_peaks, forget_peaks, host_peak
-from devctl.loading.proof import find_places, find_ties
-from devctl.loading.verdict import judge
-from devctl.loading.verify import Reference, Verification, fits_in_ram, reference_map, verify
-from devctl.loading.watch import block_names
+from devctl.loading.proofs import nonfinite
+from devctl.loading.proofs.copies import check_copies
+from devctl.loading.proofs.places import find_places, find_ties
+from devctl.loading.proofs.reference import Reference, Verification, fits_in_ram, reference_map, verify
+from devctl.loading.proofs.verdict import judge_proofs
+from devctl.loading.proofs.watch import block_names
+from devctl.loading.run import out_of_memory, smoke
+from devctl.loading.run.inputs import Inputs
+from devctl.loading.weights import loader, offload
+from devctl.loading.weights.loader import LoadFormat
 from devctl.placement.budget import is_accelerator
 from devctl.placement.placement import Placement, to_hf
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from devctl.models.resolve import ModelSource
+    from devctl.models.files.resolve import ModelSource
     from devctl.models.skeleton import Skeleton
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -90,7 +92,7 @@ def try_out(
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
     random_weights = options.load_format is LoadFormat.DUMMY
     if not random_weights:
-        source = loader.fetched(source)
+        source = loader.local_copy(source)
     blocks = block_names(skeleton.tree)
     with status("copying between accelerators"):
         copies = check_copies(computing)
@@ -110,7 +112,10 @@ def try_out(
         ties = find_ties(model, skeleton.tree)
         main = loader.main_device(model, device_map)
         predicted = {use.device: use.used + options.beside.get(use.device, 0) for use in placement.devices}
-        with status("running the smoke inference"), memory.explained("in the smoke inference", predicted):
+        with (
+            status("running the smoke inference"),
+            out_of_memory.on_device("in the smoke inference", predicted),
+        ):
             ran = smoke.run(
                 model,
                 inputs,
@@ -130,7 +135,7 @@ def try_out(
             verification = _verify(
                 source, skeleton, placement, options, model, forward, progress=progress, status=status
             )
-    proofs = judge(
+    proofs = judge_proofs(
         tensors=places.count,
         misplaced=places.misplaced,
         ties=ties,

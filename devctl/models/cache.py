@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from devctl.models import footprint
-from devctl.models.cpu_scratch import processor
+from devctl.models.files.resolve import ModelSource, SourceKind, read_config
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
-from devctl.models.resolve import ModelSource, SourceKind, read_config
+from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 
 FORMAT = 2

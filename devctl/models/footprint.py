@@ -2,8 +2,8 @@
 
 A run has two phases, prefill and the last decode step, and a device must hold the most of either. Blocks execute one
 after another: their states add up, what a block needs while it executes does not. In prefill a block finds the states
-of those before it, in decode those of all. ``device_bytes`` is that sum; a phase's ``sum(state) + max(need)`` is never
-below it.
+of those before it, in decode those of all. ``peak_beside_weights`` is that sum; a phase's ``sum(state) + max(need)``
+is never below it.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ class Footprint:
     notes: tuple[str, ...] = ()
 
 
-def device_bytes(blocks: Collection[BlockFootprint], fetched: Mapping[str, int] | None = None) -> int:
+def peak_beside_weights(blocks: Collection[BlockFootprint], brought: Mapping[str, int] | None = None) -> int:
     """What a device must hold beside weights for the blocks that are on it, given in the order of the footprint.
 
     Args:
-        fetched: bytes of weights that are brought there while a block executes, of those whose weights are elsewhere.
+        brought: bytes of weights that are brought there while a block executes, of those whose weights are elsewhere.
     """
     here = {block.name for block in blocks}
     prefill = again = decode = prompt_state = state = 0
     for block in blocks:
-        weights = (fetched or {}).get(block.name, 0)
+        weights = (brought or {}).get(block.name, 0)
         away = [figures for figures in block.apart if figures[0] not in here]
         prompt_state += block.prompt_state
         state += block.state
@@ -123,7 +123,7 @@ def device_bytes(blocks: Collection[BlockFootprint], fetched: Mapping[str, int] 
 
 def peak_bytes(footprint: Footprint) -> int:
     """What one device must hold beside weights if all of the model is on it."""
-    return device_bytes(footprint.blocks)
+    return peak_beside_weights(footprint.blocks)
 
 
 def state_bytes(footprint: Footprint) -> int:

@@ -13,11 +13,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, UsageError, first_line
-from devctl.models.checkpoint import checkpoint_dtype
-from devctl.models.headers import disagreement
-from devctl.models.quantisation import (
-    CannotCountError,
-    Counting,
+from devctl.models.files.headers import disagreement
+from devctl.models.files.resolve import ModelSource, SourceKind, read_config
+from devctl.models.files.weights import checkpoint_dtype
+from devctl.models.quantised.counting import CannotCountError, Counting
+from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
     loads_here,
@@ -27,7 +27,6 @@ from devctl.models.quantisation import (
     uncounted,
     wanted_settings,
 )
-from devctl.models.resolve import ModelSource, SourceKind, read_config
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
 

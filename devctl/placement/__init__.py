@@ -8,12 +8,12 @@ from functools import partial
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
-from devctl.placement.greedy import greedy_map
-from devctl.placement.latency import Speeds
-from devctl.placement.optimal import optimal_map
+from devctl.placement.greedy.walk import greedy_map
+from devctl.placement.optimal.find import optimal_map
+from devctl.placement.optimal.latency import Speeds
 from devctl.placement.placement import Placement, make_placement
+from devctl.placement.runtime import Runtime, less, with_runtime
 from devctl.placement.strategy import OF_TRANSFORMERS, FoundMap, Strategy
-from devctl.placement.workload import Runtime, less, with_runtime
 from devctl.units import format_bytes
 
 __all__ = ["Budgets", "Placement", "Strategy", "place"]

@@ -9,7 +9,7 @@ from devctl.errors import UsageError, first_line
 from devctl.models.footprint import Footprint
 from devctl.placement.budget import NUMBERED
 from devctl.placement.placement import Placement, to_hf
-from devctl.placement.workload import Runtime
+from devctl.placement.runtime import Runtime
 
 SCHEMA = 1
 KIND = "devctl.plan"

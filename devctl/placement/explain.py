@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
-from devctl.placement.greedy import greedy_map
+from devctl.placement.greedy.reasons import greedy_reasons, greedy_rules
+from devctl.placement.greedy.walk import greedy_map
+from devctl.placement.optimal.reasons import optimal_reasons, optimal_rules
 from devctl.placement.placement import Placement
 from devctl.placement.reason import Reason
 from devctl.placement.strategy import Strategy
-from devctl.placement.why_greedy import greedy_reasons, greedy_rules
-from devctl.placement.why_optimal import optimal_reasons, optimal_rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from itertools import pairwise
 from devctl.devices import Device, DeviceType
 from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors, walk
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
+from devctl.placement.runtime import Runtime, needs
 from devctl.placement.strategy import device_of
-from devctl.placement.workload import Runtime, needs
 from devctl.units import format_bytes
 
 HfDevice = int | str

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree, names
-from devctl.placement.decisions import Trail
+from devctl.placement.greedy.decisions import Trail
 
 
 class Strategy(StrEnum):

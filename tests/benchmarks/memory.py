@@ -14,10 +14,10 @@ import torch
 import transformers as t
 
 from devctl.errors import UntracedError
+from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Kernels, Workload, peak_bytes, state_bytes
-from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from devctl.models.trace import trace_footprint
+from devctl.models.tracing.trace import trace_footprint
 
 _TEXT = {
     "vocab_size": 2048,

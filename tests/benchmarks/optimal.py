@@ -13,16 +13,16 @@ from pathlib import Path
 from random import Random
 
 from devctl.devices import Device, DeviceMap
-from devctl.models.resolve import resolve
+from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import from_max_memory, is_accelerator, parse_max_memory
+from devctl.placement.optimal.solve import Row, solve
 from devctl.placement.placement import make_placement
-from devctl.placement.row import Row, solve
+from devctl.placement.runtime import main_of
 from devctl.placement.strategy import device_of
-from devctl.placement.workload import main_of
 from devctl.units import format_bytes
 from tests.upstream import UpstreamError, ask
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from devctl.models.checkpoint import hub_headers
+from devctl.models.files.weights import hub_headers
 from tests import tiny
 from tests.conftest import CONFIGS, DEVCTL
 from tests.hub import COMMIT, point_at, serve

@@ -11,9 +11,10 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from devctl.cli import render_inventory
-from devctl.cli.render_inventory import columns
-from devctl.inventory import Inventory, host
+from devctl.cli.show import inventory as show_inventory
+from devctl.cli.show.inventory import columns
+from devctl.inventory import Inventory
+from devctl.inventory.probes import host
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
 
@@ -205,4 +206,4 @@ def test_columns_dim_and_embolden_only_when_asked():
 
 def test_a_machine_without_a_gpu_says_so():
     nothing = Inventory(accelerators=(), host=host.UNKNOWN, disks=())
-    assert render_inventory.to_text(nothing, width=80, styled=False) == "no GPU was found\n"
+    assert show_inventory.to_text(nothing, width=80, styled=False) == "no GPU was found\n"

@@ -94,7 +94,7 @@ def test_worse_and_better():
 
 def test_a_failed_proof_comes_before_a_regression(devctl, checkpoint, report, monkeypatch):
     from devctl.loading import trial
-    from devctl.loading.proof import Ties
+    from devctl.loading.proofs.places import Ties
 
     old = report("llama", put(["load_seconds"], 1e-9))
     monkeypatch.setattr(trial, "find_ties", lambda *_: Ties(shared=0, copied=(), untied=("a = b",)))
@@ -116,7 +116,7 @@ def test_a_failed_proof_comes_before_a_regression(devctl, checkpoint, report, mo
     ],
 )
 def test_a_baseline_of_something_else_is_told_before_loading(devctl, checkpoint, report, monkeypatch, change, said):
-    from devctl.loading import loader
+    from devctl.loading.weights import loader
 
     old = report("llama", change)
     monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("it was loaded"))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from devctl.devices import Device
-from devctl.loading import loader, measure, trial
-from devctl.loading.copies import Copied
+from devctl.loading import measure, trial
+from devctl.loading.proofs.copies import Copied
+from devctl.loading.weights import loader
 from tests.conftest import CONFIGS
 
 SCHEMA = json.loads((files("devctl.loading") / "schema.json").read_text(encoding="utf-8"))
@@ -177,9 +178,10 @@ def test_failing_reports_hold_to_the_schema(devctl, checkpoint, spoilt, monkeypa
 
 
 def test_the_schema_has_every_field():
-    from devctl.loading import compare, copies, generating, proof, smoke, timing, verdict, verify
+    from devctl.loading.proofs import compare, copies, places, reference, verdict
+    from devctl.loading.run import generating, smoke, timing
 
-    modules = (compare, copies, generating, measure, proof, smoke, timing, verdict, verify)
+    modules = (compare, copies, generating, measure, places, smoke, timing, verdict, reference)
     named = {name: getattr(module, name) for module in modules for name in SCHEMA["$defs"] if hasattr(module, name)}
     assert named.keys() == SCHEMA["$defs"].keys()
     described = {"LoadReport": SCHEMA, **SCHEMA["$defs"]}

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from devctl.inventory import nvidia
+from devctl.inventory.probes import nvidia
 from tests.inventory import stand_ins
 
 

@@ -3,8 +3,8 @@ from itertools import groupby
 
 import pytest
 
-from devctl.inventory.apple import parse_ioreg
 from devctl.inventory.catalogue import BOARDS, find, index, key
+from devctl.inventory.probes.apple import parse_ioreg
 from devctl.inventory.records import Vendor
 
 GIB = 2**30

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from devctl.devices import Device
-from devctl.inventory.fit import judge_map
+from devctl.inventory.map_fits import judge_map
 from devctl.inventory.records import (
     Accelerator,
     Disk,

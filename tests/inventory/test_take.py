@@ -4,7 +4,7 @@ import pytest
 
 from devctl.devices import Device
 from devctl.inventory import take
-from devctl.inventory.findings import Findings
+from devctl.inventory.probes.findings import Findings
 from devctl.inventory.records import Accelerator, Hidden, Host, Links, Vendor
 from devctl.inventory.take import Part, combine, guarded, parse_torch_version, take_inventory
 from tests.inventory import boxes

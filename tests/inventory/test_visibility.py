@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devctl.inventory.records import Hidden
-from devctl.inventory.visibility import Board, Seat, cuda_order, view, visible
+from devctl.inventory.visibility import CudaBoard, Seat, cuda_order, seats, view
 
-A, B, C = Board(uuid="GPU-aa11", model="x"), Board(uuid="GPU-aa22", model="x"), Board(uuid="GPU-bb33", model="x")
+A, B, C = (
+    CudaBoard(uuid="GPU-aa11", model="x"),
+    CudaBoard(uuid="GPU-aa22", model="x"),
+    CudaBoard(uuid="GPU-bb33", model="x"),
+)
 THREE = [A, B, C]
-SPLIT = Board(
+SPLIT = CudaBoard(
     uuid="GPU-cc44", model="x", mig=True, instances=(("MIG-d1", "MIG-GPU-cc44/7/0"), ("MIG-d2", "MIG-GPU-cc44/7/1"))
 )
 
 
 def places(boards, variable, order=None):
-    return [(seat.board, seat.instance) for seat in visible(boards, order or range(len(boards)), variable)]
+    return [(seat.board, seat.instance) for seat in seats(boards, order or range(len(boards)), variable)]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_names_of_mig_instances(variable, expected):
 
 
 def test_a_board_in_mig_mode_without_instances_is_not_a_device():
-    empty = Board(uuid="GPU-cc44", model="x", mig=True)
+    empty = CudaBoard(uuid="GPU-cc44", model="x", mig=True)
     assert places([empty, A], None) == [(1, None)]
     assert places([empty, A], "0,1") == []
 
@@ -88,7 +92,7 @@ def test_invisible_boards_say_why():
     assert seen.hidden == {Seat(0): Hidden.ENVIRONMENT, Seat(1): Hidden.ENVIRONMENT}
 
 
-SLOW, FAST = Board(uuid="GPU-1", model="slow", speed=1.0), Board(uuid="GPU-2", model="fast", speed=9.0)
+SLOW, FAST = CudaBoard(uuid="GPU-1", model="slow", speed=1.0), CudaBoard(uuid="GPU-2", model="fast", speed=9.0)
 
 
 def test_the_fastest_board_comes_first_by_default_and_that_is_a_guess():
@@ -103,7 +107,7 @@ def test_the_pci_order_is_certain_when_asked_for_or_when_boards_are_alike():
 
 
 def test_boards_without_a_model_may_be_unlike():
-    assert cuda_order([Board(uuid="GPU-1"), Board(uuid="GPU-2")], None) == ((0, 1), False)
+    assert cuda_order([CudaBoard(uuid="GPU-1"), CudaBoard(uuid="GPU-2")], None) == ((0, 1), False)
 
 
 ENTRIES = ["0", "1", "2", "11", "007", "-1", "-0", "+1", " 3 ", "1gpu", "2,", "", " ", "x", "G0"]
@@ -116,7 +120,7 @@ def test_integers_are_read_as_torch_reads_them(variable):
 
     with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": variable}):
         theirs = _parse_visible_devices()
-    boards = [Board(uuid=f"GPU-{n}", model="x") for n in range(12)]
+    boards = [CudaBoard(uuid=f"GPU-{n}", model="x") for n in range(12)]
     assert [place for place, _ in places(boards, variable)] == theirs
 
 

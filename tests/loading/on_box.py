@@ -21,15 +21,16 @@ from tests.loading.on_simulated import CPU, GPUS, none, run_all  # isort: skip -
 import torch
 import transformers as t
 
-from devctl.loading import loader, memory
-from devctl.loading.loader import LoadFormat
+from devctl.loading.run import out_of_memory
+from devctl.loading.weights import loader
+from devctl.loading.weights.loader import LoadFormat
+from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Kernels, Workload
-from devctl.models.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from devctl.models.trace import trace_footprint
+from devctl.models.tracing.trace import trace_footprint
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
-from devctl.placement.workload import Runtime
+from devctl.placement.runtime import Runtime
 from tests import simulated
 
 BOX = GPUS[:2]
@@ -138,8 +139,8 @@ class Case:
                 main = f"sim:{loader.main_device(model, device_map).id}"
                 tokens = work(model, main if offloaded else model.device)
             except torch.OutOfMemoryError as error:
-                device, asked = memory.parse(str(error))
-                memory.release(error)
+                device, asked = out_of_memory.parse(str(error))
+                out_of_memory.release(error)
                 return told | {"out": str(device), "asked": asked}
             finally:
                 model = None

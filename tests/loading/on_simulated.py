@@ -18,12 +18,14 @@ from accelerate import dispatch_model
 from transformers.utils import logging
 
 from devctl.devices import Device
-from devctl.loading import loader, proof, smoke
-from devctl.loading.compare import floats
-from devctl.loading.inputs import prepare
-from devctl.loading.loader import LoadFormat
 from devctl.loading.measure import device_bytes
-from devctl.models.resolve import resolve
+from devctl.loading.proofs import places
+from devctl.loading.proofs.compare import floats
+from devctl.loading.run import smoke
+from devctl.loading.run.inputs import prepare
+from devctl.loading.weights import loader
+from devctl.loading.weights.loader import LoadFormat
+from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import is_under, sizes, walk
 from devctl.placement import Strategy, place
@@ -133,16 +135,16 @@ def cases(name, folder):
         with simulated.running(), tempfile.TemporaryDirectory() as offload:
             try:
                 model = make(Path(offload))
-                places = proof.find_places(model, device_map)
+                found_at = places.find_places(model, device_map)
                 main = loader.main_device(model, device_map)
                 output, found, (crossings, copies) = run(model, inputs, f"sim:{main.id}")
                 ran = smoke.run(model, inputs, device=Sim(main.id), new_tokens=2)
             except RuntimeError as error:
                 return told | {"failed": str(error).splitlines()[0]}
-        used = {each.device: each for each in device_bytes(tree, device_map, main, places)}
+        used = {each.device: each for each in device_bytes(tree, device_map, main, found_at)}
         return told | {
             "failed": None,
-            "misplaced": [f"{m.name}: {m.actual}, not {m.expected}" for m in places.misplaced],
+            "misplaced": [f"{m.name}: {m.actual}, not {m.expected}" for m in found_at.misplaced],
             "bytes": {str(device): (each.predicted, each.measured) for device, each in used.items()},
             "main": str(main),
             "apart": float((output - expected).abs().max()),
@@ -173,7 +175,7 @@ def run_all(names, cases):
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     simulated.register()
-    proof.to_device = loader.to_device = in_our_words(loader.to_device)
+    places.to_device = loader.to_device = in_our_words(loader.to_device)
     with tempfile.TemporaryDirectory() as folder:
         return [case for name in names for case in cases(name, Path(folder) / name)]
 

@@ -14,13 +14,14 @@ from transformers.utils import logging
 
 from devctl.devices import Device
 from devctl.errors import DevctlError, first_line
-from devctl.loading import loader, smoke
-from devctl.loading.compare import floats
-from devctl.loading.inputs import prepare
-from devctl.loading.loader import LoadFormat
-from devctl.loading.offload import bytes_to_write
-from devctl.loading.proof import find_places
-from devctl.models.resolve import resolve
+from devctl.loading.proofs.compare import floats
+from devctl.loading.proofs.places import find_places
+from devctl.loading.run import smoke
+from devctl.loading.run.inputs import prepare
+from devctl.loading.weights import loader
+from devctl.loading.weights.loader import LoadFormat
+from devctl.loading.weights.offload import bytes_to_write
+from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from devctl.placement import Strategy, place

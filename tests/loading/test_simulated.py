@@ -94,7 +94,7 @@ def test_the_simulation_refuses_operands_on_two_devices_and_counts_copies():
 
 ACCOUNT = """
 import torch
-from devctl.loading import memory
+from devctl.loading.run import out_of_memory
 from tests import simulated
 simulated.register()
 account = simulated.memory
@@ -112,7 +112,7 @@ with torch.no_grad(), simulated.running(limit=2**20):
         full + 1
     except torch.OutOfMemoryError as error:
         print(error)
-        print(*memory.parse(str(error)))
+        print(*out_of_memory.parse(str(error)))
     query = torch.ones(1, 1, 64, 8).to("sim:0")
     account.begin()
     torch.nn.functional.scaled_dot_product_attention(query, query, query)

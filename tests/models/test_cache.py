@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devctl.models import cache
+from devctl.models.files.resolve import ModelSource, SourceKind, resolve
 from devctl.models.footprint import Kernels, Workload
-from devctl.models.quantisation import Quantize
-from devctl.models.resolve import ModelSource, SourceKind, resolve
+from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
-from devctl.models.trace import trace_footprint
+from devctl.models.tracing.trace import trace_footprint
 from tests.conftest import CONFIGS
 from tests.test_architecture import HEAVY, modules_after
 from tests.trees import random_trees

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from devctl.errors import ModelError, UsageError
-from devctl.models.resolve import SourceKind, resolve
+from devctl.models.files.resolve import SourceKind, resolve
 from devctl.models.skeleton import read_skeleton, tree_of
 from devctl.models.tree import sizes, tensors, walk
 from tests import tiny

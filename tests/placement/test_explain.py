@@ -10,7 +10,7 @@ from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.explain import explain
 from devctl.placement.placement import Placement
 from devctl.placement.strategy import device_of
-from tests.placement.test_greedy import LIMITS, TIED_TWICE, TIES
+from tests.placement.greedy.test_greedy import LIMITS, TIED_TWICE, TIES
 from tests.trees import layers, random_trees, tree
 
 

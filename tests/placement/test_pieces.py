@@ -7,7 +7,7 @@ from devctl.models.tree import is_under, names, tensors
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.pieces import pieces_of
-from tests.placement.test_greedy import LIMITS
+from tests.placement.greedy.test_greedy import LIMITS
 from tests.trees import layers, random_trees, tree
 
 

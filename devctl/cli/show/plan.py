@@ -1,0 +1,239 @@
+"""A plan for people: a bar per device, which layers are there, and what is offloaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from devctl.cli.show.streams import SCHEMA, dumps, to_text
+from devctl.devices import DeviceType
+from devctl.placement.budget import is_accelerator
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from devctl.placement.document import PlannedModel
+    from devctl.placement.placement import DeviceUse, Placement
+
+
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
+    """A bar per device, which layers are there, what is offloaded, and the notes.
+
+    Args:
+        room: a line on what is left, or empty.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    lines: list[RenderableType] = [
+        Text.assemble(
+            (model.class_name, "bold"),
+            f" {format_bytes(model.nbytes)} in {model.dtype}",
+            f" and {model.quantisation}, " if model.quantisation else ", ",
+            f"placed by {placement.strategy}" if placement.strategy else "placed by the given map",
+        ),
+        device_table(placement.devices),
+    ]
+    if any(use.total > use.used for use in placement.devices):
+        lines.append(memory_table(placement.devices))
+    lines.append(Text(offload_line(placement)))
+    if room:
+        lines.append(Text(room))
+    lines += [Text(f"note: {note}") for note in placement.notes]
+    return to_text(Group(*lines), sys.stderr)
+
+
+def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
+    """A bar per device: bytes used of bytes given, and the modules there."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, width=16)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(overflow="fold")
+    devices = tuple(devices)
+    idle = [use for use in devices if is_accelerator(use.device) and not use.total]
+    for use in devices:
+        if (use.budget is None and not use.used) or (len(idle) > _MOST_IDLE and use in idle):
+            continue
+        given = "" if use.budget is None else f" of {format_bytes(use.budget)}"
+        table.add_row(str(use.device), _bar(use), format_bytes(use.total) + given, ", ".join(ranges(use.modules)))
+    if len(idle) > _MOST_IDLE:
+        table.add_row("", "", "nothing", f"on {len(idle)} others, from {idle[0].device} to {idle[-1].device}")
+    return table
+
+
+_MOST_IDLE = 8
+"""Accelerators that hold nothing and still have a line each."""
+
+_PARTS = (("weights", "█", "cyan"), ("state", "▓", "magenta"), ("activations", "▒", "yellow"), ("overhead", "░", "dim"))
+
+
+def _bar(use: DeviceUse) -> RenderableType:
+    """What is used of the budget; with a workload, of what kind."""
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    if use.budget is None:
+        return ""
+    if use.total == use.used:
+        return ProgressBar(total=max(use.budget, 1), completed=use.used, width=16)
+    bar = Text()
+    sizes = (use.used, use.state, use.activations, use.overhead)
+    for width, (_, mark, style) in zip(_cells(sizes, max(use.budget, use.total)), _PARTS, strict=True):
+        bar.append(mark * width, style)
+    return bar
+
+
+def _cells(sizes: Sequence[int], of: int, width: int = 16) -> list[int]:
+    """Cells of a bar for each part, in all as many as their sum takes; whatever is there has one."""
+    total = max(-(-width * sum(sizes) // of), sum(1 for size in sizes if size))
+    cells = [min(1, size) for size in sizes]
+    while sum(cells) < total:  # to the part that is furthest from its share
+        cells[max(range(len(sizes)), key=lambda part: sizes[part] * total - cells[part] * sum(sizes))] += 1
+    return cells
+
+
+def memory_table(devices: Iterable[DeviceUse]) -> RenderableType:
+    """What each device holds: weights, KV cache, activations, overhead, and what is free."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for title in ("", "█ weights", "▓ KV cache", "▒ activations", "░ overhead", "free"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for use in devices:
+        if use.total:
+            free = "" if use.budget is None else format_bytes(use.budget - use.total)
+            parts = (use.used, use.state, use.activations, use.overhead)
+            table.add_row(str(use.device), *(format_bytes(size) if size else "" for size in parts), free)
+    return table
+
+
+def offload_line(placement: Placement) -> str:
+    """What is not on the devices that compute."""
+    off = [DeviceType.DISK, DeviceType.CPU] if placement.offloaded > placement.on_disk else [DeviceType.DISK]
+    parts = [f"{format_bytes(u.used)} on {u.device}" for u in placement.devices if u.device.type in off and u.used]
+    return f"offloaded: {', '.join(parts)}" if parts else "offloaded: nothing"
+
+
+def ranges(names: Iterable[str]) -> list[str]:
+    """Names with runs of numbered siblings drawn together: layers.0, layers.1, layers.2 -> layers.0-2."""
+    runs: list[tuple[str, int, int] | str] = []
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if not last.isdecimal():
+            runs.append(name or "(everything)")
+            continue
+        number, previous = int(last), runs[-1] if runs else ""
+        if isinstance(previous, tuple) and previous[0] == stem and previous[2] == number - 1:
+            runs[-1] = (stem, previous[1], number)
+        else:
+            runs.append((stem, number, number))
+    return [
+        run if isinstance(run, str) else f"{run[0]}.{run[1]}" + (f"-{run[2]}" if run[2] > run[1] else "")
+        for run in runs
+    ]
+
+
+def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bool) -> str:
+    """All placements side by side, and which one to take: a table, or a document."""
+    chosen, why = choose(placements)
+    if json:
+        return dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "devctl.comparison",
+                "plans": [
+                    {
+                        "strategy": each.strategy,
+                        "devices": [
+                            {"device": str(u.device), "used": u.used, "budget": u.budget} for u in each.devices
+                        ],
+                        "offloaded": each.offloaded,
+                        "fullest": float(each.fullest),
+                        "crossings": each.crossings,
+                        "fits": each.fits,
+                    }
+                    for each in placements
+                ],
+                "take": chosen.strategy,
+                "why": why,
+            }
+        )
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for each in placements:
+        table.add_column(each.strategy or "", justify="right", no_wrap=True)
+    shown = [u.device for u in placements[0].devices]
+    for device in shown:
+        uses: list[DeviceUse | None] = [
+            next((u for u in each.devices if u.device == device), None) for each in placements
+        ]
+        if any(use is not None and (use.used or use.budget) for use in uses):
+            table.add_row(str(device), *(format_bytes(use.total) if use is not None else "" for use in uses))
+    table.add_row("offloaded", *(format_bytes(each.offloaded) for each in placements))
+    table.add_row("fullest", *(f"{float(each.fullest):.1%}" for each in placements))
+    table.add_row("crossings", *(str(each.crossings) for each in placements))
+    if not all(each.fits for each in placements):
+        table.add_row("fits", *("yes" if each.fits else "no" for each in placements))
+    head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
+    return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
+
+
+def what_if_table(model: PlannedModel, found: Sequence[tuple[int, int, bool, float]], *, json: bool) -> str:
+    """Which contexts and batch sizes fit.
+
+    Args:
+        found: (context, batch, whether it fits, the used fraction of the fullest device).
+    """
+    if json:
+        cases = [
+            {"context_length": context, "batch_size": batch, "fits": fits, "fullest": fullest}
+            for context, batch, fits, fullest in found
+        ]
+        return dumps({"schema": SCHEMA, "kind": "devctl.what_if", "cases": cases})
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    batches = list(dict.fromkeys(batch for _, batch, _, _ in found))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("tokens \\ batch", justify="right", no_wrap=True)
+    for batch in batches:
+        table.add_column(str(batch), justify="right", no_wrap=True)
+    for context in dict.fromkeys(context for context, _, _, _ in found):
+        row = [f"{fullest:.0%}" if fits else "–" for c, _, fits, fullest in found if c == context]
+        table.add_row(str(context), *row)
+    head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
+    tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
+    return to_text(Group(head, table, tail), sys.stdout)
+
+
+def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
+    """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
+
+    The first of equal ones, so that transformers' own default is left only for something better.
+    """
+    best = min(placements, key=lambda p: (not p.fits, p.offloaded, p.on_disk, p.fullest, p.crossings))
+    first = placements[0]
+    if best is first:
+        return (
+            best,
+            f"no other is better, {'and it is' if best.fits else 'but it does not fit; it is'} transformers' default",
+        )
+    if not first.fits and best.fits:
+        return best, f"it fits, and {first.strategy} does not"
+    for less, where in ((first.offloaded - best.offloaded, "offloaded"), (first.on_disk - best.on_disk, "on disk")):
+        if less > 0:
+            return best, f"{format_bytes(less)} less {where} than with {first.strategy}"
+    if best.fullest < first.fullest:
+        fractions = f"{float(best.fullest):.1%} full, and {float(first.fullest):.1%} with {first.strategy}"
+        return best, f"the fullest device is {fractions}"
+    return best, f"{best.crossings} crossings, and {first.crossings} with {first.strategy}"

@@ -1,1 +1,0 @@
-"""The same placement in other engines' words."""

@@ -1,0 +1,1 @@
+"""The probes: each asks one library or folder of the system, and hands over records."""

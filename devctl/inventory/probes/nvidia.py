@@ -1,0 +1,248 @@
+"""NVIDIA GPUs, through NVML: first everything is read, then pure functions say what it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from devctl.inventory.probes import cuda, pci
+from devctl.inventory.probes.findings import Findings
+from devctl.inventory.probes.nvidia_links import read_links
+from devctl.inventory.probes.nvidia_numbers import notes, number
+from devctl.inventory.probes.nvml import (
+    DRIVER_NOT_LOADED,
+    FUNCTION_NOT_FOUND,
+    LIBRARY_NOT_FOUND,
+    NO_PERMISSION,
+    NOT_SUPPORTED,
+    VERSION_MISMATCH,
+    Nvml,
+)
+from devctl.inventory.probes.processes import process_name
+from devctl.inventory.records import HOST_POOL, Accelerator, Driver, MigInstance, Process, Vendor
+
+_INIT_FAULTS = {
+    NO_PERMISSION: "no permission to ask the NVIDIA driver: may this user read /dev/nvidiactl?",
+    DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded: see `dmesg`, or try `modprobe nvidia`",
+    LIBRARY_NOT_FOUND: "no NVIDIA driver: the library libnvidia-ml.so.1 was not found",
+    VERSION_MISMATCH: "the NVIDIA driver's kernel module and library are of different versions: reboot, or reload it",
+}
+
+# boards whose memory is the machine's RAM: their names are all that NVML tells of it
+_SHARES_RAM = re.compile(r"\b(GB10|N1X?|Tegra|Xavier|Orin|Thor|Jetson|nvgpu)\b")
+
+
+def probe(environment: Mapping[str, str], sys: Path = pci.SYS) -> Findings:
+    """The boards that the driver knows, in PCI order, or those on the bus with what is wrong with the driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return without_driver(error.value, str(error), pci.scan(sys), pci.read(sys / "module/nvidia/version"))
+    try:
+        return _read(Nvml(pynvml), environment, sys)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def without_driver(
+    error: int, words: str, on_bus: Iterable[pci.PciDevice], module_version: str | None = None
+) -> Findings:
+    """What can be said when NVML does not start: every NVIDIA board on the bus, each with the fault.
+
+    A machine with neither library nor board has no NVIDIA part at all, which is no fault.
+    """
+    boards = [device for device in on_bus if device.vendor == pci.NVIDIA and device.driver != "vfio-pci"]
+    if error == LIBRARY_NOT_FOUND and not boards:
+        return Findings()
+    fault = _INIT_FAULTS.get(error, f"the NVIDIA driver does not answer: {words}")
+    return Findings(
+        driver=Driver(vendor=Vendor.NVIDIA, version=module_version, cuda=None, fault=fault),
+        accelerators=tuple(
+            Accelerator(
+                device=None,
+                index=index,
+                name=None,
+                uuid=None,
+                memory_total=None,
+                memory_free=None,
+                pci_bus_id=board.bus_id,
+                numa_node=board.numa_node,
+                fault=fault,
+            )
+            for index, board in enumerate(boards)
+        ),
+    )
+
+
+def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
+
+    count = machine.ask("nvmlDeviceGetCount")
+    if count is None:
+        return without_driver(machine.refused or 0, machine.words, pci.scan(sys), _read_driver(machine).version)
+    boards = in_pci_order([_read_board(machine, index, sys) for index in range(count)])
+
+    accelerators: list[Accelerator] = []
+    positions: list[int] = []
+    for gate, board in boards:
+        positions.append(len(accelerators))
+        accelerators += [board, *(_read_instances(gate, board) if board.mig_mode else ())]
+
+    speeds: dict[int, float | None] = {}
+    known = None
+    alike = len({(board.name, board.compute_capability) for _, board in boards if board.fault is None}) < 2
+    if not alike and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        speeds = {board.index: _speed(gate) for gate, board in boards}
+        # only the CUDA driver knows; with a board at fault it may not come back
+        known = None if any(board.fault for _, board in boards) else cuda.order(environment)
+    numbered, certain = number(accelerators, speeds, environment, known)
+    return Findings(
+        accelerators=numbered,
+        driver=_read_driver(machine),
+        links=read_links([gate for gate, _ in boards], [board.pci_bus_id for _, board in boards], positions),
+        order_certain=certain,
+        notes=notes(numbered, certain),
+    )
+
+
+def in_pci_order(boards: list[tuple[Nvml, Accelerator]]) -> list[tuple[Nvml, Accelerator]]:
+    """The boards by bus id, numbered anew. NVML promises no order; where a lost board's bus id is unknown, keep its."""
+    if all(board.pci_bus_id for _, board in boards):
+        boards = sorted(boards, key=lambda pair: pair[1].pci_bus_id or "")
+    return [(gate, replace(board, index=index)) for index, (gate, board) in enumerate(boards)]
+
+
+def _read_driver(machine: Nvml) -> Driver:
+    cuda = machine.ask("nvmlSystemGetCudaDriverVersion_v2")
+    return Driver(
+        vendor=Vendor.NVIDIA,
+        version=machine.ask("nvmlSystemGetDriverVersion"),
+        cuda=None if not cuda else f"{cuda // 1000}.{cuda % 1000 // 10}",
+    )
+
+
+def _read_board(machine: Nvml, index: int, sys: Path) -> tuple[Nvml, Accelerator]:
+    try:
+        handle = machine.library.nvmlDeviceGetHandleByIndex(index)
+    except machine.library.NVMLError as error:
+        lost = Accelerator(
+            device=None, index=index, name=None, uuid=None, memory_total=None, memory_free=None, fault=str(error)
+        )
+        return Nvml(machine.library, None, fault=str(error)), lost
+    gate = Nvml(machine.library, handle)
+    bus_id = gate.bus_id("nvmlDeviceGetPciInfo_v3")
+    mig = gate.ask("nvmlDeviceGetMigMode")
+    board = _read_device(gate, index)
+    board = replace(
+        board,
+        pci_bus_id=bus_id,
+        numa_node=pci.parse_numa_node(pci.read(sys / "bus/pci/devices" / (bus_id or "-") / "numa_node")),
+        mig_mode=None if mig is None else mig[0] == 1,
+        fault=gate.fault,
+    )
+    return gate, board
+
+
+def _read_device(gate: Nvml, index: int) -> Accelerator:
+    name = gate.ask("nvmlDeviceGetName")
+    uuid = gate.ask("nvmlDeviceGetUUID")
+    memory = _memory(gate)
+    utilization = gate.ask("nvmlDeviceGetUtilizationRates")
+    capability = gate.ask("nvmlDeviceGetCudaComputeCapability")
+    return Accelerator(
+        device=None,
+        index=index,
+        name=name,
+        uuid=uuid,
+        memory_total=memory.get("total"),
+        memory_free=memory.get("free"),
+        memory_used=memory.get("used"),
+        memory_reserved=memory.get("reserved"),
+        memory_pool=HOST_POOL if name and _SHARES_RAM.search(name) else None,
+        utilization=None if utilization is None else utilization.gpu,
+        temperature=gate.ask("nvmlDeviceGetTemperature", 0),
+        power=_watts(gate.ask("nvmlDeviceGetPowerUsage")),
+        power_limit=_watts(gate.ask("nvmlDeviceGetEnforcedPowerLimit")),
+        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
+        architecture=None if capability is None else f"sm_{capability[0]}{capability[1]}",
+        processes=_processes(gate),
+        fault=gate.fault,
+    )
+
+
+def _memory(gate: Nvml) -> dict[str, int]:
+    # the second version tells what the driver keeps for itself apart from what processes use; older drivers lack it
+    memory = gate.ask("nvmlDeviceGetMemoryInfo", gate.library.nvmlMemory_v2)
+    if memory is None and gate.refused != NOT_SUPPORTED:
+        memory = gate.ask("nvmlDeviceGetMemoryInfo")
+    if memory is None:
+        return {}
+    return {key: getattr(memory, key) for key in ("total", "free", "used", "reserved") if hasattr(memory, key)}
+
+
+def _processes(gate: Nvml) -> tuple[Process, ...] | None:
+    answers = [_running(gate, "Compute"), _running(gate, "Graphics")]
+    if all(answer is None for answer in answers):
+        return None
+    return merge_processes([(process.pid, process.usedGpuMemory) for answer in answers for process in answer or ()])
+
+
+def _running(gate: Nvml, kind: str) -> Any:
+    answer = gate.ask(f"nvmlDeviceGet{kind}RunningProcesses_v3")
+    if answer is None and gate.refused == FUNCTION_NOT_FOUND:
+        answer = gate.ask(f"nvmlDeviceGet{kind}RunningProcesses_v2")
+    return answer
+
+
+def merge_processes(
+    entries: Sequence[tuple[int, int | None]], name: Callable[[int], str | None] = process_name
+) -> tuple[Process, ...]:
+    """One entry a process, by pid; one that both computes and draws is listed twice with the same bytes."""
+    held: dict[int, int | None] = {}
+    for pid, memory in entries:
+        known = held.get(pid)
+        held[pid] = known if memory is None else max(memory, known or 0)
+    return tuple(Process(pid=pid, name=name(pid), memory=memory) for pid, memory in sorted(held.items()))
+
+
+def _read_instances(gate: Nvml, board: Accelerator) -> list[Accelerator]:
+    instances = []
+    for place in range(gate.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
+        handle = gate.ask("nvmlDeviceGetMigDeviceHandleByIndex", place)
+        if handle is None:
+            continue  # the places of a board need not be filled in order
+        instance = Nvml(gate.library, handle)
+        read = _read_device(instance, board.index)
+        instances.append(
+            replace(
+                read,
+                name=read.name if read.name and "MIG" in read.name else f"{read.name or board.name} MIG",
+                pci_bus_id=board.pci_bus_id,
+                numa_node=board.numa_node,
+                # NVML asks these of boards only
+                compute_capability=board.compute_capability,
+                architecture=board.architecture,
+                mig=MigInstance(
+                    parent=board.uuid,
+                    gpu_instance=instance.ask("nvmlDeviceGetGpuInstanceId"),
+                    compute_instance=instance.ask("nvmlDeviceGetComputeInstanceId"),
+                ),
+                fault=instance.fault,
+            )
+        )
+    return instances
+
+
+def _speed(gate: Nvml) -> float | None:
+    """Cores times their highest clock: what CUDA's guess at the fastest board is guessed from here."""
+    cores = gate.ask("nvmlDeviceGetNumGpuCores")
+    clock = gate.ask("nvmlDeviceGetMaxClockInfo", 1)  # 1: the streaming multiprocessors'
+    return cores * clock if cores and clock else None
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000

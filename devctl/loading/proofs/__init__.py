@@ -1,0 +1,1 @@
+"""What proves that a load is what the map says."""

@@ -1,0 +1,245 @@
+"""Inputs for a smoke inference, from a config and a tokenizer, before any weight is read."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devctl.errors import DevctlError, LoadError, UsageError, first_line
+from devctl.loading.run.media import audio_inputs, image_inputs
+from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.inputs import most_tokens
+from devctl.models.modality import Wants, batch_of, image_token, random_inputs, wants_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from devctl.models.skeleton import Skeleton
+
+DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog."
+_RANDOM_TOKENS = 16
+_GENERATES_SPEECH = frozenset({"speecht5"})
+"""Kinds of models whose generate makes sounds, and takes what no other does."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Inputs on the CPU, made before a byte of weights is read.
+
+    Attributes:
+        source: "image" or "audio" where a file was given, "tokenizer" where the text is the tokenizer's, else "random".
+        tokenizer: to read what is generated; None where the model has none.
+        notes: why the tokenizer is not used, if so, and what is not tried.
+        batch_size: rows of each.
+        generates: whether the model, if it does at all, generates as others do.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    source: str
+    tokenizer: PreTrainedTokenizerBase | None
+    notes: tuple[str, ...] = ()
+    batch_size: int = 1
+    generates: bool = True
+
+
+def prepare(
+    source: ModelSource,
+    skeleton: Skeleton,
+    *,
+    prompt: str | None,
+    new_tokens: int,
+    trust_remote_code: bool,
+    image: Path | None = None,
+    audio: Path | None = None,
+    batch_size: int = 1,
+    context_length: int | None = None,
+) -> Inputs:
+    """Inputs for the model: text through its tokenizer if it has one that works, given files, and random ones else.
+
+    Args:
+        prompt: text for the tokenizer; None is a sentence of our own.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        image: a picture to give it.
+        audio: a .wav file to give it.
+        batch_size: how often each input is given, at a time.
+        context_length: tokens that the text is made up, or cut, to; None is the text as it is.
+
+    Raises:
+        UsageError: something was given that the model does not take, or needs what it does not have; a file can't be
+            read; or it is more tokens than the model takes.
+        LoadError: no inputs are known for this kind of model.
+    """
+    import torch
+
+    tokenizer, notes = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    if prompt is not None and tokenizer is None:
+        raise UsageError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
+    config, model_class = skeleton.config, skeleton.model_class
+    try:
+        wants = wants_of(config, model_class)
+        most = most_tokens(config)
+        _refuse_misuse(model_class, wants, most, image, audio, context_length, new_tokens)
+        made = random_inputs(config, model_class, torch.Generator().manual_seed(0))
+        origin = "random"
+        if image is not None:
+            made, origin = {**made, **image_inputs(image, source, config)}, "image"
+        if audio is not None:
+            made, origin = {**made, **audio_inputs(audio, source, config, wants.main)}, "audio"
+        if wants.text:
+            text = DEFAULT_PROMPT if prompt is None else prompt
+            made = {
+                **_text(config, model_class, tokenizer, text, context_length, _count_image_tokens(config, wants, made)),
+                **made,
+            }
+            if origin == "random" and tokenizer is not None:
+                origin = "tokenizer"
+        if wants.main not in made and not (wants.main == "inputs" and made):
+            raise LoadError(f"no inputs are known for {model_class.__name__}, which takes {wants.main!r}")
+    except DevctlError:
+        raise
+    except Exception as error:  # a config, also one from remote code, may lack or refuse anything
+        raise LoadError(f"no inputs are known for {model_class.__name__}: {first_line(error)}") from error
+    untried = (["images"] if wants.image_tokens is None else []) + (["sounds"] if wants.deaf else [])
+    if untried:
+        notes = (*notes, f"no {' or '.join(untried)} are known for {model_class.__name__}: only the rest is tried")
+    return Inputs(
+        tensors=batch_of(made, batch_size),
+        source=origin,
+        tokenizer=tokenizer,
+        notes=notes,
+        batch_size=batch_size,
+        generates=config.model_type not in _GENERATES_SPEECH,
+    )
+
+
+def load_tokenizer(
+    source: ModelSource, *, trust_remote_code: bool
+) -> tuple[PreTrainedTokenizerBase | None, tuple[str, ...]]:
+    """The model's tokenizer if it has one that works here, and a note if it has one that does not."""
+    from transformers import AutoTokenizer
+
+    folder = source.config_path.parent
+    if source.kind is SourceKind.CONFIG:
+        return None, ()
+    if source.kind is SourceKind.DIRECTORY and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None, ()
+    try:
+        # given, and not left to its default: then transformers would ask, on the terminal, whether to run such code
+        return AutoTokenizer.from_pretrained(
+            source.location, revision=source.revision, trust_remote_code=trust_remote_code
+        ), ()
+    except Exception as error:  # noqa: BLE001 - a tokenizer may need any package, or run code of its own
+        return None, (f"the tokenizer can't be used, so the inputs are random: {first_line(error)}",)
+
+
+def _refuse_misuse(
+    model_class: type[PreTrainedModel],
+    wants: Wants,
+    most: int | None,
+    image: Path | None,
+    audio: Path | None,
+    context_length: int | None,
+    new_tokens: int,
+) -> None:
+    name = model_class.__name__
+    if image is not None and not wants.image:
+        known = "no images are known for" if wants.image_tokens is None else "no image goes into"
+        raise UsageError(f"--image {image}: {known} {name}", hint="leave it out")
+    if audio is not None and not wants.sound:
+        known = "no sounds are known for" if wants.deaf else "no sound goes into"
+        raise UsageError(f"--audio {audio}: {known} {name}", hint="leave it out")
+    if context_length is not None and not wants.text:
+        raise UsageError(f"--context-length {context_length}: no text goes into {name}", hint="leave it out")
+    if most is None:
+        return
+    made = new_tokens if model_class.can_generate() else 0
+    if made >= most:
+        raise UsageError(f"--max-new-tokens {new_tokens}: this model takes at most {most} tokens in all")
+    if context_length is not None and context_length + made > most:
+        more = f" and {made} new ones" if made else ""
+        raise UsageError(f"--context-length {context_length}{more}: this model takes at most {most} tokens in all")
+
+
+def _text(
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: str,
+    length: int | None,
+    image_tokens: int,
+) -> dict[str, torch.Tensor]:
+    """A row of token ids and what goes with it: the prompt's, over and over up to ``length``, after those of an image.
+
+    Args:
+        image_tokens: how many tokens stand for the image.
+    """
+    import torch
+
+    takes = inspect.signature(model_class.forward).parameters
+    if tokenizer is not None:
+        encoded = tokenizer(prompt, return_tensors="pt")
+        wanted = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in takes]
+        if model_class.can_generate():
+            wanted = [name for name in wanted if name != "token_type_ids"]  # generate takes none
+        made = {name: encoded[name] for name in wanted if name in encoded}
+    else:
+        most = most_tokens(config)
+        few = _RANDOM_TOKENS if most is None else max(1, min(_RANDOM_TOKENS, most // 2))
+        generator = torch.Generator().manual_seed(0)
+        known = [token for token in (image_token(config), getattr(config, "video_token_id", None)) if token]
+        below = min(_vocabulary(config), *known) if known else _vocabulary(config)
+        made = {"input_ids": torch.randint(0, below, (1, few), generator=generator)}
+        if "attention_mask" in takes:
+            made["attention_mask"] = torch.ones_like(made["input_ids"])
+    image = _image_ids(config, image_tokens)
+    if length is not None:
+        left = length - image.shape[1]
+        if left < 1:
+            raise UsageError(f"--context-length {length}: the image alone takes {image.shape[1]} tokens")
+        made = {name: row.repeat(1, -(-left // row.shape[1]))[:, :left] for name, row in made.items()}
+    if image_tokens:
+        ids = torch.cat([image, made["input_ids"]], dim=1)
+        made = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if "attention_mask" in made else {})
+    if image_tokens and "mm_token_type_ids" in takes:
+        made["mm_token_type_ids"] = (made["input_ids"] == image_token(config)).long()
+    return made
+
+
+def _image_ids(config: Any, count: int) -> torch.Tensor:
+    """A row of the tokens that stand for an image, between those that say where it begins and ends."""
+    import torch
+
+    if not count:
+        return torch.empty(1, 0, dtype=torch.long)
+    first, last = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
+    return torch.tensor([[*([first] if first else []), *[image_token(config) or 0] * count, *([last] if last else [])]])
+
+
+def _count_image_tokens(config: Any, wants: Wants, made: dict[str, torch.Tensor]) -> int:
+    """Tokens that stand for the image; of one cut into a grid, those of that grid."""
+    grid = made.get("image_grid_thw")
+    if grid is None:
+        return wants.image_tokens or 0
+    return int(grid.prod()) // int(config.vision_config.spatial_merge_size**2)
+
+
+def _vocabulary(config: Any) -> int:
+    """How many tokens the text part knows."""
+    # one with several text parts, as a decoder of sounds after an encoder of text, is given text in its encoder
+    parts = [getattr(config, "text_encoder", None) or config.get_text_config(), config]
+    for part in parts:
+        if isinstance(size := getattr(part, "vocab_size", None), int):
+            return size
+    raise LoadError(f"no inputs are known for {type(config).__name__}: it does not say how many tokens there are")

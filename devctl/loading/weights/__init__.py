@@ -1,0 +1,1 @@
+"""From a device map to a model with its weights in place."""

@@ -1,0 +1,104 @@
+"""Does the checkpoint fit the model: what it lacks, what it has too much, and shapes that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from devctl.devices import Device
+from devctl.errors import ModelError
+from devctl.loading.weights.hooks import hooks_of
+from devctl.placement.placement import shorten
+from devctl.placement.strategy import device_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from devctl.models.skeleton import Skeleton
+
+_RIGHT_CONFIG = "is it the config of this checkpoint?"
+
+
+def require_fit(
+    skeleton: Skeleton, device_map: Mapping[str, Device], model: PreTrainedModel, info: Mapping[str, Any], name: str
+) -> tuple[str, ...]:
+    """Judge what ``from_pretrained`` found in the checkpoint called ``name``; ``info`` is its loading info.
+
+    A class that the config does not name may have parts of its own, like the head of a classifier. Otherwise a
+    checkpoint that both lacks tensors and has others is one of another model.
+
+    Returns:
+        Notes on what is missing, so random, and on what was not used.
+
+    Raises:
+        ModelError: the checkpoint is of another model, or lacks what the map puts on disk.
+    """
+    wrong = [(key, tuple(stored), tuple(built)) for key, stored, built in info["mismatched_keys"]]
+    if mismatched := sorted([*wrong, *_mismatched_on_disk(model)]):
+        first, stored, built = mismatched[0]
+        more = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        raise ModelError(
+            f"the weights of {name} do not fit its config: {first} is {list(stored)} in the checkpoint and "
+            f"{list(built)} in the model{more}",
+            hint=_RIGHT_CONFIG,
+        )
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    own = type(model).__name__ in (getattr(skeleton.config, "architectures", None) or ())
+    expected = sum(1 for _ in model.parameters())
+    if missing and unexpected and (own or len(missing) >= expected):
+        raise ModelError(
+            f"the weights of {name} are not of {type(model).__name__}: they lack {len(missing)} of its tensors "
+            f"({shorten(missing)}), and have {len(unexpected)} that are not of it ({shorten(unexpected)})",
+            hint=_RIGHT_CONFIG if own else "--model-class may name another class",
+        )
+    if on_disk := _unreadable(model, device_map):
+        raise ModelError(
+            f"the weights of {name} lack {shorten(on_disk)}, which the map puts on disk, where nothing can be read",
+            hint="put these on a device that computes",
+        )
+    notes = []
+    if missing:
+        notes.append(f"not in the checkpoint, so random: {shorten(missing)}")
+    if unexpected:
+        notes.append(f"in the checkpoint, and not of {type(model).__name__}: {shorten(unexpected)}")
+    return tuple(notes)
+
+
+def _unreadable(model: PreTrainedModel, device_map: Mapping[str, Device]) -> list[str]:
+    """Weights on disk that no file has: missing ones, and those that a model computes and does not save."""
+    found = []
+    kept = {name for pair in model.all_tied_weights_keys.items() for name in pair}  # read under either name
+    for module_name, module in model.named_modules():
+        for local, tensor in module._parameters.items():
+            name = f"{module_name}.{local}" if module_name else local
+            if tensor is None or tensor.device.type != "meta" or name in kept:
+                continue
+            stores = [
+                weights for hook in hooks_of(module) if (weights := getattr(hook, "weights_map", None)) is not None
+            ]
+            if device_of(name, device_map) == Device.disk() and not any(local in weights for weights in stores):
+                found.append(name)
+    return sorted(found)
+
+
+def _mismatched_on_disk(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """(name, shape in the file, shape in the model) of weights on disk, which transformers does not compare."""
+    from safetensors import safe_open
+
+    entries: dict[str, dict[str, tuple[str, torch.Tensor]]] = {}
+    for module_name, module in model.named_modules():
+        for hook in hooks_of(module):
+            weights = getattr(hook, "weights_map", None)
+            index = getattr(getattr(weights, "dataset", weights), "index", None) or {}
+            for local, tensor in module._parameters.items():
+                full = f"{module_name}.{local}" if module_name else local
+                entry = index.get(f"{getattr(weights, 'prefix', '')}{local}")
+                if tensor is not None and entry and entry.get("safetensors_file"):
+                    entries.setdefault(entry["safetensors_file"], {})[full] = (entry["weight_name"], tensor)
+    for path, wanted in entries.items():
+        with safe_open(path, framework="pt") as file:
+            for full, (stored_name, tensor) in wanted.items():
+                shape = tuple(file.get_slice(stored_name).get_shape())
+                if shape != tuple(tensor.shape):
+                    yield full, shape, tuple(tensor.shape)

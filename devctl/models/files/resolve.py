@@ -1,0 +1,118 @@
+"""From a MODEL argument to files: a directory, a config file, or a model id on the hub.
+
+Only the config is read or downloaded, never a weight.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from devctl.errors import ModelError, UsageError, first_line
+from devctl.models.files.hub import CONFIG, fetch
+
+_WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
+
+
+class SourceKind(StrEnum):
+    """What a MODEL argument turned out to be."""
+
+    DIRECTORY = "directory"
+    CONFIG = "config"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model is read from.
+
+    Attributes:
+        location: what ``from_pretrained`` takes: a folder or a hub id. For a bare config, the file itself.
+        config_path: the config on this machine.
+        revision: the hub's commit; None for files.
+    """
+
+    kind: SourceKind
+    location: str
+    config_path: Path
+    revision: str | None = None
+
+
+def resolve(model: str, *, revision: str | None = None) -> ModelSource:
+    """Find the config of ``model``; for a hub id, download it unless it is in the cache.
+
+    A folder or file of that name comes before the hub. Offline (``HF_HUB_OFFLINE=1``), the cache must have it.
+
+    Raises:
+        ModelError: there is no such file, folder or id, it is gated, or the hub can't be reached.
+        UsageError: a revision of something that is not on the hub.
+    """
+    if not model:
+        raise ModelError("MODEL is empty", hint=_WHAT_TO_GIVE)
+    try:
+        found = _resolve_here(model)
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; no such user's home; a name that can't be
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(f"cannot look at {model}: {reason}", hint=_WHAT_TO_GIVE) from None
+    if found is not None:
+        if revision is not None:
+            raise UsageError(f"{model} is here, and has no --revision", hint="that is for a model on the hub")
+        return found
+    if model.startswith(("http://", "https://")):
+        raise ModelError(f"{model} is an address", hint="give the model's id, the org/name at its end")
+    if _looks_like_a_path(model):
+        raise ModelError(
+            f"{model}: no such file or folder", hint="give a folder, a config file, or a hub id like org/name"
+        )
+    return _resolve_on_hub(model, revision)
+
+
+def _resolve_here(model: str) -> ModelSource | None:
+    path = Path(model).expanduser()
+    if path.is_file():
+        return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
+    if not path.is_dir():
+        return None
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{model} has no config.json", hint=_WHAT_TO_GIVE)
+    return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The config as JSON.
+
+    Raises:
+        ModelError: it can't be read, is no JSON, or none of a model.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not text", hint="give a config.json, or the folder it is in") from None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
+        raise ModelError(f"{path} is no config: {first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
+    architectures = config.get("architectures") or []
+    for key, good in (
+        ("model_type", isinstance(config.get("model_type", ""), str)),
+        ("architectures", isinstance(architectures, list) and all(isinstance(a, str) for a in architectures)),
+        ("auto_map", isinstance(config.get("auto_map") or {}, dict)),
+    ):
+        if not good:
+            raise ModelError(f"{path} is not a model config: its {key} is {json.dumps(config[key])[:80]}")
+    return config
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", "/"))
+
+
+def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
+    path = fetch(model, CONFIG, revision)
+    commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
+    return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)

@@ -1,0 +1,1 @@
+"""Quantised models: what their weights take, by arithmetic."""

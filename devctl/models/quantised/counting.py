@@ -1,0 +1,56 @@
+"""How the bytes of a quantised model are counted, whatever the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+INT32_BITS = 32
+
+Tensors = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of a module's tensors, by name."""
+
+
+class CannotCountError(Exception):
+    """Neither transformers here nor devctl knows what a method makes of a model; says why."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Counting:
+    """How the bytes of a quantised model are counted.
+
+    Attributes:
+        planned: bytes that transformers' planner counts for a tensor, by name, where they are not those of the tensor
+            as it was built.
+        dtypes: torch's names of the dtypes in which those tensors are kept.
+        hidden: bytes that the loaded model holds beyond all that is planned, like scales; may be less than 0.
+        budget_share: the share of every budget that transformers plans with (``adjust_max_memory``).
+        no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
+        notes: what a reader should know.
+    """
+
+    planned: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    hidden: int = 0
+    budget_share: float = 1.0
+    no_offload: frozenset[str] = frozenset()
+    notes: list[str] = field(default_factory=list)
+
+
+def replace_tensors(model: PreTrainedModel, name: str, tensors: Tensors) -> None:
+    """Put a module with these tensors, and nothing else, in the place of the one called ``name``."""
+    import torch
+
+    module = torch.nn.Module()
+    for tensor, (shape, dtype) in tensors.items():
+        module.register_buffer(tensor, torch.empty(shape, dtype=getattr(torch, dtype), device="meta"))
+    model.set_submodule(name, module)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's name of a dtype, like bfloat16."""
+    return str(dtype).removeprefix("torch.")

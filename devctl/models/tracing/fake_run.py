@@ -1,0 +1,288 @@
+"""One run of a model on fake tensors: a generate or a forward, and what each of its steps held.
+
+Imports torch: to be imported inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationMixin
+
+from devctl.errors import first_line
+from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.fake_tensors import FakeWorld
+from devctl.models.tracing.peaks import Peaks, peaks
+from devctl.models.tracing.prompts import Given, Prompts
+from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
+from devctl.models.tracing.twins import repeats
+from devctl.models.tree import Module, ModuleTree
+
+if TYPE_CHECKING:
+    from devctl.models.skeleton import Skeleton
+
+
+class _FinishedError(Exception):
+    """Enough steps were seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedStep:
+    """A phase of a run.
+
+    Attributes:
+        state: bytes of what survived it, by block.
+        executed: the blocks, in the order in which they first did.
+        peaks: the most bytes beside the states.
+        output: bytes of the logits that it gave, or of all that a forward returned.
+    """
+
+    state: dict[str, int]
+    executed: tuple[str, ...]
+    peaks: Peaks
+    output: int
+
+
+class FakeModel:
+    """A model without weights that can be run, as often as one likes."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        workload: Workload,
+        *,
+        alike: bool,
+        most: int,
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Build it.
+
+        Args:
+            alike: whether blocks that are alike answer for one another.
+            most: the operations that a run may take.
+            given: inputs to run on, instead of some of the workload's sizes.
+        """
+        self.world = FakeWorld(workload)
+        self.operations = 0
+        self._workload = workload
+        self._most = most
+        self._owners = _owners(skeleton.tree)
+        self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
+        self._model: Any = _build(skeleton, self.world)
+        with self.world.entered():
+            batch = workload.batch_size
+            self.prompts = Prompts(self._model, batch) if given is None else Given(self._model, batch, given)
+        self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
+        self.images = False
+        """Whether prompts begin with an image."""
+        self.no_images: str | None = None
+        """Why they can't, in a model that would."""
+        if self.prompts.may_have_images:
+            try:
+                with self.world.entered():
+                    self.prompts.pictures()
+                self.images = True
+            except Exception as error:  # noqa: BLE001 - it is the model's own code
+                self.no_images = first_line(error)
+        self.plain_generate = False
+        """Whether a model's own way to generate is passed over for that of all."""
+
+    def generate(self, tokens: int, *, answer: int = 1, steps: int = 1) -> list[TracedStep]:
+        """The first ``steps`` steps of a greedy generate; the first is the prefill.
+
+        Args:
+            tokens: of the prompt.
+            answer: tokens that the decoder begins with, where there is an encoder for the prompt.
+
+        Raises:
+            TooManyOperationsError: it takes too long.
+        """
+        found: list[TracedStep] = []
+        ended = False
+        output = 0
+
+        def end(_: Any, scores: torch.Tensor) -> torch.Tensor:
+            nonlocal ended, output
+            ended = True
+            output = scores.numel() * scores.element_size()
+            return scores
+
+        def begin() -> None:
+            nonlocal ended
+            if ended:
+                ended = False
+                found.append(step(output))
+                if len(found) == steps:
+                    raise _FinishedError
+
+        with self._recorded(tokens, begin) as step:
+            _settle(self._model, self._workload)
+            given = self.prompts.make(tokens, answer=answer, images=self.images)
+            generate: Any = GenerationMixin.generate if self.plain_generate else type(self._model).generate
+            with suppress(_FinishedError):
+                generate(
+                    self._model,
+                    **given,
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=steps + 1,
+                    logits_processor=[end],
+                )
+        if len(found) < steps:
+            raise ValueError("it generates by other means than its forward")
+        return found
+
+    @property
+    def has_own_generate(self) -> bool:
+        """Whether it generates in a way of its own."""
+        return self.generates and type(self._model).generate is not GenerationMixin.generate
+
+    def forward(self, tokens: int) -> TracedStep:
+        """One forward.
+
+        Raises:
+            TooManyOperationsError: it takes too long.
+        """
+        with self._recorded(tokens, lambda: None) as step:
+            output = self._model(**self.prompts.make(tokens, images=self.images))
+            kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(output)}
+            # what is deeper in the output than its own tensors is kept for a next step: keys and values, above all
+            return step(sum(kept.values()), results=frozenset(t.untyped_storage()._cdata for t in _own_tensors(output)))
+
+    @contextmanager
+    def _recorded(self, tokens: int, begin: Callable[[], None]) -> Iterator[Callable[..., TracedStep]]:
+        """Follows what happens inside; gives a function that ends a step."""
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        recorder = Recorder(weights, length=tokens, most=self._most)
+        with (
+            self.world.entered(),
+            repeats(self._model, self._alike) as alike,
+            recorder,
+            self._hooked(recorder, begin),
+        ):
+
+            def end_step(output: int, *, results: frozenset[int] = frozenset()) -> TracedStep:
+                phase = recorder.next_phase()
+                alike.next_step()
+                survivors = recorder.alive(but=results)
+                state = states(recorder, survivors, alike.twins)
+                peak = peaks(recorder, phase, survivors, state, alike.twins)
+                executed = tuple(dict.fromkeys((MODEL, *recorder.executed)))
+                return TracedStep(state=state, executed=executed, peaks=peak, output=output)
+
+            try:
+                yield end_step
+            finally:
+                self.operations = recorder.operations
+
+    @contextmanager
+    def _hooked(self, recorder: Recorder, begin: Callable[[], None]) -> Iterator[None]:
+        """Tell ``recorder`` which block executes, and call ``begin`` before any module does."""
+        handles = []
+
+        def enter(name: str) -> Callable[..., None]:
+            def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+                begin()
+                # accelerate leaves a cache where it is
+                recorder.enter(name, (args, [value for key, value in kwargs.items() if key != "past_key_values"]))
+
+            return hook
+
+        def enter_model(*_: Any) -> None:
+            begin()
+            recorder.inside = True
+
+        def leave_model(*_: Any) -> None:
+            recorder.inside = False
+
+        for name, module in self._model.named_modules():
+            if name in self._owners:
+                handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(lambda *_: recorder.leave()))
+        handles += [self._model.register_forward_pre_hook(enter_model), self._model.register_forward_hook(leave_model)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a model's output is made of, and none of what is kept in its other parts."""
+    parts = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else (output,)
+    return (part for part in parts if isinstance(part, torch.Tensor))
+
+
+def _build(skeleton: Skeleton, world: FakeWorld) -> Any:
+    from transformers.core_model_loading import build_glob_alternation
+    from transformers.initialization import no_init_weights
+
+    dtype = getattr(torch, skeleton.tree.dtype)
+    config = copy.deepcopy(skeleton.config)
+
+    def build(device: str) -> Any:
+        with ExitStack() as stack:
+            for context in skeleton.model_class.get_init_context(dtype, False, False, None):
+                stack.enter_context(context)
+            stack.enter_context(no_init_weights())
+            stack.enter_context(torch.device(device))
+            return skeleton.model_class(config)
+
+    model = build("meta")  # many times faster than among fake tensors
+    with world.entered():
+        if not world.take_over(model):
+            model = build("cpu")
+        model.train(False)
+        if plan := model._get_dtype_plan(dtype):
+            kept = build_glob_alternation(list(plan))[0]
+            for name, parameter in model.named_parameters():
+                if kept.search(name):
+                    parameter.data = parameter.data.float()
+    return model
+
+
+def _owners(tree: ModuleTree) -> dict[str, bool]:
+    """Names of the blocks and leaves, and whether it is a block; what is within a block is no more than the block."""
+    found: dict[str, bool] = {}
+
+    def visit(module: Module) -> None:
+        if not module.children or (module.name and module.class_name in tree.no_split):
+            found[module.name] = bool(module.children)
+        else:
+            for child in module.children:
+                visit(child)
+
+    visit(tree.root)
+    return found
+
+
+def _settle(model: Any, workload: Workload) -> None:
+    """Let generate go on until it is stopped, and do in decode what it does on the device."""
+    settings = model.generation_config  # the model's own, which fills what is None in another
+    settings.eos_token_id = None
+    for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, 0)
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        setattr(settings, name, None)
+    if workload.kernels is Kernels.ACCELERATOR:
+        model._optimize_model_for_decode = lambda: _gathered_experts(model)
+
+
+@contextmanager
+def _gathered_experts(model: Any) -> Iterator[None]:
+    """What generate does for decode on every device but the CPU: each token's experts are gathered."""
+    before = model.get_experts_implementation()
+    if "grouped_mm" not in before.values():
+        yield
+        return
+    model.set_experts_implementation({key: "batched_mm" if v == "grouped_mm" else v for key, v in before.items()})
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)

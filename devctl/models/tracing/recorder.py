@@ -1,0 +1,193 @@
+"""Births and deaths of storages while a model runs, and what they say of its blocks.
+
+Imports torch: to be imported inside functions.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from devctl.models.tracing.cpu_scratch import of_flash_attention
+
+_PADDED = 16
+"""To a multiple of this, kernels pad a mask."""
+
+MODEL = ""
+"""The owner of what belongs to no block."""
+
+
+_SCRATCH: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
+    # which rows are masked as a whole: a bool for each score
+    torch.ops.aten._safe_softmax.default: lambda _, out: int(out.numel()),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, _: of_flash_attention(*args),
+}
+"""Bytes that an operation takes beside its output, and gives back."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Storage:
+    """Bytes that were allocated at once.
+
+    Attributes:
+        owner: the block that executed then, or that the operands belong to.
+        home: the block that it is state of, if it is: the owner, else the block that had executed last. So a model
+            makes at once what all of its blocks then write to, on the device where the hidden states are.
+        inside: whether the model was running; what is made between two steps is no state of a block.
+        square: whether it grows with the square of the text: two of its dimensions are as long, or padded from that.
+    """
+
+    nbytes: int
+    owner: str
+    home: str
+    inside: bool
+    square: bool = False
+
+
+class Event(Enum):
+    """What came to pass."""
+
+    BORN = 0
+    DIED = 1
+    ENTERED = 2
+    LEFT = 3
+
+
+@dataclass(slots=True)
+class Phase:
+    """What happened in a phase: which storages were alive when it began, then what came to pass, with numbers of
+    storages, or names of blocks and the storages that they were given."""
+
+    begin: frozenset[int]
+    events: list[tuple[Event, Any]] = field(default_factory=list)
+
+
+class TooManyOperationsError(Exception):
+    """More than the tracer has time for: the code loops over the sequence."""
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every storage that is made while it is active, for ``most`` operations.
+
+    Args:
+        ignored: the weights.
+        length: tokens of the text.
+    """
+
+    def __init__(self, ignored: Collection[torch.Tensor], *, length: int, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        of_weights = {size for tensor in ignored for size in tensor.shape}
+        self._as_long = frozenset(range(length, length + _PADDED)) - of_weights
+        self.storages: list[Storage] = []
+        self.phase = Phase(frozenset())
+        self.executed: dict[str, None] = {}
+        self.operations = 0
+        self.inside = False
+        self._most = most
+        self._executing: list[str] = []
+        self._latest = MODEL
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def enter(self, owner: str, given: Any = ()) -> None:
+        """The block ``owner`` begins to execute, with what it is ``given``."""
+        keys = {leaf.untyped_storage()._cdata for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)}
+        self._executing.append(owner)
+        self._latest = owner
+        self.executed.setdefault(owner)
+        numbers = frozenset(self._alive[key][0] for key in keys if key in self._alive)
+        self.phase.events.append((Event.ENTERED, (owner, numbers)))
+
+    def leave(self) -> None:
+        """The block that entered last is done."""
+        self.phase.events.append((Event.LEFT, self._executing.pop()))
+
+    def alive(self, *, but: Collection[int] = ()) -> frozenset[int]:
+        """Numbers of the storages that are alive, without those at the addresses of ``but``."""
+        return frozenset(number for address, (number, _) in self._alive.items() if address not in but)
+
+    def next_phase(self) -> Phase:
+        """Begin a phase; returns the one that it ends."""
+        ended, self.phase = self.phase, Phase(self.alive())
+        return ended
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.operations += 1
+        if self.operations > self._most:
+            raise TooManyOperationsError
+        out = func(*args, **(kwargs or {}))
+        for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self._alive and storage._cdata not in self._ignored:
+                    self._born(storage, leaf.shape, args)
+        if func in _SCRATCH:
+            number = self._new(_SCRATCH[func](args, out), (), args)
+            self.phase.events += [(Event.BORN, number), (Event.DIED, number)]
+        return out
+
+    def _new(self, nbytes: int, shape: Sequence[int], args: tuple[Any, ...]) -> int:
+        owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
+        inside = self.inside or bool(self._executing)
+        home, square = owner or self._latest, sum(size in self._as_long for size in shape) > 1
+        self.storages.append(Storage(nbytes=nbytes, owner=owner, home=home, inside=inside, square=square))
+        return len(self.storages) - 1
+
+    def _born(self, storage: torch.UntypedStorage, shape: Sequence[int], args: tuple[Any, ...]) -> None:
+        key, number = storage._cdata, self._new(storage.nbytes(), shape, args)
+
+        def died(_: Any) -> None:
+            del self._alive[key]
+            self.phase.events.append((Event.DIED, number))
+
+        self._alive[key] = number, weakref.ref(storage, died)
+        self.phase.events.append((Event.BORN, number))
+
+    def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
+        """Between blocks an operation is done where its operands are."""
+        largest = Storage(nbytes=-1, owner=MODEL, home=MODEL, inside=False)
+        for leaf in tree_leaves(args):
+            if isinstance(leaf, torch.Tensor) and (found := self._alive.get(leaf.untyped_storage()._cdata)):
+                largest = max(largest, self.storages[found[0]], key=lambda storage: storage.nbytes)
+        return largest.owner
+
+
+def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str]) -> dict[str, int]:
+    """Bytes by block of ``survivors``, without what has no home; a twin has what its original made too."""
+    found: dict[str, int] = defaultdict(int)
+    made: dict[str, int] = defaultdict(int)
+    for number in survivors:
+        storage = recorder.storages[number]
+        if may_be_state(storage):
+            found[storage.home] += storage.nbytes
+            made[storage.owner] += storage.nbytes
+    for name, original in twins.items():
+        found[name] += made.get(original, 0)
+    return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def may_be_state(storage: Storage) -> bool:
+    """Whether it is state if it outlives its step."""
+    return storage.inside and storage.home != MODEL
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a model's output."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif hasattr(value, "values"):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)

@@ -1,0 +1,259 @@
+"""What a model holds in memory beside its weights, found by running its own code on fake tensors.
+
+The model is built without weights, and does what a user's call would: ``generate`` where it generates, one forward
+else. Every storage's birth and death is followed and belongs to the block that executed when it was born. What lives on
+between two steps is state. Imports torch and transformers, inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from devctl.errors import UntracedError, first_line
+from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.models.modality import known_inputs
+
+if TYPE_CHECKING:
+    import torch
+
+    from devctl.models.skeleton import Skeleton
+    from devctl.models.tracing.fake_run import FakeModel, TracedStep
+
+_OPERATIONS = 30_000
+"""Of one run, which is some three seconds; the code of one that takes more loops over the sequence."""
+_OPERATIONS_OF_PREFILL = 3_000
+"""The same of a prefill that nobody asked for."""
+_OPERATIONS_OF_ALL = 150_000
+"""The same where every block runs."""
+
+
+def trace_footprint(
+    skeleton: Skeleton,
+    workload: Workload,
+    *,
+    alike: bool = True,
+    given: Mapping[str, torch.Tensor] | None = None,
+) -> Footprint:
+    """What the model of ``skeleton`` holds beside its weights while it does ``workload``.
+
+    Args:
+        alike: run two blocks of a kind and take the others to be like them; where that fails, all are run.
+        given: the inputs of a run, on the CPU, that ``workload`` has the sizes of: its prompt is their text, or a token
+            where they have none. None makes some up.
+
+    Raises:
+        UntracedError: its code can't be run on fake tensors.
+    """
+    failed: Exception | None = None
+    for way in (True, False) if alike else (False,):
+        try:
+            return _trace(skeleton, workload, given, alike=way)
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
+            failed = error
+    if given is None:
+        with suppress(Exception):  # the first failure says more
+            known = known_inputs(skeleton.config, skeleton.model_class, workload.batch_size)
+            return _trace(skeleton, workload, known, alike=alike)
+    assert failed is not None
+    raise UntracedError(
+        f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
+    ) from failed
+
+
+def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
+    """What the prompt of ``workload`` leaves and takes in prefill alone, where that is found in a fraction of a second.
+
+    Raises:
+        UntracedError: its code can't be run on fake tensors, or takes longer, or it does not go on with a text.
+    """
+    import torch
+
+    from devctl.models.tracing.fake_run import FakeModel
+
+    prompt = workload.context_length - workload.new_tokens
+    ids = torch.ones((workload.batch_size, prompt), dtype=torch.long)
+    try:
+        model = FakeModel(
+            skeleton, workload, alike=True, most=_OPERATIONS_OF_PREFILL, given={"input_ids": ids, "attention_mask": ids}
+        )
+        step = _prefill(model, prompt)
+    except Exception as error:
+        raise UntracedError(f"{skeleton.model_class.__name__} can't be traced soon: {first_line(error)}") from error
+    return Footprint(
+        workload=workload,
+        blocks=_blocks(step, None),
+        output=step.output,
+        square=step.peaks.square,
+        exact=False,
+        notes=("of the prefill alone",),
+    )
+
+
+def _trace(
+    skeleton: Skeleton, workload: Workload, given: Mapping[str, torch.Tensor] | None, *, alike: bool
+) -> Footprint:
+    from devctl.models.tracing.fake_run import FakeModel
+
+    most = _OPERATIONS if alike else _OPERATIONS_OF_ALL
+    model = FakeModel(skeleton, workload, alike=alike, most=most, given=given)
+    notes: list[str] = []
+    prefill, last = _first_that_works(model, workload, notes)
+    if model.world.guesses.shaped:
+        notes.append("the weights decide on some shapes, where the largest possible are taken")
+    footprint = Footprint(
+        workload=workload,
+        blocks=_blocks(prefill, last),
+        output=max(prefill.output, last.output if last else 0),
+        square=prefill.peaks.square,
+        exact=not notes,
+        notes=tuple(notes),
+    )
+    return _with_kv_dtype(footprint, skeleton.tree.dtype)
+
+
+def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[TracedStep, TracedStep | None]:
+    """With an image in the prompt, else without; by the model's own generate, else by everybody's."""
+    failed: Exception | None = None
+    had_images = model.images
+    for images in (True, False) if had_images else (False,):
+        for plain in (False, True) if model.has_own_generate else (False,):
+            model.images, model.plain_generate = images, plain
+            try:
+                prefill, last, told = _steps(model, workload)
+            except Exception as error:  # noqa: BLE001 - as above
+                failed = failed or error
+                continue
+            notes += told
+            why = first_line(failed) if failed and had_images and not images else model.no_images
+            if why:
+                notes.append(f"images are not counted: {why}")
+            return prefill, last
+    assert failed is not None
+    raise failed
+
+
+def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep | None, list[str]]:
+    """Prefill, the step that fills the context, and what to know of them."""
+    from devctl.models.tracing.recorder import TooManyOperationsError
+
+    prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
+    if not model.generates:
+        return model.forward(whole), None, []
+    try:
+        return _prefill(model, prompt), _last(model, workload, whole), []
+    except TooManyOperationsError:
+        lengths = _lengths(model)
+        if lengths[-1] >= prompt:
+            raise
+        prefill = _extrapolated([_prefill(model, n) for n in lengths], lengths, prompt)
+        last = _extrapolated([_last(model, workload, n) for n in lengths], lengths, whole)
+        note = (
+            "its code loops over the sequence, as transformers does without a kernel for it: extrapolated from "
+            f"{lengths[-1]} tokens"
+        )
+        return prefill, last, [note]
+
+
+def _prefill(model: FakeModel, prompt: int) -> TracedStep:
+    return model.generate(prompt)[0]
+
+
+def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:
+    """The step that fills the context, and one before it: that ends what prefill left, like the slice of a window."""
+    if model.prompts.reads_whole:
+        prompt = context - workload.new_tokens
+        answer = max(1, workload.new_tokens - 1)
+        return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
+    start = max(1, context - 2)
+    return model.generate(start, steps=context - start + 1)[-1]
+
+
+def _blocks(prefill: TracedStep, last: TracedStep | None) -> tuple[BlockFootprint, ...]:
+    from devctl.models.tracing.peaks import Peaks
+
+    names = dict.fromkeys((*prefill.executed, *(last.executed if last else ())))
+    first, final = prefill.peaks, last.peaks if last else Peaks()
+    blocks = (
+        BlockFootprint(
+            name=name,
+            prompt_state=prefill.state.get(name, 0),
+            state=(last or prefill).state.get(name, 0),
+            prefill=first.beside.get(name, 0),
+            decode=final.beside.get(name, 0),
+            again=first.again.get(name, 0),
+            apart=_apart(first.apart.get(name, {}), final.apart.get(name, {})),
+        )
+        for name in names
+    )
+    return tuple(b for b in blocks if b.prompt_state or b.state or b.prefill or b.decode or b.again)
+
+
+def _apart(first: dict[str, int], final: dict[str, int]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((other, first.get(other, 0), final.get(other, 0)) for other in dict.fromkeys((*first, *final)))
+
+
+def _lengths(model: FakeModel) -> tuple[int, int, int]:
+    """Three lengths of a sequence, as long as there is time for."""
+    few, more = 32, 64
+    operations = []
+    for tokens in (few, more):
+        _prefill(model, tokens)
+        operations.append(model.operations)
+    per_token = max(1, operations[1] - operations[0]) / (more - few)
+    longest = int((_OPERATIONS * 0.75 - operations[0]) / per_token)
+    unit = max(1, longest // 3 // few) * few
+    return unit, 2 * unit, 3 * unit
+
+
+def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: int) -> TracedStep:
+    """A step at ``length`` tokens, from three: a parabola through each figure where it is one, else a line."""
+    from devctl.models.tracing.fake_run import TracedStep
+    from devctl.models.tracing.peaks import Peaks
+
+    def at(values: list[int]) -> int:
+        (a, b, c), unit = values, lengths[0]
+        curve = max(0, c - 2 * b + a)
+        steps_on = length / unit - 3
+        return round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2)
+
+    def each(tables: Sequence[dict[str, int]]) -> dict[str, int]:
+        return {name: at([table.get(name, 0) for table in tables]) for name in tables[-1]}
+
+    def at_least_none(tables: Sequence[dict[str, int]]) -> dict[str, int]:
+        return {name: max(0, nbytes) for name, nbytes in each(tables).items()}
+
+    found = [step.peaks for step in steps]
+    return TracedStep(
+        state=at_least_none([step.state for step in steps]),
+        executed=steps[-1].executed,
+        peaks=Peaks(
+            beside=at_least_none([peaks.beside for peaks in found]),
+            again=at_least_none([peaks.again for peaks in found]),
+            apart={name: each([peaks.apart.get(name, {}) for peaks in found]) for name in found[-1].apart},
+            square=at([peaks.square for peaks in found]),
+        ),
+        output=steps[-1].output,
+    )
+
+
+def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
+    """States in ``kv_dtype``, which transformers itself would convert to only by another cache."""
+    import torch
+
+    wanted = footprint.workload.kv_dtype
+    if wanted is None or wanted == dtype:
+        return footprint
+    numerator, denominator = getattr(torch, wanted).itemsize, getattr(torch, dtype).itemsize
+    blocks = (
+        replace(
+            block,
+            prompt_state=-(-block.prompt_state * numerator // denominator),
+            state=-(-block.state * numerator // denominator),
+        )
+        for block in footprint.blocks
+    )
+    note = f"states are scaled from {dtype} to {wanted}; what a conversion takes is not counted"
+    return replace(footprint, blocks=tuple(blocks), exact=False, notes=(*footprint.notes, note))

@@ -1,0 +1,86 @@
+"""``optimal``: the placement that offloads least, and leaves the most room everywhere.
+
+Unlike the strategies of transformers, it sees the whole model before it places the first layer. What is best, and how
+it is found, is in `row`.
+"""
+
+from collections.abc import Sequence
+
+from devctl.devices import Device
+from devctl.models.tree import ModuleTree
+from devctl.placement.blocks import Block, blocks_of
+from devctl.placement.budget import Budgets, is_accelerator, less_for_one
+from devctl.placement.optimal.latency import Fastest, Speeds, fastest
+from devctl.placement.optimal.solve import Best, Row, solve
+from devctl.placement.strategy import FoundMap, collapse, in_order
+from devctl.units import format_bytes
+
+ENDED_EARLY = "the search ended early"
+"""How a note begins that says what is not proven to be the best."""
+
+
+def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
+    """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
+    limits = limits_of(tree, budgets)
+    accelerators = [device for device in limits if is_accelerator(device)]
+    blocks = blocks_of(tree)
+    row = row_of(blocks)
+    if not any(row.moved):
+        return FoundMap(device_map={"": next(iter(limits), Device.disk())}, notes=())
+    own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
+    if speeds is None or not accelerators:
+        best = solve(row, own, cpu)
+        devices, notes = best.devices, tuple(_not_proven(best, row.moved, len(accelerators)))
+    else:
+        memory = [speeds.memory[device] for device in accelerators]
+        quick = fastest(row, own, cpu, memory, speeds.link, speeds.disk)
+        devices, notes = quick.devices, (_predicted(quick),)
+    places = [*accelerators, Device.cpu(), Device.disk()]
+    found = {name: places[at] for block, at in zip(blocks, devices, strict=True) for name in block.names}
+    return FoundMap(device_map=in_order(tree, collapse(found)), notes=notes)
+
+
+def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:
+    """What may be used of each device.
+
+    As in transformers, a measured GPU that is the only one keeps a tenth free, and every device a share for what
+    quantised weights hold beside themselves.
+    """
+    limits = dict(budgets.devices)
+    alone = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0) == 1
+    limits = less_for_one(limits) if alone and not budgets.given else limits
+    return {device: int(limit * tree.budget_share) for device, limit in limits.items()}
+
+
+def row_of(blocks: Sequence[Block]) -> Row:
+    """The blocks as the search takes them."""
+    return Row(
+        held=tuple(block.nbytes + block.runtime for block in blocks), moved=tuple(block.nbytes for block in blocks)
+    )
+
+
+def _predicted(quick: Fastest) -> str:
+    return (
+        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, by the "
+        f"speeds of memories and links alone; no placement is below {quick.bound * 1e3:.3g} ms"
+    )
+
+
+def _not_proven(best: Best, sizes: tuple[int, ...], accelerators: int) -> list[str]:
+    notes = []
+    if best.off_bound is not None:
+        off = sum(size for size, device in zip(sizes, best.devices, strict=True) if device >= accelerators)
+        notes.append(
+            f"{ENDED_EARLY}: {format_bytes(off)} are offloaded, and it is not known whether it could be less; "
+            f"no placement offloads less than {format_bytes(best.off_bound)}"
+        )
+    if best.fraction_bound is not None:
+        notes.append(
+            f"{ENDED_EARLY}: it is not known whether the fullest device could be less full; in no placement is "
+            f"it below {float(best.fraction_bound):.1%}"
+        )
+    if best.moves_bound is not None:
+        notes.append(
+            f"{ENDED_EARLY}: {best.moves} moves between devices, and no placement has fewer than {best.moves_bound}"
+        )
+    return notes

@@ -1,0 +1,91 @@
+"""What would make a model fit that does not: computed with ``optimal``, not guessed."""
+
+from devctl.devices import Device
+from devctl.models.tree import ModuleTree
+from devctl.placement.blocks import blocks_of
+from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement.optimal.find import limits_of, row_of
+from devctl.placement.optimal.solve import Row, least_factor, solve
+from devctl.units import format_bytes, format_need
+
+_MOST_MORE = 1024
+_BY = ", by --strategy optimal"
+
+
+def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
+    """Whether ``optimal`` needs no disk; and where the CPU may hold nothing that an accelerator should, not that."""
+    limits = limits_of(tree, budgets)
+    gpus = [limit for device, limit in limits.items() if is_accelerator(device)]
+    return _fits(row_of(blocks_of(tree)), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
+
+
+def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: int = 0) -> tuple[str, ...]:
+    """What hardware would hold the model, a line each.
+
+    Args:
+        cpu_may_hold: whether only the disk is to be avoided, not the CPU beside accelerators.
+        beside: bytes of each accelerator that ``budgets`` leave out, because they are taken whatever it holds.
+    """
+    row = row_of(blocks_of(tree))
+    limits = limits_of(tree, budgets)
+    gpus = {device: limit for device, limit in limits.items() if is_accelerator(device) and limit}
+    cpu = limits.get(Device.cpu())
+    found = []
+    if not gpus or cpu_may_hold:
+        needed = _cpu_needed(row, list(gpus.values()))
+        found.append(f"{Device.cpu()} would have to hold {format_need(needed)}" + _more(needed, cpu))
+    if gpus:
+        found.append(_larger(row, gpus, beside))
+        if more := _how_many_more(row, list(gpus.values()), cpu, cpu_may_hold=cpu_may_hold, beside=beside):
+            found.append(more)
+    return tuple(found)
+
+
+def _fits(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool) -> bool:
+    best = solve(row, gpus, cpu)
+    computing = len(gpus) if any(gpus) and not cpu_may_hold else len(gpus) + 1
+    return all(device < computing for device in best.devices)
+
+
+def _cpu_needed(row: Row, gpus: list[int]) -> int:
+    best = solve(row, gpus, sum(row.moved))
+    return sum(size for size, device in zip(row.moved, best.devices, strict=True) if device == len(gpus))
+
+
+def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
+    """The same accelerators, all larger by one factor."""
+    factor = least_factor(row, list(gpus.values()))
+    sizes = {device: -(-limit * factor.numerator // factor.denominator) for device, limit in gpus.items()}
+    if len(set(gpus.values())) == 1:
+        device, each = next(iter(sizes.items()))
+        who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
+        if beside:  # what blocks need is counted for the worst case, so that a little less might do as well
+            return f"{who} would do with {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
+        return f"{who} would have to hold {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
+    told = [f"{device} {format_need(size + beside)}" for device, size in sizes.items()]
+    more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+    return f"GPUs {float(factor):.3g} times as large would hold it: {', '.join(told[:4])}{more}{_BY}"
+
+
+def _more(needed: int, given: int | None) -> str:
+    return "" if not given or given >= needed else f", {format_need(needed - given)} more than it may"
+
+
+def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool, beside: int) -> str | None:
+    """The fewest further GPUs, as large as the largest there is; None where no number would do."""
+    size = max(gpus)
+
+    def enough(count: int) -> bool:
+        return _fits(row, gpus + [size] * count, cpu, cpu_may_hold=cpu_may_hold)
+
+    high = 1
+    while not enough(high):
+        high *= 2
+        if high > _MOST_MORE:
+            return None
+    low = high // 2  # not enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    more = f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)}"
+    return f"{more} would hold the rest{_BY}"

@@ -1,0 +1,26 @@
+"""Every architecture is traced, or the table says why not."""
+
+import json
+
+import pytest
+
+from devctl.models.footprint import Footprint, peak_beside_weights, state_bytes
+from tests.models.tracing.sweep import TABLE, classes, sweep, untraced
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_architecture_is_traced_or_in_the_table():
+    found = sweep()
+    table = json.loads(TABLE.read_text())
+    assert untraced(found).keys() == table.keys()
+    traced = {name: each for name, each in found.items() if isinstance(each, Footprint)}
+    assert len(traced) > 250
+    configs = {model_class.__name__: config_class for config_class, model_class in classes()}
+    for name, footprint in traced.items():
+        assert peak_beside_weights(footprint.blocks) > 0, name
+        assert footprint.exact == (not footprint.notes), name
+        # MPT's default config, for one, keeps no cache
+        keeps = getattr(configs[name](), "use_cache", True)
+        if name.endswith("ForCausalLM") and keeps:
+            assert state_bytes(footprint) > 0, name

@@ -1,0 +1,45 @@
+"""The fastest placement against every placement of one run a device, and its bound."""
+
+from itertools import pairwise, product
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devctl.placement.optimal import latency
+from devctl.placement.optimal.latency import MOVE, fastest
+from devctl.placement.optimal.solve import Row
+from tests.placement.optimal.test_optimal import judge
+
+
+def seconds(row, rates, devices):
+    moves = sum(1 for here, there in pairwise(devices) if here != there)
+    return sum(size / rates[device] for size, device in zip(row.moved, devices, strict=True)) + moves * MOVE
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from([1000, 3000, 7000]), min_size=1, max_size=6).map(tuple),
+    st.lists(st.tuples(st.integers(0, 12_000), st.sampled_from([10**8, 4 * 10**8, 9 * 10**8])), min_size=1, max_size=3),
+    st.none() | st.integers(0, 20_000),
+)
+def test_no_run_each_is_faster(sizes, gpus, cpu):
+    row = Row(held=sizes, moved=sizes)
+    budgets, memory = [budget for budget, _ in gpus], [rate for _, rate in gpus]
+    rates = [*memory, 10**7, 10**6]
+    found = fastest(row, budgets, cpu, memory, 10**7, 10**6)
+    assert judge(row, budgets, cpu, found.devices) is not None
+    assert abs(found.seconds - seconds(row, rates, found.devices)) < 1e-9
+    runs = []
+    for devices in product(range(len(budgets) + 2), repeat=len(sizes)):
+        judged = judge(row, budgets, cpu, devices)
+        if judged is not None and judged[1] and (cpu is not None or len(budgets) not in devices):
+            runs.append(seconds(row, rates, devices))
+    assert found.seconds <= min(runs) + 1e-9
+    assert found.bound <= found.seconds + 1e-9
+
+
+def test_a_search_that_ends_early_fills_the_fastest_first(monkeypatch):
+    monkeypatch.setattr(latency, "_STEPS", 1)
+    row = Row(held=(5,) * 4, moved=(5,) * 4)
+    found = fastest(row, [20, 10, 10], None, [10, 30, 20], 1, 1)
+    assert found.devices == (1, 1, 2, 2)

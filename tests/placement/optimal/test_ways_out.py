@@ -1,0 +1,55 @@
+"""Ways out are true, and the nearest there are: each is tried, and a little less is tried."""
+
+import re
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from devctl.devices import Device
+from devctl.placement.budget import Budgets
+from devctl.placement.optimal.ways_out import fits, ways_out
+from tests.trees import layers
+
+SIZES = st.lists(st.sampled_from([4, 10, 30]), min_size=2, max_size=8)
+
+
+def budgets(gpus, cpu=None):
+    devices = [*((Device.gpu(i), size) for i, size in enumerate(gpus)), *([] if cpu is None else [(Device.cpu(), cpu)])]
+    return Budgets(devices=tuple(devices), given=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, st.integers(1, 40), st.integers(1, 3))
+def test_larger_gpus(sizes, each, count):
+    model = layers(*sizes)
+    given_budgets = budgets([each] * count)
+    assume(not fits(model, given_budgets, cpu_may_hold=False))
+    line = next(line for line in ways_out(model, given_budgets, cpu_may_hold=False) if "have to hold" in line)
+    needed = int(re.search(r"hold (\d+) B", line)[1])
+    assert fits(model, budgets([needed] * count), cpu_may_hold=False)
+    assert not fits(model, budgets([needed - 1] * count), cpu_may_hold=False)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, st.lists(st.integers(1, 40), min_size=1, max_size=3))
+def test_more_gpus(sizes, gpus):
+    model = layers(*sizes)
+    assume(not fits(model, budgets(gpus), cpu_may_hold=False))
+    lines = [line for line in ways_out(model, budgets(gpus), cpu_may_hold=False) if "more GPU" in line]
+    if not lines:  # no number of them would do
+        assert max(sizes) > max(gpus)
+        return
+    number = int(lines[0].split()[0])
+    assert fits(model, budgets([*gpus, *[max(gpus)] * number]), cpu_may_hold=False)
+    assert number == 1 or not fits(model, budgets([*gpus, *[max(gpus)] * (number - 1)]), cpu_may_hold=False)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SIZES, st.lists(st.integers(0, 40), max_size=2), st.integers(0, 40))
+def test_more_ram(sizes, gpus, cpu):
+    model = layers(*sizes)
+    assume(not fits(model, budgets(gpus, cpu), cpu_may_hold=True))
+    line = next(line for line in ways_out(model, budgets(gpus, cpu), cpu_may_hold=True) if line.startswith("cpu"))
+    needed = int(re.search(r"hold (\d+) B", line)[1])
+    assert fits(model, budgets(gpus, needed), cpu_may_hold=True)
+    assert not fits(model, budgets(gpus, needed - 1), cpu_may_hold=True)
