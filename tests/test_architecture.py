@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "models": set(),
     "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
     "loading": {"devices", "models", "placement"},
-    "cli": {"devices", "inventory", "models", "placement", "loading"},
+    "planning": {"devices", "inventory", "models", "placement"},
+    "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
+    "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
+    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "api"},
 }
 WINGS = {
     "inventory": {"probes"},
@@ -27,8 +30,8 @@ WINGS = {
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
-EVERYONE = {"errors", "units"}
-OUTSIDE = {"__init__", "__main__", "errors", "units"}
+EVERYONE = {"as_json", "errors", "units"}
+OUTSIDE = {"__init__", "__main__", "as_json", "errors", "units"}
 HEAVY = {"torch", "transformers", "accelerate", "pydantic"}
 
 

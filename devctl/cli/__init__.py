@@ -13,8 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 import devctl
+from devctl.cli.groups import PanelledCommand
+from devctl.cli.reporter import Terminal
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode
+from devctl.planning.progress import reporting
 
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
@@ -42,7 +45,9 @@ class _Devctl(TyperGroup):
             return None
         module, _, function = COMMANDS[cmd_name].partition(":")
         lone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        lone.command(cmd_name, context_settings=_HELP_OPTIONS)(getattr(import_module(module), function))
+        lone.command(cmd_name, cls=PanelledCommand, context_settings=_HELP_OPTIONS)(
+            getattr(import_module(module), function)
+        )
         return typer.main.get_command(lone)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -57,7 +62,8 @@ class _Devctl(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with reporting(Terminal()):
+                return super().invoke(ctx)
         except DevctlError as error:
             if os.environ.get("DEVCTL_DEBUG"):
                 traceback.print_exc()

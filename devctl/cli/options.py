@@ -1,7 +1,285 @@
-"""Options that all commands share, one alias each."""
+"""The options of commands about models, as frozen groups."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+from devctl.cli.show import streams
+from devctl.models.quantised.quantise import Quantize
+from devctl.placement.strategy import Strategy
+from devctl.planning.request import (
+    Dtype,
+    KvDtype,
+    Limits,
+    MachineRequest,
+    ModelRequest,
+    Objective,
+    WorkloadRequest,
+)
+
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-memory",
+        metavar="DEVICE=SIZE,…",
+        help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB; may be repeated. "
+        "Without it, what this machine has free.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, built how."""
+
+    PANEL: ClassVar[str] = "Model"
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Build in this dtype; auto is the checkpoint's own.")] = (
+        Dtype.AUTO
+    )
+    model_class: Annotated[
+        str | None,
+        typer.Option(
+            "--model-class",
+            metavar="CLASS",
+            help="Class of transformers, like AutoModelForCausalLM.  [default: the config's first architecture]",
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+    ] = False
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")] = (
+        None
+    )
+
+    def request(self) -> ModelRequest:
+        """The same, checked."""
+        return ModelRequest(
+            model=self.model,
+            dtype=self.dtype,
+            model_class=self.model_class,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedModelOptions(ModelOptions):
+    """Which model, built how, where it is not loaded."""
+
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(
+            "--quantize",
+            metavar="METHOD",
+            help="Plan as if from_pretrained quantised the weights while loading: int8, nf4, fp4 (bitsandbytes), fp8, "
+            "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, "
+            "-int2, -float8.",
+        ),
+    ] = None
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")
+    ] = False
+
+    def request(self) -> ModelRequest:
+        """The same, checked."""
+        return ModelRequest(
+            model=self.model,
+            dtype=self.dtype,
+            model_class=self.model_class,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            quantize=self.quantize,
+            cache=not self.no_cache,
+        )
+
+
+def _help_on_devices(context: typer.Context, value: str | None) -> str | None:
+    """``--devices help`` needs no MODEL: it is answered before one is asked for."""
+    if value != "help" or context.resilient_parsing:
+        return value
+    from devctl.cli.show.boards import boards_table
+
+    streams.answer(boards_table())
+    raise typer.Exit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """Which machine, and how much of it."""
+
+    PANEL: ClassVar[str] = "Machine"
+
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="DEVICE,…",
+            callback=_help_on_devices,
+            is_eager=True,
+            help="Plan for these, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB,cpu=64GiB; with --max-memory for less of "
+            "some. `--devices help` lists the boards.",
+        ),
+    ] = None
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="FILE|-",
+            help="Plan for the machine that `devctl list --json` described, not this one.",
+        ),
+    ] = None
+    max_memory: MaxMemory = None
+    visible: Annotated[
+        str | None,
+        typer.Option("--visible", metavar="ID,…", help="Plan with these accelerators alone, counted from 0, like 0,2."),
+    ] = None
+    reserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reserve",
+            metavar="SIZE|SHARE",
+            help="Keep so much of every GPU free, like 1GiB or 10%, or 0=2GiB,cpu=10%.",
+        ),
+    ] = None
+    speed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speed",
+            metavar="DEVICE=SIZE,…",
+            help="For --objective latency: bytes a second of a GPU's memory, the link to it, or the disk, like "
+            "0=2TB,link=25GB,disk=3GB. Without it, as measured, or the board's own.",
+        ),
+    ] = None
+
+    def request(self, *, timed: bool) -> MachineRequest:
+        """The same, checked; ``timed`` where it matters how fast the machine is."""
+        return MachineRequest(
+            devices=self.devices,
+            file=self.machine,
+            max_memory=None if self.max_memory is None else tuple(self.max_memory),
+            visible=self.visible,
+            reserve=None if self.reserve is None else tuple(self.reserve),
+            speed=tuple(self.speed or ()) if timed else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadOptions:
+    """What the model should do."""
+
+    PANEL: ClassVar[str] = "Workload"
+
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            "--context-length",
+            metavar="TOKENS",
+            min=1,
+            help="Count the KV cache and activations of so many tokens too.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="Sequences at once.  [default: 1]")
+    ] = None
+    new_tokens: Annotated[
+        int | None,
+        typer.Option("--new-tokens", metavar="N", min=0, help="How many of the tokens are generated.  [default: 1]"),
+    ] = None
+    kv_dtype: Annotated[
+        KvDtype | None, typer.Option("--kv-dtype", help="What keys and values are kept in.  [default: the model's]")
+    ] = None
+    overhead: Annotated[
+        str | None,
+        typer.Option(
+            "--overhead", metavar="SIZE", help="What the libraries of each GPU take.  [default: 512MiB with a workload]"
+        ),
+    ] = None
+
+    def request(self) -> WorkloadRequest:
+        """The same, checked."""
+        return WorkloadRequest(
+            context_length=self.context_length,
+            batch_size=self.batch_size or 1,
+            new_tokens=self.new_tokens,
+            kv_dtype=self.kv_dtype,
+            overhead=self.overhead,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalOptions:
+    """How to place, and what a plan may do."""
+
+    PANEL: ClassVar[str] = "Placement"
+
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(
+            "--strategy", help="How to place the layers: as transformers does, or the best way.  [default: auto]"
+        ),
+    ] = None
+    objective: Annotated[
+        Objective | None,
+        typer.Option(
+            "--objective", help="What optimal is best in: room left on every GPU, or predicted seconds a token."
+        ),
+    ] = None
+    map: Annotated[
+        str | None,
+        typer.Option("--map", metavar="FILE|-|DEVICE", help="Judge this device map instead of making one."),
+    ] = None
+    no_offload: Annotated[
+        bool, typer.Option("--no-offload", help="Refuse (exit code 3) a plan that leaves layers off the GPUs.")
+    ] = False
+    no_disk: Annotated[
+        bool, typer.Option("--no-disk", help="Refuse (exit code 3) a plan that leaves layers on disk.")
+    ] = False
+    max_context: Annotated[
+        bool,
+        typer.Option("--max-context", help="Find the most tokens that fit on this placement, and on the best one."),
+    ] = False
+    target_context: Annotated[
+        int | None,
+        typer.Option(
+            "--target-context",
+            metavar="TOKENS",
+            min=2,
+            help="Place for as many sequences of this length as fit; if not one does, for the longest that does.",
+        ),
+    ] = None
+    what_if: Annotated[bool, typer.Option("--what-if", help="Print which contexts and batch sizes fit, instead.")] = (
+        False
+    )
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
+    ] = False
+
+    @property
+    def limits(self) -> Limits:
+        """What a plan may do that fits."""
+        return Limits(offload=not self.no_offload, disk=not self.no_disk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What to print and write."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the plan document instead of the map; with others, theirs as JSON.")
+    ] = False
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),
+    ] = None
+    explain: Annotated[bool, typer.Option("--explain", help="Tell, block by block, why it goes where it does.")] = False
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the plan, as a picture.")] = None
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also draw the plan, as a page with a table of all blocks."),
+    ] = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 
+from devctl.as_json import to_json_values
 from devctl.devices import Device
 from devctl.inventory.records import Inventory
 
@@ -20,21 +21,6 @@ KIND = "devctl.inventory"
 def to_document(inventory: Inventory) -> dict[str, Any]:
     """``inventory`` as JSON values: the same keys whatever the hardware, None for unknown. See ``schema.json``."""
     return {"schema": SCHEMA, "kind": KIND, **to_json_values(inventory)}
-
-
-def to_json_values(value: Any) -> Any:
-    """Records as dicts, tuples as lists, devices and enums as their strings; the rest as it is."""
-    if isinstance(value, Device):
-        return str(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, tuple):
-        return [to_json_values(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_json_values(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
-        return {name: to_json_values(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
 
 
 def from_document(document: Any) -> Inventory:

@@ -4,30 +4,99 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
+from devctl.as_json import to_json_values
+from devctl.errors import UsageError
 from devctl.inventory.records import Accelerator, Disk, Hidden, Inventory, Vendor, label
-from devctl.units import format_bytes
+from devctl.units import format_bytes, parse_size
+
+SCHEMA = 1
+
+
+Size = int | str
+Version = tuple[int, ...] | str
+
+_T = TypeVar("_T")
+
+
+def _parsed(name: str, parse: Callable[[str], _T], value: _T | str | None) -> _T | None:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise UsageError(f"--{name.replace('_', '-')}: {error}") from None
+
+
+def _parse_size(text: str) -> int:
+    # a gate that takes 40 for 40 bytes, where 40GiB was meant, lets everything through
+    if not text.strip()[-1:].isalpha():
+        raise ValueError(f"{text!r} has no unit; write it like {text.strip() or 40}GiB")
+    return parse_size(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What a job asks for. Sizes are bytes, versions tuples of numbers; None asks for nothing.
+    """What a job asks for; None asks for nothing.
 
     ``gpu_memory``, ``compute_capability`` and ``idle`` say what a GPU must offer to count, ``gpus`` how many must
-    count (1 unless said), ``select`` how many of them to name.
+    count (1 unless said), ``select`` how many of them to name. Sizes may be given as text with a unit, like "40GiB",
+    versions as text, like "12.4".
+
+    Raises:
+        UsageError: a size has no unit, or a version is none.
     """
 
     gpus: int | None = None
     select: int | None = None
-    gpu_memory: int | None = None
-    total_gpu_memory: int | None = None
-    ram: int | None = None
-    disks: tuple[tuple[Path, int], ...] = ()
-    compute_capability: tuple[int, ...] | None = None
-    driver: tuple[int, ...] | None = None
-    cuda: tuple[int, ...] | None = None
+    gpu_memory: Size | None = None
+    total_gpu_memory: Size | None = None
+    ram: Size | None = None
+    disks: tuple[tuple[Path, Size], ...] = ()
+    compute_capability: Version | None = None
+    driver: Version | None = None
+    cuda: Version | None = None
     idle: bool = False
     p2p: bool = False
+
+    def __post_init__(self) -> None:
+        _in_numbers(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """`Requirements` in numbers: bytes, and versions as tuples."""
+
+    gpus: int | None
+    select: int | None
+    gpu_memory: int | None
+    total_gpu_memory: int | None
+    ram: int | None
+    disks: tuple[tuple[Path, int], ...]
+    compute_capability: tuple[int, ...] | None
+    driver: tuple[int, ...] | None
+    cuda: tuple[int, ...] | None
+    idle: bool
+    p2p: bool
+
+
+def _in_numbers(wanted: Requirements) -> _Asked:
+    sizes = {
+        name: _parsed(name, _parse_size, getattr(wanted, name)) for name in ("gpu_memory", "total_gpu_memory", "ram")
+    }
+    versions = {
+        name: _parsed(name, parse_version, getattr(wanted, name)) for name in ("compute_capability", "driver", "cuda")
+    }
+    return _Asked(
+        gpus=wanted.gpus,
+        select=wanted.select,
+        disks=tuple((path, _parsed("disk", _parse_size, size) or 0) for path, size in wanted.disks),
+        idle=wanted.idle,
+        p2p=wanted.p2p,
+        **sizes,
+        **versions,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +123,21 @@ class Verdict:
         """Whether every requirement is met."""
         return all(finding.met for finding in self.findings)
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is not met, one line each."""
+        return tuple(str(finding) for finding in self.findings if not finding.met)
+
+    def to_document(self) -> dict[str, Any]:
+        """The verdict as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "kind": "devctl.check",
+            "ok": self.ok,
+            "requirements": to_json_values(self.findings),
+            "selected": to_json_values(self.selected),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PerGpu:
@@ -74,8 +158,9 @@ def parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def judge(inventory: Inventory, wanted: Requirements) -> Verdict:
-    """Whether ``inventory`` meets ``wanted``: a finding for each requirement, in the order of the fields above."""
+def judge(inventory: Inventory, requirements: Requirements) -> Verdict:
+    """Whether ``inventory`` meets ``requirements``: a finding for each, in the order of the fields above."""
+    wanted = _in_numbers(requirements)
     findings: list[Finding] = []
     selected: tuple[Accelerator, ...] = ()
     per_gpu = _per_gpu(wanted)
@@ -111,7 +196,7 @@ def rank(accelerator: Accelerator) -> tuple[int, int, int, int, int]:
     )
 
 
-def _per_gpu(wanted: Requirements) -> list[_PerGpu]:
+def _per_gpu(wanted: _Asked) -> list[_PerGpu]:
     checks: list[_PerGpu] = []
     if (memory := wanted.gpu_memory) is not None:
         checks.append(
@@ -141,7 +226,7 @@ def _shown_processes(accelerator: Accelerator) -> str:
 
 
 def _judge_gpus(
-    inventory: Inventory, wanted: Requirements, per_gpu: Sequence[_PerGpu]
+    inventory: Inventory, wanted: _Asked, per_gpu: Sequence[_PerGpu]
 ) -> tuple[list[Finding], tuple[Accelerator, ...]]:
     candidates = sorted(_candidates(inventory, wanted.select), key=rank)
     # --p2p alone asks it of all GPUs
@@ -241,7 +326,7 @@ def _disk(path: Path, wanted: int, disk: Disk | None) -> Finding:
     return _at_least(requirement, wanted, disk.free, "free")
 
 
-def _versions(inventory: Inventory, wanted: Requirements) -> list[Finding]:
+def _versions(inventory: Inventory, wanted: _Asked) -> list[Finding]:
     findings = []
     drivers = sorted(inventory.drivers, key=lambda driver: driver.vendor is not Vendor.NVIDIA)
     first = drivers[0] if drivers else None

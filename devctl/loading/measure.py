@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from devctl.as_json import to_json_values
 from devctl.devices import Device, DeviceType
 from devctl.loading.proofs.copies import Copied
 from devctl.loading.proofs.places import Misplaced, Places, Ties, expected_device, tied_places
@@ -17,6 +19,10 @@ from devctl.placement.placement import HfDevice, add_up
 
 _TAKEN = 1.02
 """Of what was predicted; less is no news."""
+
+
+SCHEMA = 1
+"""Version of the report's document; it grows when a key changes its meaning or goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,14 @@ class LoadReport:
     proofs: tuple[Proof, ...]
     ok: bool
     notes: tuple[str, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """The report as JSON values; see ``schema.json``. Sizes are bytes, times seconds."""
+        return {
+            "schema": SCHEMA,
+            "kind": "devctl.load",
+            **{field.name: to_json_values(getattr(self, field.name)) for field in fields(self)},
+        }
 
 
 def device_bytes(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from devctl.models import footprint
-from devctl.models.files.resolve import ModelSource, SourceKind, read_config
+from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
@@ -42,7 +42,7 @@ def tree_key(
     """
     from importlib.metadata import version
 
-    config = read_config(source.config_path)
+    config = source.config
     named = config.get("dtype") or config.get("torch_dtype")
     if trust_remote_code or (dtype == "auto" and not named):
         return None

@@ -5,6 +5,7 @@ Imports torch and transformers, inside functions.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.headers import disagreement
-from devctl.models.files.resolve import ModelSource, SourceKind, read_config
+from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.weights import checkpoint_dtype
 from devctl.models.quantised.counting import CannotCountError, Counting
 from devctl.models.quantised.quantise import (
@@ -146,12 +147,57 @@ def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | Non
     Args:
         counting: bytes of the tensors that are not counted as they are built.
     """
+    return _tree_of(model, _dtype_name(dtype), dict(model.all_tied_weights_keys), counting)
+
+
+def live_tree(module: torch.nn.Module) -> ModuleTree:
+    """The tree of a module as it is in this process, its weights tied or not.
+
+    A model of transformers has its ties and no-split blocks from its class; of any other, tensors that are one object
+    count once, and nothing is kept whole.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+    dtype = _dtype_name(next(floats, torch.float32))
+    ties = dict(module.all_tied_weights_keys.items()) if isinstance(module, PreTrainedModel) else {}
+    return _tree_of(module, dtype, ties, None)
+
+
+def live_skeleton(module: torch.nn.Module, tree: ModuleTree) -> Skeleton | None:
+    """What builds such a module once more; None where its class does not build from its config what it is now.
+
+    Args:
+        tree: of the module.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return None
+    config = copy.deepcopy(module.config)
+    skeleton = Skeleton(config=config, model_class=type(module), tree=tree)
+    try:
+        built = tree_of(_build(type(module), config, getattr(torch, tree.dtype)), getattr(torch, tree.dtype))
+    except ModelError:
+        return None
+    return skeleton if _tensors(built.root) == _tensors(tree.root) else None
+
+
+def _tensors(module: Module) -> list[tuple[str, tuple[int, ...], str]]:
+    own = [(t.name, t.shape, t.dtype) for t in (*module.parameters, *module.buffers)]
+    return own + [found for child in module.children for found in _tensors(child)]
+
+
+def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting: Counting | None) -> ModuleTree:
     seen: dict[int, str] = {}
     planned = {} if counting is None else counting.planned
     dtypes = {} if counting is None else counting.dtypes
 
     def tensor(name: str, value: torch.Tensor, kind: TensorKind, *, persistent: bool = True) -> Tensor:
-        first = seen.setdefault(id(value), name)
+        # what the class ties is told by the ties, whether they are made already or not
+        first = name if name in ties else seen.setdefault(id(value), name)
         return Tensor(
             name=name,
             kind=kind,
@@ -182,9 +228,9 @@ def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | Non
     return ModuleTree(
         root=visit(model, ""),
         class_name=type(model).__name__,
-        dtype=_dtype_name(dtype),
-        ties=tuple(model.all_tied_weights_keys.items()),
-        no_split=frozenset(model._no_split_modules or ()),
+        dtype=dtype,
+        ties=tuple(ties.items()),
+        no_split=frozenset(getattr(model, "_no_split_modules", None) or ()),
         unplaced=None if unplaced is None else frozenset(unplaced),
     )
 
@@ -193,7 +239,7 @@ def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedC
     import transformers
     from transformers import AutoConfig
 
-    data = read_config(source.config_path)
+    data = source.config
     model_type = data.get("model_type")
     if "auto_map" in data and not trust_remote_code and model_type not in transformers.CONFIG_MAPPING:
         raise ModelError(

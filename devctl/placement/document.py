@@ -1,15 +1,12 @@
 """Maps and plans as JSON: what ``plan`` writes, and ``load`` and ``check`` read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError, first_line
-from devctl.models.footprint import Footprint
 from devctl.placement.budget import NUMBERED
-from devctl.placement.placement import Placement, to_hf
-from devctl.placement.runtime import Runtime
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -32,56 +29,6 @@ class PlannedModel:
     dtype: str
     nbytes: int
     quantisation: str | None = None
-
-
-def plan_document(
-    model: PlannedModel, placement: Placement, versions: dict[str, str], runtime: Runtime | None = None
-) -> dict[str, Any]:
-    """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
-    return {
-        "schema": SCHEMA,
-        "kind": KIND,
-        "versions": versions,
-        "model": {
-            "name": model.name,
-            "revision": model.revision,
-            "class": model.class_name,
-            "dtype": model.dtype,
-            "quantisation": model.quantisation,
-            "bytes": model.nbytes,
-        },
-        "strategy": placement.strategy,
-        "devices": [
-            {
-                "device": str(use.device),
-                "used": use.used,
-                "state": use.state,
-                "activations": use.activations,
-                "overhead": use.overhead,
-                "budget": use.budget,
-                "modules": list(use.modules),
-            }
-            for use in placement.devices
-        ],
-        "workload": None if runtime is None else _workload(runtime.footprint),
-        "offloaded": placement.offloaded,
-        "crossings": placement.crossings,
-        "device_map": to_hf(placement.device_map),
-        "notes": list(placement.notes),
-    }
-
-
-def _workload(footprint: Footprint) -> dict[str, Any]:
-    """What was asked for, and what each block holds for it beside its weights."""
-    return {
-        **asdict(footprint.workload),
-        "exact": footprint.exact,
-        "output": footprint.output,
-        "blocks": [
-            {"name": block.name, "state": block.state, "prefill": block.prefill, "decode": block.decode}
-            for block in footprint.blocks
-        ],
-    }
 
 
 def parse_map(text: str, origin: str) -> dict[str, Device]:

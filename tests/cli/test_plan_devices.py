@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from devctl.cli import hardware
 from devctl.inventory.catalogue import BOARDS
 from devctl.inventory.document import to_document
 from devctl.inventory.hypothetical import parse_devices
+from devctl.planning import machine
 from tests.conftest import CONFIGS
 
 LLAMA = CONFIGS / "llama-3.1-8b"
@@ -18,7 +18,7 @@ def _nobody_looks_at_this_machine(monkeypatch):
     def take():
         raise AssertionError("the machine is not asked")
 
-    monkeypatch.setattr(hardware, "take_inventory", take)
+    monkeypatch.setattr(machine, "take_inventory", take)
 
 
 def budgets(done):

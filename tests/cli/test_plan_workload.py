@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from devctl.cli.workload import largest
+from devctl.planning.capacity import largest
 from tests.conftest import CONFIGS
 from tests.test_architecture import HEAVY, modules_after
 

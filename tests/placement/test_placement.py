@@ -8,8 +8,9 @@ from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
-from devctl.placement.document import PlannedModel, parse_map, plan_document
+from devctl.placement.document import PlannedModel, parse_map
 from devctl.placement.placement import bytes_per_device, disjoint, make_placement, to_hf, validate
+from devctl.placement.plan import Plan
 from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree
 
@@ -117,7 +118,8 @@ def test_going_straight_to_disk_is_noted():
 def document():
     budgets = Budgets(devices=((GPU0, 26), (CPU, 100)), given=True)
     model = PlannedModel(name="org/m", revision="abc", class_name="Model", dtype="int8", nbytes=28)
-    return plan_document(model, place(MODEL, budgets, Strategy.SEQUENTIAL), {"devctl": "0"})
+    placement = place(MODEL, budgets, Strategy.SEQUENTIAL)
+    return Plan(model=model, tree=MODEL, budgets=budgets, placement=placement, versions={"devctl": "0"}).to_document()
 
 
 RUNTIME = {"state": 0, "activations": 0, "overhead": 0}  # what no workload was planned for
@@ -147,6 +149,7 @@ def test_the_plan_document():
         "crossings": 1,
         "device_map": {"embed": 0, "layers.0": 0, "layers.1": "cpu", "head": "cpu"},
         "notes": ["6 B are offloaded that need not be: --strategy optimal keeps them"],
+        "max_context": None,
     }
 
 

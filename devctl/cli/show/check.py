@@ -2,26 +2,9 @@
 
 from collections.abc import Sequence
 
-from devctl.cli.show.streams import dumps
 from devctl.errors import UsageError
-from devctl.inventory.document import to_json_values
 from devctl.inventory.records import Accelerator, label
 from devctl.inventory.requirements import Verdict
-
-SCHEMA = 1
-KIND = "devctl.check"
-
-
-def to_json(verdict: Verdict) -> str:
-    """The verdict as one document."""
-    document = {
-        "schema": SCHEMA,
-        "kind": KIND,
-        "ok": verdict.ok,
-        "requirements": to_json_values(verdict.findings),
-        "selected": to_json_values(verdict.selected),
-    }
-    return dumps(document)
 
 
 def lines(verdict: Verdict) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.streams import SCHEMA, dumps, to_text
+from devctl.cli.show.streams import to_text
 from devctl.devices import DeviceType
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
+    from devctl.placement.plan import Comparison, Room, WhatIf
 
 
 def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
@@ -138,35 +139,13 @@ def ranges(names: Iterable[str]) -> list[str]:
     ]
 
 
-def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bool) -> str:
-    """All placements side by side, and which one to take: a table, or a document."""
-    chosen, why = choose(placements)
-    if json:
-        return dumps(
-            {
-                "schema": SCHEMA,
-                "kind": "devctl.comparison",
-                "plans": [
-                    {
-                        "strategy": each.strategy,
-                        "devices": [
-                            {"device": str(u.device), "used": u.used, "budget": u.budget} for u in each.devices
-                        ],
-                        "offloaded": each.offloaded,
-                        "fullest": float(each.fullest),
-                        "crossings": each.crossings,
-                        "fits": each.fits,
-                    }
-                    for each in placements
-                ],
-                "take": chosen.strategy,
-                "why": why,
-            }
-        )
+def comparison(found: Comparison) -> str:
+    """All placements side by side, and which one to take: a table."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    placements = found.placements
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for each in placements:
@@ -183,57 +162,46 @@ def comparison(model: PlannedModel, placements: Sequence[Placement], *, json: bo
     table.add_row("crossings", *(str(each.crossings) for each in placements))
     if not all(each.fits for each in placements):
         table.add_row("fits", *("yes" if each.fits else "no" for each in placements))
+    model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
-    return to_text(Group(head, table, Text(f"take {chosen.strategy}: {why}")), sys.stdout)
+    return to_text(Group(head, table, Text(f"take {found.chosen.strategy}: {found.why}")), sys.stdout)
 
 
-def what_if_table(model: PlannedModel, found: Sequence[tuple[int, int, bool, float]], *, json: bool) -> str:
-    """Which contexts and batch sizes fit.
-
-    Args:
-        found: (context, batch, whether it fits, the used fraction of the fullest device).
-    """
-    if json:
-        cases = [
-            {"context_length": context, "batch_size": batch, "fits": fits, "fullest": fullest}
-            for context, batch, fits, fullest in found
-        ]
-        return dumps({"schema": SCHEMA, "kind": "devctl.what_if", "cases": cases})
+def what_if_table(found: WhatIf) -> str:
+    """Which contexts and batch sizes fit: a table."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    batches = list(dict.fromkeys(batch for _, batch, _, _ in found))
+    batches = list(dict.fromkeys(case.batch_size for case in found.cases))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     table.add_column("tokens \\ batch", justify="right", no_wrap=True)
     for batch in batches:
         table.add_column(str(batch), justify="right", no_wrap=True)
-    for context in dict.fromkeys(context for context, _, _, _ in found):
-        row = [f"{fullest:.0%}" if fits else "–" for c, _, fits, fullest in found if c == context]
+    for context in dict.fromkeys(case.context_length for case in found.cases):
+        row = [f"{case.fullest:.0%}" if case.fits else "–" for case in found.cases if case.context_length == context]
         table.add_row(str(context), *row)
+    model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
     return to_text(Group(head, table, tail), sys.stdout)
 
 
-def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
-    """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
+def room_line(room: Room | None) -> str:
+    """What is left, and about how long a text it holds; empty where there is no room to speak of."""
+    if room is None:
+        return ""
+    text = f"room: {format_bytes(room.free)}"
+    if room.tokens is None:
+        return text
+    if room.made_for is not None and room.tokens >= room.made_for:
+        return f"{text}, enough for the {room.made_for:,} tokens that the model is made for"
+    if room.tokens < 1:
+        return f"{text}, too little to run a text"
+    full = "" if room.full is None else f", when {room.full} is full"
+    return f"{text}, about {_two_digits(room.tokens)} tokens{full}"
 
-    The first of equal ones, so that transformers' own default is left only for something better.
-    """
-    best = min(placements, key=lambda p: (not p.fits, p.offloaded, p.on_disk, p.fullest, p.crossings))
-    first = placements[0]
-    if best is first:
-        return (
-            best,
-            f"no other is better, {'and it is' if best.fits else 'but it does not fit; it is'} transformers' default",
-        )
-    if not first.fits and best.fits:
-        return best, f"it fits, and {first.strategy} does not"
-    for less, where in ((first.offloaded - best.offloaded, "offloaded"), (first.on_disk - best.on_disk, "on disk")):
-        if less > 0:
-            return best, f"{format_bytes(less)} less {where} than with {first.strategy}"
-    if best.fullest < first.fullest:
-        fractions = f"{float(best.fullest):.1%} full, and {float(first.fullest):.1%} with {first.strategy}"
-        return best, f"the fullest device is {fractions}"
-    return best, f"{best.crossings} crossings, and {first.crossings} with {first.strategy}"
+
+def _two_digits(tokens: float) -> str:
+    """As much of it as is known."""
+    return f"{int(float(f'{tokens:.2g}')):,}"

@@ -185,7 +185,7 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def to_json(kind: str, value: Any) -> str:
     """A frozen record as one JSON document, with the schema's version and its kind first."""
-    from devctl.inventory.document import to_json_values
+    from devctl.as_json import to_json_values
 
     return dumps({"schema": SCHEMA, "kind": kind, **to_json_values(value)})
 

@@ -6,6 +6,7 @@ Only the config is read or downloaded, never a weight.
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from devctl.errors import ModelError, UsageError, first_line
@@ -22,7 +23,7 @@ class SourceKind(StrEnum):
     HUB = "hub"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, as what is read once is kept
 class ModelSource:
     """Where a model is read from.
 
@@ -36,6 +37,15 @@ class ModelSource:
     location: str
     config_path: Path
     revision: str | None = None
+
+    @cached_property
+    def config(self) -> dict[str, object]:
+        """What the config says, read once; nobody changes it.
+
+        Raises:
+            ModelError: it can't be read, is no JSON, or none of a model.
+        """
+        return read_config(self.config_path)
 
 
 def resolve(model: str, *, revision: str | None = None) -> ModelSource:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devctl.cli import gather
-from devctl.cli.show import streams
 from devctl.errors import UntracedError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
-from devctl.models.files.resolve import ModelSource, read_config
+from devctl.models.files.resolve import ModelSource
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.planning.building import BUILDING, read
+from devctl.planning.progress import reporter
+from devctl.planning.request import ModelRequest
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,8 @@ _FEW = 64
 class Footprints:
     """The footprints of one model, traced as they are asked for."""
 
-    request: gather.Request
-    source: ModelSource
+    request: ModelRequest
+    source: ModelSource | None
     skeleton: Skeleton | None = None
     """The model, if it was built already, and is not quantised."""
     _found: dict[Workload, Footprint] = field(default_factory=dict)
@@ -76,7 +77,8 @@ class Footprints:
         from devctl.models.tracing.trace import trace_prefill
 
         try:
-            found = trace_prefill(self.skeleton, short)
+            with BUILDING:
+                found = trace_prefill(self.skeleton, short)
         except UntracedError:
             return None
         if part is not None:
@@ -84,7 +86,7 @@ class Footprints:
         return found
 
     def _key(self, workload: Workload, part: object = None) -> str | None:
-        if not self.request.cache:
+        if not self.request.cache or self.source is None:
             return None
         return footprint_key(
             self.source,
@@ -99,32 +101,30 @@ class Footprints:
         key = self._key(workload, None if given is None else {name: _told(name, t) for name, t in given.items()})
         if key is not None and (kept := load_footprint(key)) is not None:
             return kept
-        if self.skeleton is None:
-            self.skeleton = gather.plain_skeleton(self.source, self.request)
-        from devctl.models.tracing.trace import trace_footprint
-
-        with streams.status(f"tracing {workload.context_length} tokens"):
-            found = trace_footprint(self.skeleton, workload, given=given)
+        with BUILDING:
+            found = self._traced(workload, given)
         if key is not None:
             store_footprint(key, found)
         return found
+
+    def _traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None) -> Footprint:
+        if self.skeleton is None:
+            if self.source is None:
+                raise UntracedError("the module is not what a class of transformers builds from its config")
+            from devctl.models.skeleton import Purpose
+
+            # what it computes is the same as if it were not quantised
+            self.skeleton = read(self.source, replace(self.request, quantize=None), Purpose.RANDOM)
+        from devctl.models.tracing.trace import trace_footprint
+
+        with reporter().status(f"tracing {workload.context_length} tokens"):
+            return trace_footprint(self.skeleton, workload, given=given)
 
 
 def _told(name: str, tensor: torch.Tensor) -> list[object]:
     """What an input is known by: its shape, and of a few integers that are no text, like an image's grid, all."""
     is_small = not tensor.is_floating_point() and tensor.numel() <= _FEW and name != "input_ids"
     return [list(tensor.shape), tensor.tolist() if is_small else None]
-
-
-def longest(source: ModelSource) -> int | None:
-    """Tokens that the model is made for; None where its config does not say."""
-    config = read_config(source.config_path)
-    for part in (config, config.get("text_config"), config.get("decoder")):
-        if isinstance(part, dict):
-            for key in ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"):
-                if isinstance(value := part.get(key), int) and value > 1:
-                    return value
-    return None
 
 
 def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:

@@ -1,5 +1,6 @@
 """The file that ``--map`` takes: a Hugging Face device map, or a plan document, which knows the bytes too."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,10 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
+from devctl.inventory import Inventory
+from devctl.placement.budget import as_here
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
+from devctl.placement.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +77,34 @@ def _used(value: Any, origin: str) -> dict[Device, int]:
             raise UsageError(f'{origin}: in "devices": {error}') from None
         used[device] = used.get(device, 0) + size
     return used
+
+
+def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:
+    """The map that ``--map`` names: a file, "-" for stdin, or a bare device for the whole model.
+
+    A number is the accelerator that ``inventory`` has by it.
+
+    Raises:
+        UsageError: it can't be read, or is no map.
+    """
+    if argument in (*Strategy, "disk"):
+        hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
+        raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
+    try:
+        found = {"": bare_device(argument)}
+    except ValueError:
+        found = dict(read_map_file(Path(argument)).device_map)
+    return {name: as_here(device, inventory) for name, device in found.items()}
+
+
+def bare_device(text: str) -> Device:
+    """A device as ``from_pretrained(device_map=…)`` takes it: "cpu", "cuda:1", or a GPU's id.
+
+    "cuda" is the GPU of this process, ``LOCAL_RANK``, as in transformers.
+
+    Raises:
+        ValueError: ``text`` is no device.
+    """
+    if text == "cuda":
+        return Device.gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    return normal(Device.gpu(int(text)) if text.isascii() and text.isdigit() else Device.from_str(text))

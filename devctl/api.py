@@ -1,0 +1,407 @@
+"""devctl as a library: keyword arguments in, a frozen answer out. The command line is a skin over the same floor.
+
+Sizes are bytes, as integers or as text with a unit ("10GiB"). An argument that can't be meant raises a `UsageError`
+that names the keyword. Nothing is printed; `devctl.planning.progress.reporting` lets a program show what is going on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devctl.devices import Device, DeviceMap
+from devctl.errors import UsageError
+from devctl.inventory import Inventory
+from devctl.inventory.requirements import Requirements, Verdict
+from devctl.placement.document import map_of
+from devctl.placement.plan import Comparison, Plan
+from devctl.placement.strategy import Strategy
+from devctl.planning import clashes
+from devctl.planning import plan as answers
+from devctl.planning.capacity import Capacity
+from devctl.planning.checking import check_machine
+from devctl.planning.machine import open_machine
+from devctl.planning.map_file import MapFile, read_map_file
+from devctl.planning.model import Model
+from devctl.planning.model import open_model as _open_model
+from devctl.planning.request import (
+    Limits,
+    MachineRequest,
+    ModelRequest,
+    WorkloadRequest,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from devctl.loading.measure import LoadReport
+
+MachineLike = None | str | PathLike[str] | Inventory
+MapLike = Plan | DeviceMap | Mapping[str, Device | int | str]
+
+
+def open_model(
+    model: str | PathLike[str] | torch.nn.Module | Model,
+    *,
+    dtype: str = "auto",
+    model_class: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    quantize: str | None = None,
+    cache: bool = True,
+) -> Model:
+    """The model without its weights, to be planned with again and again.
+
+    Args:
+        model: a folder, a config.json, a model id on the hub, or a live module, on the meta device or with weights.
+        dtype: "auto" is the checkpoint's own; else float32, float16, bfloat16 or float64.
+        model_class: a class of transformers; None is the config's first architecture.
+        trust_remote_code: run Python code that the model brings.
+        revision: branch, tag or commit of a model on the hub.
+        quantize: as ``from_pretrained`` would quantise the weights while loading: "int8", "nf4", …
+        cache: keep what is found for the next time, and use what was kept.
+
+    Raises:
+        ModelError: the model can't be read.
+        UsageError: an argument can't be meant.
+    """
+    if isinstance(model, Model):
+        return model
+    with _naming_keywords():
+        return _open_model(
+            ModelRequest(
+                model=fspath(model) if isinstance(model, PathLike) else model,
+                dtype=dtype,
+                model_class=model_class,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                quantize=quantize,
+                cache=cache,
+            )
+        )
+
+
+def plan(
+    model: str | PathLike[str] | torch.nn.Module | Model,
+    machine: MachineLike = None,
+    *,
+    strategy: str | None = None,
+    objective: str | None = None,
+    device_map: MapLike | None = None,
+    target_context: int | None = None,
+    max_memory: Mapping[Device | int | str, int | str] | None = None,
+    visible: Sequence[int] | None = None,
+    reserve: int | str | Mapping[Device | int | str, int | str] | None = None,
+    speed: Mapping[Device | int | str, int | str] | None = None,
+    offload: bool = True,
+    disk: bool = True,
+    context_length: int | None = None,
+    batch_size: int | None = None,
+    new_tokens: int | None = None,
+    kv_dtype: str | None = None,
+    overhead: int | str | None = None,
+    max_context: bool = False,
+    **of_model: Any,
+) -> Plan:
+    """Where each layer should go. A plan that is not what was asked for does not fit, and says why in its ``refusal``.
+
+    Args:
+        model: as `open_model` takes it, or what that gave.
+        machine: None is this machine, now; text is hardware, like "2xH100,cpu=512GiB"; else an `Inventory`, or the path
+            of a file that ``devctl list --json`` wrote.
+        strategy: "auto" (the default), "balanced", "balanced_low_0", "sequential" or "optimal".
+        objective: what optimal is best in: "headroom", or "latency", predicted seconds a token.
+        device_map: judge this map instead of finding one.
+        target_context: place for as many sequences of so many tokens as fit.
+        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk".
+        visible: ids of the accelerators to plan with.
+        reserve: bytes, or a share like "10%", to keep free on every GPU, or by device.
+        speed: bytes a second of a GPU's memory, of "link" and of "disk", for the objective latency.
+        offload: whether bytes may be left off the GPUs.
+        disk: whether bytes may be left on disk.
+        context_length: tokens of a sequence; None counts the weights alone.
+        batch_size: sequences at once; 1 unless given.
+        new_tokens: how many of the tokens are generated; 1 unless given.
+        kv_dtype: what keys and values are kept in; None is the model's.
+        overhead: bytes that the libraries of each GPU take; None is what is usual.
+        max_context: also find the most tokens that fit on this map, and on the best one.
+        **of_model: the keywords of `open_model`.
+
+    Raises:
+        ModelError: the model can't be read.
+        UsageError: an argument can't be meant, or changes nothing beside the others.
+    """
+    latency = objective is not None and objective == "latency"
+    given = {
+        "strategy": strategy is not None,
+        "objective": objective is not None,
+        clashes.LATENCY: latency,
+        "map": device_map is not None,
+        "target-context": target_context is not None,
+        "context-length": context_length is not None,
+        "batch-size": batch_size is not None,
+        "new-tokens": new_tokens is not None,
+        "kv-dtype": kv_dtype is not None,
+        "overhead": overhead is not None,
+        "speed": speed is not None,
+        "max-context": max_context,
+    }
+    with _naming_keywords():
+        clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
+        here = open_machine(
+            _machine_request(
+                machine,
+                max_memory=_entries(max_memory),
+                visible=None if visible is None else ",".join(map(str, visible)),
+                reserve=_entries(reserve),
+                speed=(_entries(speed) or ()) if latency else None,
+            )
+        )
+        workload = WorkloadRequest(
+            context_length=context_length,
+            batch_size=1 if batch_size is None else batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=None if overhead is None else str(overhead),
+        )
+        goal = answers.goal_of(
+            strategy=strategy,
+            objective=objective,
+            target_context=target_context,
+            device_map=None if device_map is None else devices_by_name(device_map),
+        )
+        opened = open_model(model, **of_model)
+        limits = Limits(offload=offload, disk=disk)
+        return answers.make_plan(opened, here, workload, goal, limits, max_context=max_context)
+
+
+def compare(
+    model: str | PathLike[str] | torch.nn.Module | Model,
+    machine: MachineLike = None,
+    *,
+    max_memory: Mapping[Device | int | str, int | str] | None = None,
+    context_length: int | None = None,
+    batch_size: int = 1,
+    new_tokens: int | None = None,
+    kv_dtype: str | None = None,
+    overhead: int | str | None = None,
+    **of_model: Any,
+) -> Comparison:
+    """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
+
+    Raises:
+        ModelError, UsageError: as `plan`.
+    """
+    with _naming_keywords():
+        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
+        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        return answers.compare_strategies(open_model(model, **of_model), here, workload)
+
+
+def capacity(
+    model: str | PathLike[str] | torch.nn.Module | Model,
+    machine: MachineLike = None,
+    *,
+    max_memory: Mapping[Device | int | str, int | str] | None = None,
+    context_length: int | None = None,
+    batch_size: int = 1,
+    new_tokens: int | None = None,
+    kv_dtype: str | None = None,
+    overhead: int | str | None = None,
+    **of_model: Any,
+) -> Capacity:
+    """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
+
+    The other arguments are those of `plan`. Everything is placed by optimal.
+
+    Raises:
+        ModelError, UsageError: as `plan`.
+        UntracedError: what the model holds beside its weights is not known.
+    """
+    with _naming_keywords():
+        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
+        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        return answers.capacity_of(open_model(model, **of_model), here, workload)
+
+
+def check(
+    requirements: Requirements | None = None,
+    *,
+    device_map: MapLike | PathLike[str] | None = None,
+    model: str | PathLike[str] | None = None,
+    inventory: Inventory | None = None,
+) -> Verdict:
+    """Whether this machine meets what a job asks for; every reason is in the verdict.
+
+    Args:
+        requirements: what it asks for; None for nothing but the map.
+        device_map: a map or plan, or the path of one: does it fit here as the machine is now?
+        model: with a map: the model, to know the bytes of its layers.
+        inventory: another machine than this one, now.
+
+    Raises:
+        UsageError: nothing is asked for, or the map can't be read.
+        ModelError: the model can't be read.
+    """
+    with _naming_keywords():
+        request = None if model is None else ModelRequest(model=fspath(model))
+        return check_machine(requirements or Requirements(), map_file(device_map), request, inventory)[0]
+
+
+def load(
+    model: str | PathLike[str],
+    device_map: MapLike | None = None,
+    *,
+    strategy: str | None = None,
+    max_memory: Mapping[Device | int | str, int | str] | None = None,
+    dtype: str = "auto",
+    model_class: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    load_format: str = "auto",
+    offload_folder: PathLike[str] | None = None,
+    prompt: str | None = None,
+    image: PathLike[str] | None = None,
+    audio: PathLike[str] | None = None,
+    batch_size: int = 1,
+    context_length: int | None = None,
+    max_new_tokens: int = 8,
+    repeat: int = 1,
+    warmup: int | None = None,
+    verify: bool = False,
+) -> LoadReport:
+    """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
+
+    Args:
+        model: a folder, or a model id on the hub.
+        device_map: a plan, or a map like {"": "cpu"}; None places it by ``strategy``, "auto" unless given.
+        max_memory: bytes that each device may hold, where no map is given.
+        load_format: "dummy" makes random weights and reads none.
+        offload_folder: for weights on disk; None is a temporary folder, removed afterwards.
+        prompt, image, audio: what to run; made up where not given.
+        batch_size: inputs at a time.
+        context_length: tokens of the text; as they come unless given.
+        max_new_tokens: tokens to generate; 0 for none.
+        repeat: how often the forward and the generate are timed.
+        warmup: how often each runs before; None is one forward.
+        verify: compare every block, and the outputs, with the same model on the CPU.
+        dtype, model_class, trust_remote_code, revision: as `open_model`.
+
+    Raises:
+        LoadError: it can't run. That a proof fails is in the report: ``ok`` is False then.
+        RefusedError: the map does not hold, or fit, on this machine.
+        ModelError, UsageError: as `plan`.
+    """
+    from devctl.trying import LoadRequest, prepare
+
+    with _naming_keywords():
+        request = LoadRequest(
+            model=ModelRequest(
+                model=fspath(model),
+                dtype=dtype,
+                model_class=model_class,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+            ),
+            device_map=None if device_map is None else devices_by_name(device_map),
+            strategy=None if strategy is None else one_of(Strategy, strategy, "--strategy"),
+            max_memory=_entries(max_memory),
+            load_format=load_format,
+            offload_folder=None if offload_folder is None else Path(offload_folder),
+            prompt=prompt,
+            image=None if image is None else Path(image),
+            audio=None if audio is None else Path(audio),
+            batch_size=batch_size,
+            context_length=context_length,
+            max_new_tokens=max_new_tokens,
+            repeat=repeat,
+            warmup=warmup,
+            verify=verify,
+        )
+        return prepare(request).run()
+
+
+def devices_by_name(device_map: MapLike) -> dict[str, Device]:
+    """A map in any of its forms as the device of each name.
+
+    Raises:
+        UsageError: it is no map, or a value is no device.
+    """
+    if isinstance(device_map, Plan):
+        return dict(device_map.placement.device_map)
+    plain = {name: str(d) if isinstance(d, Device) else d for name, d in dict(device_map).items()}
+    return map_of(plain, "the map")
+
+
+def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
+    """A map in any of its forms, or the path of one, as what a file of it says."""
+    if device_map is None:
+        return None
+    if isinstance(device_map, PathLike):
+        return read_map_file(Path(device_map))
+    used = {use.device: use.used for use in device_map.placement.devices} if isinstance(device_map, Plan) else None
+    return MapFile(device_map=devices_by_name(device_map), used=used)
+
+
+def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
+    if isinstance(machine, Inventory):
+        return MachineRequest(inventory=machine, **rest)
+    if isinstance(machine, str):
+        return MachineRequest(devices=machine, **rest)
+    return MachineRequest(file=machine, **rest)
+
+
+def _workload(
+    context_length: int | None,
+    batch_size: int,
+    new_tokens: int | None,
+    kv_dtype: str | None,
+    overhead: int | str | None,
+) -> WorkloadRequest:
+    return WorkloadRequest(
+        context_length=context_length,
+        batch_size=batch_size,
+        new_tokens=new_tokens,
+        kv_dtype=kv_dtype,
+        overhead=None if overhead is None else str(overhead),
+    )
+
+
+def _entries(values: Mapping[Device | int | str, int | str] | int | str | None) -> tuple[str, ...] | None:
+    """Sizes by device, or one size, as the entries of an option."""
+    if values is None:
+        return None
+    if isinstance(values, Mapping):
+        return tuple(f"{device}={size}" for device, size in values.items())
+    return (str(values),)
+
+
+_KEYWORDS = {
+    "--no-offload": "offload=False",
+    "--no-disk": "disk=False",
+    "--devices": "machine",
+    "--machine": "machine",
+    "--map": "device_map",
+}
+
+
+@contextmanager
+def _naming_keywords() -> Iterator[None]:
+    """Let errors name keywords where the command line has options."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(_in_keywords(error.message), hint=_in_keywords(error.hint)) from None
+
+
+def _in_keywords(text: str) -> str:
+    return re.sub(
+        r"(?<![\w-])--[a-z][a-z0-9-]*",
+        lambda found: _KEYWORDS.get(found[0], found[0].removeprefix("--").replace("-", "_")),
+        text,
+    )

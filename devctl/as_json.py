@@ -1,0 +1,24 @@
+"""Frozen records as JSON values."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import Any
+
+from devctl.devices import Device
+
+
+def to_json_values(value: Any) -> Any:
+    """Records as dicts, tuples as lists, devices and enums as their strings; the rest as it is."""
+    if isinstance(value, Device):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [to_json_values(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json_values(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {name: to_json_values(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value

@@ -1,0 +1,221 @@
+"""A plan: which model goes where, what else it holds there, and whether that is what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from devctl.devices import Device, DeviceMap
+from devctl.errors import RefusedError
+from devctl.models.footprint import Footprint
+from devctl.models.tree import ModuleTree
+from devctl.placement.budget import Budgets
+from devctl.placement.document import KIND, SCHEMA, PlannedModel
+from devctl.placement.placement import HfDevice, Placement, to_hf
+from devctl.placement.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An honest no.
+
+    Attributes:
+        message: what is refused; one line.
+        findings: every reason, and what would help, one line each.
+        hint: what to do next, or empty.
+    """
+
+    message: str
+    findings: tuple[str, ...] = ()
+    hint: str = ""
+
+    def error(self) -> RefusedError:
+        """The same, to be raised."""
+        return RefusedError(self.message, findings=self.findings, hint=self.hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a placement leaves on the devices that compute.
+
+    Attributes:
+        free: bytes, on all of them.
+        tokens: how long about a text may be that fits beside the weights; None where that is not known.
+        full: the device that is full then; None where there is no choice.
+        made_for: tokens that the model is made for; None where it does not say.
+    """
+
+    free: int
+    tokens: float | None = None
+    full: Device | None = None
+    made_for: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MostTokens:
+    """Tokens of the longest sequences that fit: 0 where none do.
+
+    Attributes:
+        this_map: on the map at hand.
+        optimal: on the best one for each length.
+    """
+
+    this_map: int
+    optimal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where each part of a model goes, and what a reader should know of it.
+
+    Attributes:
+        model: which model it is.
+        tree: its modules.
+        budgets: bytes that each device may hold.
+        placement: where each part goes, and the bytes that this puts on each device.
+        runtime: what the workload adds to the weights; None where only they are counted.
+        room: what is left; None with a workload, which takes it.
+        max_context: how long a context may be; None where that was not asked.
+        versions: of the packages that decide what a plan says.
+        refusal: why this is not what was asked for; None where it is.
+    """
+
+    model: PlannedModel
+    tree: ModuleTree
+    budgets: Budgets
+    placement: Placement
+    versions: Mapping[str, str]
+    runtime: Runtime | None = None
+    room: Room | None = None
+    max_context: MostTokens | None = None
+    refusal: Refusal | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is what was asked for: False just where the command line exits with 3."""
+        return self.refusal is None
+
+    @property
+    def device_map(self) -> DeviceMap:
+        """The device of each module, by name; a copy."""
+        return DeviceMap(dict(self.placement.device_map))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions and doubts that a reader should know of."""
+        return self.placement.notes
+
+    def to_hf(self) -> dict[str, HfDevice]:
+        """The map as ``from_pretrained(device_map=…)`` takes it."""
+        return to_hf(self.placement.device_map)
+
+    def to_document(self) -> dict[str, Any]:
+        """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
+        placement = self.placement
+        return {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "versions": dict(self.versions),
+            "model": {
+                "name": self.model.name,
+                "revision": self.model.revision,
+                "class": self.model.class_name,
+                "dtype": self.model.dtype,
+                "quantisation": self.model.quantisation,
+                "bytes": self.model.nbytes,
+            },
+            "strategy": placement.strategy,
+            "devices": [
+                {
+                    "device": str(use.device),
+                    "used": use.used,
+                    "state": use.state,
+                    "activations": use.activations,
+                    "overhead": use.overhead,
+                    "budget": use.budget,
+                    "modules": list(use.modules),
+                }
+                for use in placement.devices
+            ],
+            "workload": None if self.runtime is None else _workload(self.runtime.footprint),
+            "offloaded": placement.offloaded,
+            "crossings": placement.crossings,
+            "device_map": to_hf(placement.device_map),
+            "notes": list(placement.notes),
+            "max_context": None if self.max_context is None else asdict(self.max_context),
+        }
+
+
+def _workload(footprint: Footprint) -> dict[str, Any]:
+    """What was asked for, and what each block holds for it beside its weights."""
+    return {
+        **asdict(footprint.workload),
+        "exact": footprint.exact,
+        "output": footprint.output,
+        "blocks": [
+            {"name": block.name, "state": block.state, "prefill": block.prefill, "decode": block.decode}
+            for block in footprint.blocks
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The plans of all strategies, side by side.
+
+    Attributes:
+        model: which model it is.
+        placements: one for each strategy, transformers' default first.
+        chosen: the one to take.
+        why: the reason, in words.
+    """
+
+    model: PlannedModel
+    placements: tuple[Placement, ...]
+    chosen: Placement
+    why: str
+
+    def to_document(self) -> dict[str, Any]:
+        """The comparison as JSON values. Sizes are bytes."""
+        return {
+            "schema": SCHEMA,
+            "kind": "devctl.comparison",
+            "plans": [
+                {
+                    "strategy": each.strategy,
+                    "devices": [
+                        {"device": str(use.device), "used": use.used, "budget": use.budget} for use in each.devices
+                    ],
+                    "offloaded": each.offloaded,
+                    "fullest": float(each.fullest),
+                    "crossings": each.crossings,
+                    "fits": each.fits,
+                }
+                for each in self.placements
+            ],
+            "take": self.chosen.strategy,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Whether a context and a batch size fit on the best placement, and how full the fullest device is (1 is full)."""
+
+    context_length: int
+    batch_size: int
+    fits: bool
+    fullest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """Which contexts and batch sizes fit."""
+
+    model: PlannedModel
+    cases: tuple[Case, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """The cases as JSON values."""
+        return {"schema": SCHEMA, "kind": "devctl.what_if", "cases": [asdict(case) for case in self.cases]}

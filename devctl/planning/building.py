@@ -1,0 +1,62 @@
+"""From a request to a model on the meta device: the step that imports frameworks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from devctl.models.files.resolve import ModelSource, resolve
+from devctl.models.quantised.quantise import Quantize
+from devctl.planning.progress import reporter
+from devctl.planning.request import ModelRequest
+
+if TYPE_CHECKING:
+    from devctl.models.skeleton import Purpose, Skeleton
+
+BUILDING = threading.RLock()
+"""Held while a model is built or traced: transformers and torch are patched then, for the whole process."""
+
+
+def find_source(request: ModelRequest) -> ModelSource:
+    """Where the model of ``request``, which is no live module, is read from.
+
+    Raises:
+        ModelError: nowhere.
+    """
+    assert isinstance(request.model, str), "a live module is read from nowhere"
+    with reporter().status(f"looking for {request.model}"):
+        return resolve(request.model, revision=request.revision)
+
+
+def read(source: ModelSource, request: ModelRequest, purpose: Purpose) -> Skeleton:
+    """Build the model of ``source`` on the meta device.
+
+    Raises:
+        ModelError, UsageError: as `open_model`.
+    """
+    from devctl.models.skeleton import read_skeleton
+
+    assert request.quantize is None or isinstance(request.quantize, Quantize), "the request made one of it"
+    with BUILDING, reporter().building():
+        with reporter().status("importing torch and transformers"):
+            import torch  # noqa: F401
+            import transformers  # noqa: F401
+        with reporter().status(f"reading the config of {request.model}"):
+            return read_skeleton(
+                source,
+                dtype=request.dtype,
+                model_class=request.model_class,
+                trust_remote_code=request.trust_remote_code,
+                quantize=request.quantize,
+                purpose=purpose,
+            )
+
+
+def made_for(config: dict[str, object]) -> int | None:
+    """Tokens that a model of ``config`` is made for; None where it does not say."""
+    for part in (config, config.get("text_config"), config.get("decoder")):
+        if isinstance(part, dict):
+            for key in ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"):
+                if isinstance(value := part.get(key), int) and value > 1:
+                    return value
+    return None

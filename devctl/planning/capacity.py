@@ -1,0 +1,220 @@
+"""How much of a workload fits: the longest context, the most sequences, and the room that a plan leaves. Numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+from devctl.devices import Device
+from devctl.models.footprint import Workload
+from devctl.placement import Placement, Strategy, place
+from devctl.placement.budget import is_accelerator
+from devctl.placement.document import PlannedModel
+from devctl.placement.plan import Case, MostTokens, Room
+from devctl.placement.runtime import brought_weights, main_of, needs
+from devctl.planning.question import Question
+from devctl.planning.request import MOST_TOKENS
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""The batch sizes that are tried with each context."""
+
+MOST_SEQUENCES = 4096
+"""The most sequences at once that are looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """How much fits on the best placement.
+
+    Attributes:
+        context_length: tokens that ``max_batch`` is of.
+        batch_size: sequences at once that ``max_context`` is of.
+        max_context: tokens of the longest sequences that fit; 0 where none do.
+        max_batch: the most sequences that fit at once; 0 where not one does, and never told above `MOST_SEQUENCES`.
+        what_if: which contexts and batch sizes fit.
+    """
+
+    model: PlannedModel
+    context_length: int
+    batch_size: int
+    max_context: int
+    max_batch: int
+    what_if: tuple[Case, ...]
+
+
+def margin(placement: Placement) -> int:
+    """Bytes that are left on the device that has least; negative where one is given too much."""
+    left = [
+        u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)
+    ]
+    return min(left, default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """Bytes that a placement may leave off the devices that compute, and those among them on disk."""
+
+    offloaded: int = 0
+    on_disk: int = 0
+
+    @classmethod
+    def by(cls, placement: Placement) -> Self:
+        """As many as ``placement`` does."""
+        return cls(offloaded=placement.offloaded, on_disk=placement.on_disk)
+
+    def or_by(self, placement: Placement) -> Self:
+        """As many as this or ``placement``."""
+        return replace(
+            self,
+            offloaded=max(self.offloaded, placement.offloaded),
+            on_disk=max(self.on_disk, placement.on_disk),
+        )
+
+
+def spare(placement: Placement, allowed: Allowed) -> int:
+    """The `margin`, or what is missing where more bytes are offloaded than are ``allowed``."""
+    left = min(allowed.offloaded - placement.offloaded, allowed.on_disk - placement.on_disk)
+    return left if left < 0 else margin(placement)
+
+
+def largest(left: Callable[[int], int], most: int) -> int:
+    """The largest number from 1 to ``most`` with nothing missing, to a part in a thousand below; 0 for none.
+
+    Args:
+        left: bytes left for a number, negative where some are missing; more of it always needs more.
+    """
+    at, value = 1, left(1)
+    if value < 0:
+        return 0
+    over, missing = min(most, 1024), 0
+    while (missing := left(over)) >= 0:
+        if over == most:
+            return most
+        at, value, over = over, missing, min(most, 4 * over)
+    turn = 0
+    while over - at > max(1, at // 1000):
+        # where a line between both ends says, which is a little too low for what grows faster; then the middle
+        line = at + (over - at) * value // (value - missing)
+        guess = min(max((line, (at + over) // 2)[turn % 2], at + 1), over - 1)
+        found = left(guess)
+        if found >= 0:
+            at, value = guess, found
+        else:
+            over, missing = guess, found
+        turn += 1
+    return at
+
+
+def may_offload(question: Question) -> Allowed:
+    """What may be offloaded for a workload to fit.
+
+    None where the weights alone need none offloaded, else as many as the shortest text needs.
+    """
+    if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
+        return Allowed()
+    shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
+    return Allowed.by(question.placed(Strategy.OPTIMAL, shortest))
+
+
+def largest_context(
+    question: Question, device_map: dict[str, Device] | None, *, most: int | None = None, like: Placement | None = None
+) -> int:
+    """Tokens of the longest sequences that fit: on the given map, or on the best one for each length.
+
+    Args:
+        like: what this offloads may be offloaded in any case.
+    """
+    most = most or question.made_for or MOST_TOKENS
+    new = question.workload.new_tokens
+    allowed = Allowed() if device_map is not None else may_offload(question)
+    if like is not None:
+        allowed = allowed.or_by(like)
+
+    def left(context: int) -> int:
+        workload = with_context(question.workload, context + new)
+        if device_map is not None:
+            return margin(question.on(device_map, workload))
+        return spare(question.placed(Strategy.OPTIMAL, workload), allowed)
+
+    found = largest(left, max(1, most - new))
+    return found + new if found else 0
+
+
+def largest_batch(question: Question) -> int:
+    """The most sequences at once for which there is a placement that offloads no more than it may."""
+    allowed = may_offload(question)
+
+    def left(batch: int) -> int:
+        return spare(question.scaled(replace(question.workload, batch_size=batch)), allowed)
+
+    return largest(left, MOST_SEQUENCES)
+
+
+def longest_contexts(question: Question, placement: Placement) -> MostTokens:
+    """Tokens that fit on this map, and on the best one."""
+    question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
+    here = largest_context(question, dict(placement.device_map))
+    best = largest_context(question, None, like=placement)
+    return MostTokens(this_map=here, optimal=max(here, best))
+
+
+def room(question: Question, placement: Placement) -> Room | None:
+    """What is left on the devices that compute; None where there is none, or too much is given to one."""
+    device_map = dict(placement.device_map)
+    left = {
+        use.device: use.budget - use.used
+        for use in placement.devices
+        if use.budget and (is_accelerator(use.device) or use.device == main_of(device_map))
+    }
+    if not left or min(left.values()) < 0:
+        return None
+    found = Room(free=sum(left.values()), made_for=question.made_for)
+    footprint = question.footprints.at_hand(question.workload)
+    if footprint is None:
+        return found
+    whole = needs(question.tree, device_map, footprint)
+    beside = needs(question.tree, device_map, footprint, weights=False)
+    square = footprint.square
+    names = [block.name for block in footprint.blocks]
+    largest_brought = max(brought_weights(question.tree, device_map, names).values(), default=0)
+    tokens = {}
+    for device, need in beside.items():
+        if device in left and need.state:
+            # offloaded weights, which no text makes larger, are brought when they are used
+            brought = whole[device].activations - need.activations
+            free = left[device] - question.overhead.get(device, 0)
+            has_room = device != main_of(device_map) or free >= largest_brought
+            times = _times(free - brought, need.state + need.activations - square, square) if has_room else 0
+            tokens[device] = times * footprint.workload.context_length
+    if not tokens:
+        return found
+    first = min(tokens, key=lambda device: tokens[device])
+    return replace(found, tokens=tokens[first], full=first if len(tokens) > 1 else None)
+
+
+def _times(room: int, line: int, square: int) -> float:
+    """How many times the text can be as long, when ``line`` bytes grow with it and ``square`` bytes with its square."""
+    if room <= 0:
+        return 0
+    return 2 * room / (line + math.sqrt(line * line + 4 * square * room))
+
+
+def what_if(question: Question) -> tuple[Case, ...]:
+    """Which contexts and batch sizes fit on the best placement."""
+    limit = question.made_for or 2**17
+    contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
+    allowed = may_offload(question)
+
+    def case(context: int, batch: int) -> Case:
+        placement = question.scaled(replace(question.workload, context_length=context, batch_size=batch))
+        fits = spare(placement, allowed) >= 0
+        return Case(context_length=context, batch_size=batch, fits=fits, fullest=float(placement.fullest))
+
+    return tuple(case(context, batch) for context in contexts[-8:] for batch in BATCHES)
+
+
+def with_context(workload: Workload, context: int) -> Workload:
+    """The same with other tokens in all."""
+    return replace(workload, context_length=context)

@@ -1,0 +1,98 @@
+"""Which options make no sense together, or change nothing where they stand: a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from devctl.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Options that are too much beside others, or without them.
+
+    Attributes:
+        because: why.
+        unwanted: the options that are too much.
+        beside: so they are where any of these is given; empty for always.
+        without: and where none of these is given.
+        hint: what to give instead, or empty.
+    """
+
+    because: str
+    unwanted: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    hint: str = ""
+
+
+_WAYS = ("strategy", "objective")
+_SHOWN = ("report", "explain", "svg", "html")
+_GATES = ("no-offload", "no-disk", "max-context")
+_WORKLOAD = ("context-length", "target-context")
+
+LATENCY = "objective latency"
+"""Stands for ``--objective`` with that value."""
+
+OF_PLAN = (
+    Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
+    Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
+    Clash(
+        "--what-if tries them all",
+        (*_WAYS, *_SHOWN, *_GATES, "map", *_WORKLOAD, "compare", "batch-size"),
+        beside=("what-if",),
+    ),
+    Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
+    Clash(
+        "--target-context looks for the batch or context",
+        ("batch-size", "map", "context-length"),
+        beside=("target-context",),
+    ),
+    Clash("--map says where everything goes", (*_WAYS, "explain"), beside=("map",)),
+    Clash("--explain is of weights and their room", ("explain",), beside=(LATENCY, *_WORKLOAD)),
+    Clash("--speed is for --objective latency", ("speed",), without=(LATENCY,)),
+    Clash(
+        "without a workload only weights are counted",
+        ("batch-size", "new-tokens", "kv-dtype", "overhead"),
+        without=(*_WORKLOAD, "max-context", "what-if"),
+        hint="or count a workload, with --context-length",
+    ),
+)
+"""Those of ``devctl plan``."""
+
+OF_LOAD = (
+    Clash("--map says where everything goes", ("strategy", "max-memory"), beside=("map",)),
+    Clash("--tolerance is for a --baseline", ("tolerance",), without=("baseline",), hint="or give one"),
+)
+"""Those of ``devctl load``."""
+
+OF_CHECK = (
+    Clash("--format is how --select names GPUs", ("format",), without=("select",)),
+    Clash("--json is a format of its own", ("format",), beside=("json",)),
+)
+"""Those of ``devctl check``."""
+
+OF_LIST = (
+    Clash("--benchmark measures once", ("watch",), beside=("benchmark",)),
+    Clash("--offload-folder is about a disk", ("offload-folder",), beside=("only gpu", "only cpu")),
+    Clash("--benchmark measures disks and GPUs", ("benchmark",), beside=("only cpu",)),
+)
+"""Those of ``devctl list``."""
+
+
+def refuse(table: Iterable[Clash], given: Collection[str]) -> None:
+    """Refuse options of which ``given`` has too many, by ``table``.
+
+    Args:
+        given: names of the options that are given, without dashes.
+
+    Raises:
+        UsageError: naming those to leave out.
+    """
+    for clash in table:
+        applies = (not clash.beside or any(name in given for name in clash.beside)) and not any(
+            name in given for name in clash.without
+        )
+        if applies and (too_much := [f"--{name}" for name in clash.unwanted if name in given]):
+            raise UsageError(f"{clash.because}: leave out {' and '.join(too_much)}", hint=clash.hint)

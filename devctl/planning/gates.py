@@ -1,0 +1,150 @@
+"""What is refused, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from devctl.devices import Device
+from devctl.errors import RefusedError
+from devctl.inventory import Inventory
+from devctl.models.tree import ModuleTree, sizes
+from devctl.placement import Budgets, Placement, Strategy, place
+from devctl.placement.budget import is_accelerator
+from devctl.placement.optimal.ways_out import ways_out
+from devctl.placement.placement import find_faults, over_budget, validate
+from devctl.placement.plan import Refusal
+from devctl.placement.runtime import Runtime, common_need, less, with_runtime
+from devctl.planning.machine import Machine
+from devctl.planning.model import Model
+from devctl.planning.request import Limits
+from devctl.units import format_bytes, format_need
+
+_OFF = (Device.cpu(), Device.disk())
+
+
+def map_refusal(tree: ModuleTree, placement: Placement, budgets: Budgets) -> Refusal | None:
+    """Why the map that somebody wrote does not hold for the model on these devices; None where it does."""
+    here = [*(device for device, _ in budgets.devices), Device.disk()]
+    device_map = dict(placement.device_map)
+    findings = (
+        *validate(tree, device_map, here),
+        *find_faults(tree, device_map),
+        *over_budget(placement.devices),
+    )
+    if not findings:
+        return None
+    return Refusal("the map does not hold", findings=findings, hint="`devctl plan` makes a map that does")
+
+
+def room_refusal(
+    model: Model, machine: Machine, placement: Placement, runtime: Runtime | None, limits: Limits
+) -> Refusal | None:
+    """Why a placement is not what is asked for, and what would make it so; None where it is.
+
+    That is where it gives a device too much, or leaves bytes on disk, or anywhere off the accelerators, that may not be
+    left there. The first of the smaller models that fits is told.
+    """
+    may_offload, may_use_disk = limits.offload, limits.offload and limits.disk and not machine.lacks_disk
+    over = over_budget(placement.devices) if runtime is not None else ()
+    missing = 0 if may_use_disk else placement.on_disk if may_offload else placement.offloaded
+    if not missing and not over:
+        return None
+
+    def holds(tree: ModuleTree) -> bool:
+        best = place(tree, machine.budgets, Strategy.OPTIMAL, None, runtime)
+        left = 0 if may_use_disk else best.on_disk if may_offload else best.offloaded
+        return not left and (runtime is None or best.fits)
+
+    # room that is missing for the cache is not gained by offloading, as that is where the layers run
+    cpu_may_hold = may_offload and not over
+    if holds(model.tree):
+        ways: tuple[str, ...] = ("--strategy optimal fits",)
+    else:
+        ways = _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
+        for option, other in model.smaller():
+            if holds(other):
+                now, then = format_bytes(sizes(model.tree)[""]), format_bytes(sizes(other)[""])
+                ways += (f"{option} fits: {then} instead of {now}",)
+                break
+    hint = "or add disk to --devices" if machine.lacks_disk and limits.offload and limits.disk else ""
+    if over:
+        return Refusal("it does not fit", findings=(*over, *ways), hint=hint)
+    where = (
+        "disk" if may_offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
+    )
+    return Refusal(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
+
+
+def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
+    """What hardware would hold the model and its workload."""
+    if runtime is None:
+        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold)
+    beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
+    left = less(budgets, runtime)
+    gpus = [device for device, size in budgets.devices if is_accelerator(device) and size]
+    if gpus and not any(size for device, size in left.devices if device in gpus):
+        return (
+            f"beside weights and cache each GPU needs {format_need(beside)}, which none has: "
+            "less --batch-size or --context-length, or larger GPUs",
+        )
+    return ways_out(with_runtime(tree, runtime.footprint), left, cpu_may_hold=cpu_may_hold, beside=beside)
+
+
+def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) -> None:
+    """Refuse a placement that does not hold for this model on this machine.
+
+    Raises:
+        RefusedError: with every finding.
+    """
+    here = [*(a.device for a in inventory.accelerators if a.device), Device.cpu(), Device.disk()]
+    if findings := validate(tree, dict(placement.device_map), here):
+        raise RefusedError(
+            "the map does not hold for this model on this machine",
+            findings=findings,
+            hint="`devctl plan` makes a map that does",
+        )
+
+
+def _free(inventory: Inventory) -> dict[Device, int | None]:
+    """Bytes that are free on each accelerator, where that is known."""
+    return {a.device: a.memory_free for a in inventory.accelerators if a.device is not None}
+
+
+def require_memory(placement: Placement, inventory: Inventory, *, random_weights: bool) -> None:
+    """Refuse what can't be held: more than an accelerator has free, or than the RAM has for weights that are made up.
+
+    A checkpoint's weights on the CPU are mapped from their files, which the system can read again as it needs them.
+
+    Raises:
+        RefusedError: with every device that has too little.
+    """
+    free = _free(inventory)
+    if random_weights:
+        free[Device.cpu()] = inventory.host.ram_available
+    findings = [
+        f"{use.device} would hold {format_bytes(use.used)}, and has {format_bytes(available)} free"
+        for use in placement.devices
+        if (available := free.get(use.device)) is not None and use.used > available
+    ]
+    if findings:
+        raise RefusedError(
+            "the map does not fit this machine as it is now",
+            findings=tuple(findings),
+            hint="`devctl plan` makes one that does",
+        )
+
+
+def tight(placement: Placement, beside: Mapping[Device, int], inventory: Inventory) -> Iterator[str]:
+    """A line for each accelerator that has less free than it should hold while the model runs.
+
+    Args:
+        beside: bytes beside the weights.
+    """
+    free = _free(inventory)
+    for use in placement.devices:
+        peak, available = use.used + beside.get(use.device, 0), free.get(use.device)
+        if available is not None and peak > available:
+            yield (
+                f"{use.device} should hold {format_bytes(peak)} while it runs, and has {format_bytes(available)} free: "
+                "expect it to run out of memory"
+            )

@@ -1,0 +1,131 @@
+"""The model that a request means: where it is read from, its module tree, and what it holds beside its weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from devctl.errors import DevctlError
+from devctl.models.cache import load_tree, store_tree, tree_key
+from devctl.models.files.resolve import ModelSource
+from devctl.models.quantised.quantise import Quantize
+from devctl.models.tree import ModuleTree, sizes
+from devctl.placement.document import PlannedModel
+from devctl.planning.building import BUILDING, find_source, made_for, read
+from devctl.planning.footprints import Footprints
+from devctl.planning.request import ModelRequest
+
+if TYPE_CHECKING:
+    from devctl.models.skeleton import Skeleton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model without weights.
+
+    Attributes:
+        request: what was asked for.
+        source: where it is read from; None for a live module.
+        tree: its modules.
+        made_for: tokens that it is made for; None where its config does not say.
+        footprints: what it holds beside its weights, by workload: traced as it is asked for.
+    """
+
+    request: ModelRequest
+    source: ModelSource | None
+    tree: ModuleTree
+    made_for: int | None
+    footprints: Footprints
+
+    @property
+    def planned(self) -> PlannedModel:
+        """What a plan document says of it."""
+        return PlannedModel(
+            name=self.request.model if isinstance(self.request.model, str) else self.tree.class_name,
+            revision=self.source.revision if self.source is not None else None,
+            class_name=self.tree.class_name,
+            dtype=self.tree.dtype,
+            nbytes=sizes(self.tree)[""],
+            quantisation=self.tree.quantisation,
+        )
+
+    def smaller(self) -> Iterator[tuple[str, ModuleTree]]:
+        """The model in fewer bytes and the option that makes it so, the least change first; built when asked for."""
+        if self.request.is_live:
+            return
+        ways = []
+        if self.tree.dtype in {"float32", "float64"}:
+            ways.append(("--dtype bfloat16", replace(self.request, dtype="bfloat16")))
+        if self.tree.quantisation is None:
+            ways += [(f"--quantize {m}", replace(self.request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
+        for option, changed in ways:
+            with contextlib.suppress(DevctlError):  # a way that there is not for this model
+                yield option, open_model(changed).tree
+
+
+def open_model(request: ModelRequest) -> Model:
+    """The model of ``request``; one whose tree was kept needs no torch.
+
+    Raises:
+        ModelError: it can't be read.
+        UsageError: it is not what the request says: no such class, or quantised already.
+    """
+    if request.is_live:
+        return _open_live(request)
+    source = find_source(request)
+    key = _key(source, request) if request.cache else None
+    tree, skeleton = (load_tree(key) if key is not None else None), None
+    if tree is None:
+        from devctl.models.skeleton import Purpose
+
+        skeleton = read(source, request, Purpose.PLAN)
+        tree = skeleton.tree
+        if key is not None:
+            store_tree(key, tree)
+    return Model(
+        request=request,
+        source=source,
+        tree=tree,
+        made_for=made_for(source.config),
+        footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
+    )
+
+
+def open_skeleton(request: ModelRequest, *, random_weights: bool) -> tuple[ModelSource, Skeleton]:
+    """The model as it is loaded here, and where it is read from.
+
+    Raises:
+        ModelError, UsageError: as `open_model`.
+    """
+    source = find_source(request)
+    from devctl.models.skeleton import Purpose
+
+    return source, read(source, request, Purpose.RANDOM if random_weights else Purpose.LOAD)
+
+
+def _key(source: ModelSource, request: ModelRequest) -> str | None:
+    return tree_key(
+        source,
+        dtype=request.dtype,
+        model_class=request.model_class,
+        trust_remote_code=request.trust_remote_code,
+        quantize=request.quantize,
+    )
+
+
+def _open_live(request: ModelRequest) -> Model:
+    from devctl.models.skeleton import live_skeleton, live_tree
+
+    assert not isinstance(request.model, str), "asked of live modules alone"
+    with BUILDING:
+        tree = live_tree(request.model)
+        skeleton = live_skeleton(request.model, tree)
+    return Model(
+        request=request,
+        source=None,
+        tree=tree,
+        made_for=None if skeleton is None else made_for(skeleton.config.to_dict()),
+        footprints=Footprints(request, None, skeleton),
+    )

@@ -1,0 +1,219 @@
+"""The answer to a question about a model and a machine: a plan, a comparison, or how much fits, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from devctl.devices import Device
+from devctl.errors import UntracedError, UsageError
+from devctl.placement import Placement, Strategy, place
+from devctl.placement.placement import make_placement
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
+from devctl.placement.runtime import Runtime
+from devctl.planning import capacity
+from devctl.planning.gates import map_refusal, room_refusal
+from devctl.planning.machine import Machine
+from devctl.planning.model import Model
+from devctl.planning.question import Question, question_of
+from devctl.planning.request import (
+    ByStrategy,
+    Fastest,
+    FillContext,
+    Goal,
+    JudgeMap,
+    Limits,
+    Objective,
+    WorkloadRequest,
+    one_of,
+)
+from devctl.units import format_bytes
+
+
+def make_plan(
+    model: Model,
+    machine: Machine,
+    workload: WorkloadRequest,
+    goal: Goal,
+    limits: Limits,
+    *,
+    max_context: bool = False,
+) -> Plan:
+    """The plan for ``goal``. One that is not what was asked for has a refusal.
+
+    Args:
+        workload: without a context, the weights alone are counted, unless the goal names one.
+        max_context: find how long a context may be on this map, and on the best one.
+
+    Raises:
+        UsageError: the workload is none for this model.
+    """
+    if isinstance(goal, FillContext):
+        workload = replace(workload, context_length=goal.tokens)
+    question = question_of(model, machine, workload)
+    notes: tuple[str, ...] = ()
+    refusal: Refusal | None = None
+    if isinstance(goal, FillContext):
+        question, notes, refusal = _filled(question)
+    runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
+    if isinstance(goal, JudgeMap):
+        device_map = dict(goal.device_map)
+        placement = make_placement(model.tree, device_map, machine.budgets, strategy=None, runtime=runtime)
+        refusal = map_refusal(model.tree, placement, machine.budgets)
+    else:
+        strategy = goal.strategy if isinstance(goal, ByStrategy) else Strategy.OPTIMAL
+        rates = machine.speeds if isinstance(goal, Fastest) else None
+        assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
+        placement = place(model.tree, machine.budgets, strategy, rates, runtime)
+    refusal = refusal or room_refusal(model, machine, placement, runtime, limits)
+    most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
+    notes += () if most is None else (_told_tokens(question, most),)
+    return Plan(
+        model=model.planned,
+        tree=model.tree,
+        budgets=machine.budgets,
+        placement=replace(placement, notes=(*placement.notes, *notes, *told)),
+        versions=versions(),
+        runtime=runtime,
+        room=capacity.room(question, placement) if runtime is None and refusal is None else None,
+        max_context=most,
+        refusal=refusal,
+    )
+
+
+def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest) -> Comparison:
+    """The plans of all strategies, and which one to take.
+
+    Raises:
+        UsageError: the workload is none for this model.
+    """
+    question = question_of(model, machine, workload)
+    runtime = None if workload.context_length is None else _runtime(question)[0]
+    placements = tuple(place(model.tree, machine.budgets, each, None, runtime) for each in Strategy)
+    chosen, why = choose(placements)
+    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why)
+
+
+def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> WhatIf:
+    """Which contexts and batch sizes fit on the best placement.
+
+    Raises:
+        UsageError: the workload is none for this model.
+        UntracedError: what the model holds beside its weights is not known.
+    """
+    return WhatIf(model=model.planned, cases=capacity.what_if(question_of(model, machine, workload)))
+
+
+def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
+    """The longest context, the most sequences, and which contexts and batch sizes fit, on the best placement.
+
+    Raises:
+        UsageError: the workload is none for this model.
+        UntracedError: what the model holds beside its weights is not known.
+    """
+    question = question_of(model, machine, workload)
+    return capacity.Capacity(
+        model=model.planned,
+        context_length=question.workload.context_length,
+        batch_size=question.workload.batch_size,
+        max_context=capacity.largest_context(question, None),
+        max_batch=capacity.largest_batch(question),
+        what_if=capacity.what_if(question),
+    )
+
+
+def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
+    """What the workload adds, and what to know about it; nothing where the model can't be traced."""
+    try:
+        runtime = question.runtime(question.workload)
+    except UntracedError as error:
+        return None, (f"KV cache and activations are not counted: {error.message}",)
+    made_for, asked = question.made_for, question.workload.context_length
+    beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
+    return runtime, (*runtime.footprint.notes, *beyond)
+
+
+def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | None]:
+    """The question with the most sequences of its context that fit; where not one does, the longest that does."""
+    wanted = question.workload.context_length
+    if batch := capacity.largest_batch(question):
+        found = replace(question, workload=replace(question.workload, batch_size=batch))
+        most = "at least " if batch == capacity.MOST_SEQUENCES else ""
+        each = "sequence fits" if batch == 1 else "sequences fit"
+        return found, (f"{most}{batch} {each} at once, of {wanted} tokens",), None
+    one = replace(question, workload=replace(question.workload, batch_size=1))
+    context = capacity.largest_context(one, None, most=wanted)
+    if not context:
+        refusal = Refusal(
+            f"not one sequence fits, of {wanted} tokens or fewer", hint="more memory, or --quantize, may help"
+        )
+        return one, (), refusal
+    found = replace(one, workload=capacity.with_context(one.workload, context))
+    return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None
+
+
+def _told_tokens(question: Question, most: MostTokens) -> str:
+    """The most tokens, as a note."""
+    limit = question.made_for
+    batch = question.workload.batch_size
+    each = "" if batch == 1 else f" for each of {batch} sequences"
+    here, best = (
+        ("none" if not tokens else str(tokens)) + (" (all that the model is made for)" if tokens == limit else "")
+        for tokens in (most.this_map, most.optimal)
+    )
+    return f"the most tokens{each}: {here} on this map, {best} by --strategy optimal"
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a plan says."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("devctl", "transformers", "accelerate", "torch")}
+
+
+def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
+    """The placement to take, and why: the least offloaded, then the most room left, then the fewest crossings.
+
+    The first of equal ones, so that transformers' own default is left only for something better.
+    """
+    best = min(placements, key=lambda p: (not p.fits, p.offloaded, p.on_disk, p.fullest, p.crossings))
+    first = placements[0]
+    if best is first:
+        return (
+            best,
+            f"no other is better, {'and it is' if best.fits else 'but it does not fit; it is'} transformers' default",
+        )
+    if not first.fits and best.fits:
+        return best, f"it fits, and {first.strategy} does not"
+    for less, where in ((first.offloaded - best.offloaded, "offloaded"), (first.on_disk - best.on_disk, "on disk")):
+        if less > 0:
+            return best, f"{format_bytes(less)} less {where} than with {first.strategy}"
+    if best.fullest < first.fullest:
+        fractions = f"{float(best.fullest):.1%} full, and {float(first.fullest):.1%} with {first.strategy}"
+        return best, f"the fullest device is {fractions}"
+    return best, f"{best.crossings} crossings, and {first.crossings} with {first.strategy}"
+
+
+def goal_of(
+    *,
+    strategy: str | None = None,
+    objective: str | None = None,
+    target_context: int | None = None,
+    device_map: Mapping[str, Device] | None = None,
+) -> Goal:
+    """What to find, from what is said of it; by transformers' default where nothing is.
+
+    Raises:
+        UsageError: there is no such strategy or objective, or it is not for that strategy.
+    """
+    named = None if strategy is None else one_of(Strategy, strategy, "--strategy")
+    best_in = None if objective is None else one_of(Objective, objective, "--objective")
+    if (best_in is not None or target_context is not None) and named not in (None, Strategy.OPTIMAL):
+        raise UsageError(f"--objective and --target-context are for --strategy optimal, not {named}")
+    if device_map is not None:
+        return JudgeMap(device_map=device_map)
+    if target_context is not None:
+        return FillContext(tokens=target_context)
+    if best_in is Objective.LATENCY:
+        return Fastest()
+    return ByStrategy(strategy=named or (Strategy.AUTO if best_in is None else Strategy.OPTIMAL))

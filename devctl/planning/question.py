@@ -1,0 +1,115 @@
+"""A question about a workload: the model, the machine and what the model should do there, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from devctl.devices import Device, DeviceType
+from devctl.errors import UsageError
+from devctl.models.footprint import Kernels, Workload
+from devctl.models.tree import ModuleTree
+from devctl.placement import Placement, Strategy, place
+from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement.placement import make_placement
+from devctl.placement.runtime import Runtime
+from devctl.planning.footprints import Footprints
+from devctl.planning.machine import Machine
+from devctl.planning.model import Model
+from devctl.planning.request import WorkloadRequest
+from devctl.units import parse_size
+
+OVERHEAD: Mapping[DeviceType, int] = {DeviceType.GPU: 512 * 2**20, DeviceType.XPU: 512 * 2**20}
+"""What is taken for the context of CUDA, HIP or Level Zero and for the workspaces of their libraries.
+
+A context is some 250 to 600 MB, by the board, the driver and the kernels that are loaded; cuBLAS adds a workspace of 8
+MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better where it is known.
+"""
+
+REFERENCE = 4096
+"""Tokens at which what a token takes is looked at, where none are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is planned, all but the way to place it.
+
+    Attributes:
+        overhead: bytes that each accelerator's libraries take.
+        made_for: tokens that the model is made for; None where it does not say.
+        workload: what the model should do; of a question about weights alone, what their room is measured by.
+    """
+
+    tree: ModuleTree
+    budgets: Budgets
+    overhead: Mapping[Device, int]
+    footprints: Footprints
+    made_for: int | None
+    workload: Workload
+
+    def runtime(self, workload: Workload) -> Runtime:
+        """What ``workload`` adds to the weights."""
+        return Runtime(footprint=self.footprints.of(workload), overhead=self.overhead)
+
+    def placed(self, strategy: Strategy, workload: Workload) -> Placement:
+        """The placement by ``strategy`` for ``workload``."""
+        return place(self.tree, self.budgets, strategy, None, self.runtime(workload))
+
+    def scaled(self, workload: Workload) -> Placement:
+        """The best placement for ``workload``, whose batch is not traced but scaled."""
+        runtime = Runtime(footprint=self.footprints.scaled(workload), overhead=self.overhead)
+        return place(self.tree, self.budgets, Strategy.OPTIMAL, None, runtime)
+
+    def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
+        """The given map, with what ``workload`` adds."""
+        return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
+
+
+def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Question:
+    """What is planned.
+
+    Raises:
+        UsageError: it makes no workload: no prompt is left, or more tokens than the model is made for.
+    """
+    context = asked.context_length or min(REFERENCE, model.made_for or REFERENCE)
+    new = asked.new_tokens if asked.new_tokens is not None else min(1, context - 1)
+    if model.made_for is not None and new >= max(model.made_for, asked.context_length or 0):
+        raise UsageError(f"--new-tokens {new}: the model is made for {model.made_for} tokens in all", hint="give fewer")
+    if context <= new:
+        raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
+    return Question(
+        tree=model.tree,
+        budgets=machine.budgets,
+        overhead=_libraries(asked.overhead, machine.budgets),
+        footprints=model.footprints,
+        made_for=model.made_for,
+        workload=Workload(
+            context_length=context,
+            batch_size=asked.batch_size,
+            new_tokens=new,
+            kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
+            kernels=_kernels(machine.budgets),
+        ),
+    )
+
+
+def _libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
+    """What each accelerator's libraries take: what is said, or what is usual.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    try:
+        size = None if given is None else parse_size(given)
+    except ValueError as error:
+        raise UsageError(f"--overhead: {error}") from None
+    return {
+        device: OVERHEAD.get(device.type, 0) if size is None else size
+        for device, _ in budgets.devices
+        if is_accelerator(device)
+    }
+
+
+def _kernels(budgets: Budgets) -> Kernels:
+    """Whose kernels run on these devices."""
+    return Kernels.ACCELERATOR if any(is_accelerator(d) and size for d, size in budgets.devices) else Kernels.CPU

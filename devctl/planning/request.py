@@ -1,0 +1,230 @@
+"""What is asked, as frozen values that are checked where they are made.
+
+A value that can't be meant is a `UsageError`, which names it as the command line does (``--batch-size``); `devctl.api`
+names the keyword instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike
+from typing import TYPE_CHECKING, TypeVar
+
+from devctl.devices import Device
+from devctl.errors import UsageError
+from devctl.inventory.records import Inventory
+from devctl.models.quantised.quantise import Quantize
+from devctl.placement.strategy import Strategy
+
+if TYPE_CHECKING:
+    import torch
+
+_Enum = TypeVar("_Enum", bound=StrEnum)
+
+MOST_TOKENS = 2**22
+"""Tokens of a context that are counted, at most."""
+
+
+class Dtype(StrEnum):
+    """Dtypes that a model can be built in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT64 = "float64"
+
+
+class KvDtype(StrEnum):
+    """Dtypes that keys and values can be kept in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FP8 = "float8_e4m3fn"
+    INT8 = "int8"
+
+
+class Objective(StrEnum):
+    """What `optimal` is best in."""
+
+    HEADROOM = "headroom"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """Which model, built how.
+
+    Attributes:
+        model: a folder, a config.json, a model id on the hub, or a live ``torch.nn.Module``.
+        dtype: auto is the checkpoint's own.
+        model_class: a class of transformers; None is the config's first architecture.
+        trust_remote_code: run Python code that the model brings.
+        revision: branch, tag or commit, of a model on the hub.
+        quantize: as ``from_pretrained`` would quantise the weights while loading.
+        cache: keep the module tree and footprints for the next time, and use those that were kept.
+
+    Raises:
+        UsageError: there is no such dtype or method, or a live module is to be built anew.
+    """
+
+    model: str | torch.nn.Module
+    dtype: str = Dtype.AUTO
+    model_class: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    quantize: Quantize | str | None = None
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", one_of(Dtype, self.dtype, "--dtype"))
+        if self.quantize is not None:
+            object.__setattr__(self, "quantize", one_of(Quantize, self.quantize, "--quantize"))
+        if not self.is_live:
+            return
+        changed = {
+            "--dtype": self.dtype != Dtype.AUTO,
+            "--model-class": self.model_class is not None,
+            "--revision": self.revision is not None,
+            "--quantize": self.quantize is not None,
+        }
+        if wrong := [option for option, is_given in changed.items() if is_given]:
+            raise UsageError(f"{wrong[0]}: a module that is there already is not built anew", hint="leave it out")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the model is a module in this process."""
+        return not isinstance(self.model, str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRequest:
+    """Which machine, and how much of it.
+
+    Attributes:
+        devices: hardware that is not here, like "4xH100,cpu=512GiB,disk".
+        file: a file that ``devctl list --json`` wrote; "-" is standard input.
+        inventory: a machine that is known. Without any of the three, this machine, now.
+        max_memory: entries like "0=10GiB,cpu=30GiB"; None is what the machine has free.
+        visible: ids of the accelerators to plan with, like "0,2".
+        reserve: entries like "1GiB", "10%" or "0=2GiB", kept free.
+        speed: None where it does not matter how fast the machine is; else entries like "0=2TB,link=25GB", bytes a
+            second, for what is not as measured, or as the board's own.
+
+    Raises:
+        UsageError: two of them say what to plan for.
+    """
+
+    devices: str | None = None
+    file: str | PathLike[str] | None = None
+    inventory: Inventory | None = None
+    max_memory: tuple[str, ...] | None = None
+    visible: str | None = None
+    reserve: tuple[str, ...] | None = None
+    speed: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.devices, self.file, self.inventory)) > 1:
+            raise UsageError("--devices and --machine both say what to plan for: leave out one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadRequest:
+    """What the model should do.
+
+    Attributes:
+        context_length: tokens of a sequence, those that are generated among them; None counts the weights alone.
+        batch_size: sequences at once.
+        new_tokens: tokens that are generated; None is one.
+        kv_dtype: what keys and values are kept in; None is the model's.
+        overhead: what the libraries of each GPU take, like "512MiB"; None is what is usual.
+
+    Raises:
+        UsageError: a number is too small or too large, or there is no such dtype.
+    """
+
+    context_length: int | None = None
+    batch_size: int = 1
+    new_tokens: int | None = None
+    kv_dtype: KvDtype | str | None = None
+    overhead: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_dtype is not None:
+            object.__setattr__(self, "kv_dtype", one_of(KvDtype, self.kv_dtype, "--kv-dtype"))
+        least = {
+            "--context-length": (self.context_length, 1),
+            "--batch-size": (self.batch_size, 1),
+            "--new-tokens": (self.new_tokens, 0),
+        }
+        for option, (number, lowest) in least.items():
+            if number is not None and number < lowest:
+                raise UsageError(f"{option} {number}: it is at least {lowest}")
+        _require_countable(self.context_length or 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByStrategy:
+    """Find a map as ``strategy`` does."""
+
+    strategy: Strategy = Strategy.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fastest:
+    """Find the map with the least predicted time for a token, on a machine whose speeds are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillContext:
+    """Find the best map for as many sequences of so many ``tokens`` as fit; if not one does, for the longest."""
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2:
+            raise UsageError(f"--target-context {self.tokens}: it is at least 2")
+        _require_countable(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeMap:
+    """Find nothing: say what this map does."""
+
+    device_map: Mapping[str, Device]
+
+
+Goal = ByStrategy | Fastest | FillContext | JudgeMap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a plan may do that fits.
+
+    Attributes:
+        offload: leave bytes off the accelerators.
+        disk: leave bytes on disk.
+    """
+
+    offload: bool = True
+    disk: bool = True
+
+
+def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
+    """The member of ``kind`` that ``value`` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def _require_countable(tokens: int) -> None:
+    if tokens > MOST_TOKENS:
+        raise UsageError(f"{tokens} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS}")

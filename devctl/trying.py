@@ -1,0 +1,204 @@
+"""A load on this machine, put together: the map, what it should take, and the run that proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devctl.devices import Device
+from devctl.errors import UntracedError
+from devctl.inventory import Inventory, take_inventory
+from devctl.loading.baseline import Subject, short_name
+from devctl.loading.weights.loader import LoadFormat
+from devctl.placement import Placement, Strategy, place
+from devctl.placement.budget import as_here
+from devctl.placement.placement import make_placement, to_hf
+from devctl.planning.footprints import Footprints
+from devctl.planning.gates import require_memory, require_valid, tight
+from devctl.planning.machine import open_machine
+from devctl.planning.model import open_skeleton
+from devctl.planning.progress import reporter
+from devctl.planning.request import MachineRequest, ModelRequest, one_of
+
+if TYPE_CHECKING:
+    from devctl.loading.measure import LoadReport
+    from devctl.loading.run.inputs import Inputs
+    from devctl.loading.trial import TrialOptions
+    from devctl.models.files.resolve import ModelSource
+    from devctl.models.skeleton import Skeleton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """What to load, where, and what to run.
+
+    Attributes:
+        device_map: the device of each name; None places it by ``strategy``, auto unless given.
+        max_memory: entries like "0=10GiB", where no map is given.
+        load_format: "dummy" makes random weights, and reads none.
+        offload_folder: for weights on disk; None is a temporary folder.
+        prompt, image, audio: what to run; made up where not given.
+        context_length: tokens of the text; None leaves it as it is.
+        max_new_tokens: tokens to generate, where the model generates.
+        repeat, warmup: how often the forward and the generate are timed, and run before.
+        verify: compare with the same model on the CPU.
+
+    Raises:
+        UsageError: there is no such load format.
+    """
+
+    model: ModelRequest
+    device_map: Mapping[str, Device] | None = None
+    strategy: Strategy | None = None
+    max_memory: tuple[str, ...] | None = None
+    load_format: LoadFormat | str = LoadFormat.AUTO
+    offload_folder: Path | None = None
+    prompt: str | None = None
+    image: Path | None = None
+    audio: Path | None = None
+    batch_size: int = 1
+    context_length: int | None = None
+    max_new_tokens: int = 8
+    repeat: int = 1
+    warmup: int | None = None
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights are made up."""
+        return self.load_format is LoadFormat.DUMMY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A load whose every part is at hand, but for the weights.
+
+    Attributes:
+        subject: what is loaded and run: only the same can be compared with it.
+    """
+
+    name: str
+    source: ModelSource
+    skeleton: Skeleton
+    placement: Placement
+    inputs: Inputs
+    subject: Subject
+    request: LoadRequest
+    inventory: Inventory
+
+    def run(self) -> LoadReport:
+        """Load, run and prove.
+
+        Raises:
+            LoadError: it can't be loaded, or can't run.
+        """
+        from devctl.loading.trial import try_out
+
+        options = self._options()
+        for warning in tight(self.placement, options.beside, self.inventory):
+            reporter().warn(warning)
+        show = reporter()
+        return try_out(
+            self.name,
+            self.source,
+            self.skeleton,
+            self.placement,
+            self.inputs,
+            options,
+            progress=show.progress,
+            status=show.status,
+        )
+
+    def _options(self) -> TrialOptions:
+        from devctl.loading.trial import TrialOptions
+
+        beside, unpredicted = self._beside_weights()
+        return TrialOptions(
+            load_format=LoadFormat(self.request.load_format),
+            offload_folder=self.request.offload_folder,
+            max_new_tokens=self.request.max_new_tokens,
+            repeat=self.request.repeat,
+            warmup=self.request.warmup,
+            verify=self.request.verify,
+            ram=self.inventory.host.ram_available,
+            beside=beside,
+            notes=unpredicted,
+        )
+
+    def _beside_weights(self) -> tuple[dict[Device, int], tuple[str, ...]]:
+        """What each device should hold beside its weights while it runs, and what a reader should know of that."""
+        from devctl.loading.run.expected import beside_weights, workloads
+
+        tree = self.skeleton.tree
+        device_map = dict(self.placement.device_map)
+        footprints = Footprints(self.request.model, self.source, None if tree.quantisation else self.skeleton)
+        try:
+            found = [
+                footprints.of_run(workload, self.inputs.tensors)
+                for workload in workloads(self.skeleton, self.inputs, device_map, self.request.max_new_tokens)
+            ]
+        except UntracedError as error:
+            return {}, (f"the peak is not predicted: {error.message}",)
+        notes = dict.fromkeys(note for footprint in found for note in footprint.notes)
+        return beside_weights(tree, device_map, found), tuple(f"the predicted peak: {note}" for note in notes)
+
+
+def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepared:
+    """All that a load needs but the weights, once the map holds and fits here.
+
+    Args:
+        inventory: this machine; looked at now where it is None.
+
+    Raises:
+        RefusedError: the map does not hold for the model, or does not fit this machine as it is now.
+        ModelError: the model can't be read.
+        UsageError: it can't be loaded so.
+    """
+    machine = open_machine(MachineRequest(inventory=inventory or take_inventory(), max_memory=request.max_memory))
+    source, skeleton = open_skeleton(request.model, random_weights=request.random_weights)
+    if request.device_map is None:
+        placement = place(skeleton.tree, machine.budgets, request.strategy or Strategy.AUTO)
+    else:
+        given = {name: as_here(device, machine.inventory) for name, device in request.device_map.items()}
+        placement = make_placement(skeleton.tree, given, machine.budgets, strategy=None)
+    require_valid(skeleton.tree, placement, machine.inventory)
+    require_memory(placement, machine.inventory, random_weights=request.random_weights)
+
+    from devctl.loading.run.inputs import prepare as prepare_inputs
+
+    inputs = prepare_inputs(
+        source,
+        skeleton,
+        prompt=request.prompt,
+        image=request.image,
+        audio=request.audio,
+        batch_size=request.batch_size,
+        context_length=request.context_length,
+        new_tokens=request.max_new_tokens,
+        trust_remote_code=request.model.trust_remote_code,
+    )
+    name = str(request.model.model)
+    subject = Subject(
+        model=short_name(name),
+        model_class=skeleton.tree.class_name,
+        dtype=skeleton.tree.dtype,
+        load_format=str(request.load_format),
+        device_map=to_hf(placement.device_map),
+        inputs={name: tuple(tensor.shape) for name, tensor in inputs.tensors.items()},
+        max_new_tokens=request.max_new_tokens,
+    )
+    return Prepared(
+        name=name,
+        source=source,
+        skeleton=skeleton,
+        placement=placement,
+        inputs=inputs,
+        subject=subject,
+        request=request,
+        inventory=machine.inventory,
+    )
