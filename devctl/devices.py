@@ -54,7 +54,7 @@ class Device:
 
     def __post_init__(self) -> None:
         if self.id is not None and (not isinstance(self.id, int) or isinstance(self.id, bool) or self.id < 0):
-            raise ValueError(f"Device id must be an integer >= 0, got {self.id!r}")
+            raise ValueError(f"Device id must be >= 0, and an integer, got {self.id!r}")
 
     def __str__(self) -> str:
         return str(self.type) if self.id is None else f"{self.type}:{self.id}"
@@ -166,8 +166,8 @@ def _device_from_hf(value: object) -> Device:
     if type(value).__module__ == "torch" and hasattr(value, "type") and hasattr(value, "index"):
         return Device(DeviceType.from_str(value.type), value.index)
     raise TypeError(
-        "A device in a Hugging Face device map is an int, a str or a torch.device, "
-        f"got {type(value).__name__}: {value!r}"
+        "A device in a Hugging Face device map is an int, a str or a torch.device: "
+        f"unexpected device {value!r} of type {type(value).__name__}"
     )
 
 
