@@ -27,8 +27,8 @@ WINGS = {
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
-EVERYONE = {"errors", "units"}
-OUTSIDE = {"__init__", "__main__", "errors", "units"}
+EVERYONE = {"errors", "units", "writing"}
+OUTSIDE = {"__init__", "__main__", *EVERYONE}
 HEAVY = {"torch", "transformers", "accelerate", "pydantic"}
 
 

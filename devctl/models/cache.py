@@ -10,11 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from devctl.errors import DevctlError
 from devctl.models import footprint
 from devctl.models.files.resolve import ModelSource, SourceKind, read_config
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.writing import write_whole
 
 FORMAT = 2
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
@@ -121,14 +123,9 @@ def store_footprint(key: str, found: Footprint) -> None:
 
 def _store(key: str, text: str) -> None:
     folder = cache_folder()
-    temporary = folder / f".{key}.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, DevctlError):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / f"{key}.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(folder / f"{key}.json", text)
 
 
 def dump_tree(tree: ModuleTree) -> str:
