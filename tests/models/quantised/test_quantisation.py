@@ -13,7 +13,7 @@ from devctl.models.quantised.methods import METHODS
 from devctl.models.quantised.quantise import ON_THE_FLY, Quantize
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes, tensors
-from tests import quantised
+from tests import quantised, small_models
 from tests.conftest import CONFIGS
 from tests.upstream import any_environment
 
@@ -270,7 +270,7 @@ def test_what_bitsandbytes_keeps_beside_4_bits(double, wide, narrow):
     small = transformers.LlamaConfig(
         hidden_size=8, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
     )
-    for config, hidden in ((quantised.MODELS["llama"]()[1], wide), (small, narrow)):
+    for config, hidden in ((small_models.WIDE["llama"]()[1], wide), (small, narrow)):
         with torch.device("meta"):
             model = transformers.LlamaForCausalLM(config)
         counting = METHODS["bitsandbytes_4bit"](model, settings, torch.bfloat16)
