@@ -40,6 +40,15 @@ completions: $(VENV)/installed  ## the scripts in completions/, from the command
 		_DEVCTL_COMPLETE=source_$$shell $(BIN)/devctl > completions/$$file || exit; \
 	done
 
+# `list` is not among them: it is held against nvitop and gpustat, which are not installed here
+BENCHMARKS := start plan load memory optimal
+
+benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some minutes, on a machine with nothing else to do
+	@for script in $(BENCHMARKS); do \
+		printf '\n$$ python -m tests.benchmarks.%s\n' $$script; \
+		$(BIN)/python -m tests.benchmarks.$$script || exit; \
+	done
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

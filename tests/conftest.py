@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from devctl.cli import app
-from tests import tiny
+from tests import small_models
 
 # no test reaches a hub but the one that it starts itself
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory):
 
     def get(name):
         path = folder / name
-        return path if path.exists() else tiny.save(name, path)
+        return path if path.exists() else small_models.save(name, path)
 
     return get
 

@@ -11,41 +11,7 @@ import transformers as t
 import transformers.integrations.bitsandbytes
 from torch import nn
 
-from tests import tiny
-
-# wide enough for groups of 32 and blocks of 128; 4-bit sizes are whole
-_WIDE = {
-    "vocab_size": 256,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-
-MODELS = {
-    "llama": lambda: (t.LlamaForCausalLM, t.LlamaConfig(**_WIDE, attention_bias=True)),
-    "llama-tied": lambda: (t.LlamaForCausalLM, t.LlamaConfig(**_WIDE, tie_word_embeddings=True)),
-    "mixtral": lambda: (t.MixtralForCausalLM, t.MixtralConfig(**_WIDE, num_local_experts=4)),
-    "gpt-oss": lambda: (
-        t.GptOssForCausalLM,
-        t.GptOssConfig(**_WIDE, head_dim=32, num_local_experts=4, num_experts_per_tok=2),
-    ),
-    "gpt2": tiny.CONFIGS["gpt2"],
-    "opt": lambda: (
-        t.OPTForCausalLM,
-        t.OPTConfig(
-            vocab_size=256,
-            hidden_size=128,
-            ffn_dim=256,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            word_embed_proj_dim=128,
-        ),
-    ),
-    "t5": tiny.CONFIGS["t5"],
-}
+from tests import small_models
 
 
 def compressed(form, weights, activations=None, status="compressed", ignore=("lm_head",)):
@@ -139,7 +105,7 @@ CHECKPOINTS = {
 
 def write(folder, model, settings=None, dtype="bfloat16"):
     """Write the config of the model called ``model``, quantised as ``settings`` say; returns the folder."""
-    model_class, config = MODELS[model]()
+    model_class, config = small_models.WIDE[model]()
     config.architectures = [model_class.__name__]
     data = json.loads(config.to_json_string()) | {"dtype": dtype}
     if settings is not None:

@@ -30,8 +30,8 @@ WINGS = {
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
-EVERYONE = {"as_json", "errors", "units"}
-OUTSIDE = {"__init__", "__main__", "as_json", "errors", "units"}
+EVERYONE = {"as_json", "errors", "units", "writing"}
+OUTSIDE = {"__init__", "__main__", *EVERYONE}
 HEAVY = {"torch", "transformers", "accelerate", "pydantic"}
 
 

@@ -16,6 +16,7 @@ from devctl.planning.machine import open_machine
 from devctl.planning.map_file import read_map
 from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
 from devctl.planning.request import Objective
+from devctl.writing import write_whole
 
 
 @grouped
@@ -77,7 +78,7 @@ def _show(plan: Plan, output: OutputOptions) -> None:
 
 def _write(plan: Plan, output: OutputOptions) -> None:
     if output.report is not None:
-        streams.write_file(output.report, streams.dumps(plan.to_document()))
+        write_whole(output.report, streams.dumps(plan.to_document()))
     if output.svg is None and output.html is None:
         return
     from devctl.cli.show.html import plan_html
@@ -86,6 +87,6 @@ def _write(plan: Plan, output: OutputOptions) -> None:
 
     pieces = pieces_of(plan.tree, plan.placement)
     if output.svg is not None:
-        streams.write_file(output.svg, plan_svg(plan.model, plan.placement, pieces))
+        write_whole(output.svg, plan_svg(plan.model, plan.placement, pieces))
     if output.html is not None:
-        streams.write_file(output.html, plan_html(plan.model, plan.placement, pieces))
+        write_whole(output.html, plan_html(plan.model, plan.placement, pieces))

@@ -1,4 +1,4 @@
-"""What loading took, and predicted against measured bytes."""
+"""What a load took, and the bytes that were predicted beside those that were measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from devctl.models.tree import ModuleTree, TensorKind
 from devctl.placement.placement import HfDevice, add_up
 
 _TAKEN = 1.02
-"""Of what was predicted; less is no news."""
+"""A device is worth a note when it held more than this many times what was predicted."""
 
 
 SCHEMA = 1
@@ -27,16 +27,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBytes:
-    """Bytes on one device, as predicted and as found.
+    """Bytes on one device, as predicted and as measured.
 
     Attributes:
-        predicted: weights and buffers that the map puts there.
-        measured: those that are there.
-        predicted_peak: the most that is there at a time while the model runs, weights among it: on an accelerator in
-            the forward or the generate, on the CPU in the forward; None where nothing runs, or the model can't be
-            traced.
-        peak: the same as torch counted it, on an accelerator from the beginning of the load; None where nothing runs,
-            or torch keeps no such count.
+        predicted: bytes of the weights and buffers that the map puts there.
+        measured: bytes of the weights and buffers that are there.
+        predicted_peak: the most bytes that the device should hold at one time while the model runs, weights included.
+            On an accelerator this is the peak of the forward and of the generate, on the CPU that of the forward. None
+            where nothing runs, and where the model can't be traced.
+        peak: the most bytes that torch counted there at one time. On an accelerator it counts from the beginning of the
+            load. None where nothing runs, and where torch keeps no such count.
     """
 
     device: Device
@@ -54,16 +54,17 @@ class LoadReport:
         load_format: "auto" or "dummy".
         device_map: as Hugging Face has it.
         max_new_tokens: tokens to generate, where the model generates.
-        load_seconds: from the first byte asked for to the dispatched model.
+        load_seconds: seconds from the first request for a byte until the model was on its devices.
         loaded_bytes: bytes of all weights and buffers.
-        host_peak: the most RAM that the whole process held at a time, with Python, torch and pages of mapped files,
-            until the smoke inference was done; None where the system does not say.
-        tensors: parameters and buffers looked up.
-        misplaced: those that are not where the map says.
-        copies: what accelerators made of bytes that were copied between them; empty unless the map uses several.
-        verification: the model beside the same one on the CPU; None unless asked for.
-        proofs: the outcome of each, in the order in which they are told.
-        ok: every proof holds.
+        host_peak: the most bytes of RAM that the whole process held at one time until the smoke inference was done.
+            Python, torch and the pages of mapped files count. None where the system does not say.
+        tensors: how many parameters and buffers were looked up.
+        misplaced: the parameters and buffers that are not where the map puts them.
+        copies: whether bytes arrived unchanged that were copied between accelerators. It is empty unless the map uses
+            several.
+        verification: how the model compares with the same model on the CPU; None unless asked for.
+        proofs: the outcome of each proof, in the order in which they are shown.
+        ok: whether every proof holds.
     """
 
     model: str
@@ -105,11 +106,13 @@ def device_bytes(
     beside: Mapping[Device, int] | None = None,
     peaks: Mapping[Device, int] | None = None,
 ) -> tuple[DeviceBytes, ...]:
-    """Predicted beside measured, for every device that has or should have something, in the map's order.
+    """Predicted and measured bytes of every device that holds something or should, in the map's order.
 
     Args:
-        beside: bytes that each device should hold beside weights while it runs; None where that is not known.
-        peaks: bytes that each held, with weights; None where that was not counted.
+        beside: bytes that each device should hold beside its weights while the model runs. A device for which that is
+            not known is missing; None means that it is known for none.
+        peaks: the most bytes that each device held, weights included. A device whose peak was not counted is missing;
+            None means that none was counted.
     """
     tied = tied_places(tree.ties, device_map)
     predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main, tied))
@@ -130,7 +133,7 @@ def device_bytes(
 
 
 def above_prediction(devices: Iterable[DeviceBytes]) -> Iterator[str]:
-    """A line for each device that held more than was predicted, by more than kernels usually take for themselves."""
+    """A line for each device whose peak was above the prediction by more than kernels usually take for themselves."""
     for each in devices:
         if each.predicted_peak and each.peak and each.peak > _TAKEN * each.predicted_peak:
             yield (
@@ -140,7 +143,7 @@ def above_prediction(devices: Iterable[DeviceBytes]) -> Iterator[str]:
 
 
 def forget_peaks(devices: Iterable[Device]) -> None:
-    """Count the peaks of ``devices`` from now on."""
+    """Let torch count the peaks of ``devices`` anew, from now on."""
     import torch
 
     for device in devices:
@@ -151,7 +154,7 @@ def forget_peaks(devices: Iterable[Device]) -> None:
 
 
 def device_peaks(devices: Iterable[Device]) -> dict[Device, int]:
-    """The most bytes that torch's tensors took on each device at a time."""
+    """The most bytes that torch's tensors took on each device at one time; devices without a count are missing."""
     import torch
 
     found = {}
@@ -164,9 +167,9 @@ def device_peaks(devices: Iterable[Device]) -> dict[Device, int]:
 
 
 def host_peak() -> int | None:
-    """The most bytes of RAM that this process held at a time; None where the system does not say."""
+    """The most bytes of RAM that this process held at one time; None where the system does not say."""
     try:
-        # Linux: the resource module's figure would count what the process that started this one had held
+        # on Linux, the resource module's figure includes what the parent process held when it started this one
         return parse_peak(Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
     except OSError:
         pass

@@ -6,25 +6,42 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from devctl.errors import DevctlError
 from devctl.models import footprint
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.writing import write_whole
 
 FORMAT = 2
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
-def cache_folder() -> Path:
-    """``DEVCTL_CACHE_DIR``, else ``devctl`` in ``XDG_CACHE_HOME`` or the user's cache folder."""
+LIMIT = 256 * 2**20
+"""Bytes that the entries may have together; those that were not used for longest make room for a new one."""
+
+_OURS = re.compile(r"[0-9a-f]{64}\.json|\.devctl-[0-9a-f]{16}")
+"""Names of entries, and of what a killed process left half-written. Whatever else is in the folder stays there."""
+
+
+def cache_folder(platform: str = sys.platform) -> Path:
+    """``DEVCTL_CACHE_DIR``, else ``devctl`` in ``XDG_CACHE_HOME`` or the user's cache folder on ``platform``."""
     if folder := os.environ.get("DEVCTL_CACHE_DIR"):
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "devctl"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder).expanduser() / "devctl"
+    if platform == "darwin":
+        return Path("~/Library/Caches/devctl").expanduser()
+    if platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "devctl" / "Cache"
+    return Path("~/.cache/devctl").expanduser()
 
 
 def tree_key(
@@ -96,7 +113,7 @@ def _files(source: ModelSource) -> list[object]:
 def load_tree(key: str) -> ModuleTree | None:
     """The tree kept under ``key``; None if there is none, or it can't be read."""
     try:
-        return parse_tree((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+        return parse_tree(_load(key))
     except (OSError, ValueError):
         return None
 
@@ -104,7 +121,7 @@ def load_tree(key: str) -> ModuleTree | None:
 def load_footprint(key: str) -> Footprint | None:
     """The footprint kept under ``key``; None if there is none, or it can't be read."""
     try:
-        return parse_footprint((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+        return parse_footprint(_load(key))
     except (OSError, ValueError):
         return None
 
@@ -119,16 +136,37 @@ def store_footprint(key: str, found: Footprint) -> None:
     _store(key, dump_footprint(found))
 
 
+def _load(key: str) -> str:
+    path = cache_folder() / f"{key}.json"
+    text = path.read_text(encoding="utf-8")
+    with contextlib.suppress(OSError):  # a folder that can only be read
+        os.utime(path)  # used now; file systems often do not keep the time of reading
+    return text
+
+
 def _store(key: str, text: str) -> None:
     folder = cache_folder()
-    temporary = folder / f".{key}.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, DevctlError):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(folder / f"{key}.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(folder / f"{key}.json", text)
+        _make_room(folder)
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the entries that were not used for longest, until the rest is within the limit."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _OURS.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    stat = entry.stat(follow_symlinks=False)
+                    found.append((stat.st_mtime_ns, entry.name, stat.st_size))
+    too_much = sum(size for _, _, size in found) - LIMIT
+    for _, name, size in sorted(found):
+        if too_much <= 0:
+            return
+        (folder / name).unlink(missing_ok=True)
+        too_much -= size
 
 
 def dump_tree(tree: ModuleTree) -> str:

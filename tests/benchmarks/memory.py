@@ -11,92 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers as t
 
 from devctl.errors import UntracedError
 from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Kernels, Workload, peak_bytes, state_bytes
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
-
-_TEXT = {
-    "vocab_size": 2048,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 4096,
-}
-_GQA = {**_TEXT, "num_key_value_heads": 2}
-_BART = {
-    "vocab_size": 2048,
-    "d_model": 256,
-    "encoder_layers": 3,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 8,
-    "decoder_attention_heads": 8,
-    "encoder_ffn_dim": 1024,
-    "decoder_ffn_dim": 1024,
-}
-
-CONFIGS = {
-    "llama": lambda: (t.LlamaForCausalLM, t.LlamaConfig(**_GQA)),
-    "mixtral": lambda: (t.MixtralForCausalLM, t.MixtralConfig(**_GQA, num_local_experts=4)),
-    "gemma2": lambda: (t.Gemma2ForCausalLM, t.Gemma2Config(**_GQA, head_dim=32, sliding_window=256)),
-    "gpt-oss": lambda: (
-        t.GptOssForCausalLM,
-        t.GptOssConfig(**_GQA, head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=128),
-    ),
-    "deepseek-v3": lambda: (
-        t.DeepseekV3ForCausalLM,
-        t.DeepseekV3Config(
-            **_TEXT,
-            moe_intermediate_size=128,
-            n_routed_experts=8,
-            num_experts_per_tok=2,
-            n_group=2,
-            topk_group=1,
-            first_k_dense_replace=1,
-            q_lora_rank=128,
-            kv_lora_rank=64,
-            qk_rope_head_dim=16,
-            qk_nope_head_dim=32,
-            v_head_dim=32,
-        ),
-    ),
-    "gpt2": lambda: (
-        t.GPT2LMHeadModel,
-        t.GPT2Config(vocab_size=2048, n_embd=256, n_layer=4, n_head=8, n_positions=4096),
-    ),
-    "mamba": lambda: (t.MambaForCausalLM, t.MambaConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=2)),
-    "rwkv": lambda: (t.RwkvForCausalLM, t.RwkvConfig(vocab_size=2048, hidden_size=256, num_hidden_layers=2)),
-    "qwen3-next": lambda: (
-        t.Qwen3NextForCausalLM,
-        t.Qwen3NextConfig(
-            **_GQA,
-            head_dim=32,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=128,
-            shared_expert_intermediate_size=128,
-            linear_num_key_heads=4,
-            linear_num_value_heads=8,
-            linear_key_head_dim=32,
-            linear_value_head_dim=32,
-        ),
-    ),
-    "bert": lambda: (t.BertForMaskedLM, t.BertConfig(**_TEXT)),
-    "t5": lambda: (
-        t.T5ForConditionalGeneration,
-        t.T5Config(
-            vocab_size=2048, d_model=256, d_kv=32, d_ff=1024, num_layers=3, num_heads=8, decoder_start_token_id=0
-        ),
-    ),
-    "bart": lambda: (
-        t.BartForConditionalGeneration,
-        t.BartConfig(**_BART, max_position_embeddings=4096, forced_eos_token_id=None),
-    ),
-}
+from tests.small_models import MEASURED
 
 WORKLOADS = {
     "a long prompt": Workload(context_length=1536, new_tokens=1, kernels=Kernels.CPU),
@@ -124,7 +45,7 @@ class Comparison:
 
 def compare(name, workload, dtype="float32"):
     """Predict and measure."""
-    model_class, config = CONFIGS[name]()
+    model_class, config = MEASURED[name]()
     config.architectures, config.dtype = [model_class.__name__], dtype
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -204,7 +125,7 @@ def _storages(value, seen=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(CONFIGS))
+    parser.add_argument("names", nargs="*", default=list(MEASURED))
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     mib = 2**20

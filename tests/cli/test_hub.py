@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from devctl.models.files.weights import hub_headers
-from tests import tiny
+from tests import small_models
 from tests.conftest import CONFIGS, DEVCTL
 from tests.hub import COMMIT, point_at, serve
 
@@ -83,7 +83,7 @@ def test_a_plan_downloads_the_config_and_no_weight(hub, started, tmp_path):
 
 def test_headers_are_asked_for_once(hub, run, offline, tmp_path, monkeypatch):
     monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "trees"))
-    folder = tiny.save("llama", tmp_path / "model")
+    folder = small_models.save("llama", tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors")
@@ -108,7 +108,7 @@ def test_a_config_in_the_cache_is_enough_offline(run, offline):
 @pytest.fixture
 def no_dtype(hub, tmp_path):
     """On the hub as org/no-dtype: float16, which only its weights tell."""
-    folder = tiny.save("llama", tmp_path / "no-dtype", dtype=torch.float16)
+    folder = small_models.save("llama", tmp_path / "no-dtype", dtype=torch.float16)
     config = json.loads((folder / "config.json").read_text())
     del config["dtype"]
     (folder / "config.json").write_text(json.dumps(config))

@@ -3,9 +3,11 @@ from itertools import groupby
 
 import pytest
 
-from devctl.inventory.catalogue import BOARDS, find, index, key
+from devctl.inventory import catalogue
+from devctl.inventory.catalogue import Board, Link, boards, find, index, key, parse_boards
 from devctl.inventory.probes.apple import parse_ioreg
 from devctl.inventory.records import Vendor
+from tests.test_architecture import modules_after
 
 GIB = 2**30
 
@@ -16,18 +18,18 @@ def natural(name):
 
 
 def test_every_board_once_in_order_and_with_its_sources():
-    assert len({board.name for board in BOARDS}) == len(BOARDS)
-    assert [vendor for vendor, _ in groupby(board.vendor for board in BOARDS)] == [
+    assert len({board.name for board in boards()}) == len(boards())
+    assert [vendor for vendor, _ in groupby(board.vendor for board in boards())] == [
         Vendor.NVIDIA,
         Vendor.AMD,
         Vendor.APPLE,
         Vendor.INTEL,
     ]
-    for vendor in {board.vendor for board in BOARDS}:
-        names = [board.name for board in BOARDS if board.vendor is vendor]
+    for vendor in {board.vendor for board in boards()}:
+        names = [board.name for board in boards() if board.vendor is vendor]
         stems = [name if vendor is not Vendor.APPLE else name.rpartition(" ")[0] for name in names]
         assert stems == sorted(stems, key=natural)
-    for board in BOARDS:
+    for board in boards():
         assert board.source.startswith(("NVIDIA ", "AMD ", "Apple ", "Intel ")), board
         assert board.memory_source
         assert 0.6 * board.memory_total < board.memory_usable <= board.memory_total, board
@@ -93,7 +95,7 @@ def test_links():
     assert find("H100").link.bandwidth == pytest.approx(63e9, rel=0.001)
     assert find("RTX 4060 Ti 16GB").link.bandwidth * 2 == pytest.approx(find("RTX 4090").link.bandwidth)
     assert find("GH200").link.bandwidth == 450e9
-    assert {board.vendor for board in BOARDS if board.shares_ram} == {Vendor.NVIDIA, Vendor.AMD, Vendor.APPLE}
+    assert {board.vendor for board in boards() if board.shares_ram} == {Vendor.NVIDIA, Vendor.AMD, Vendor.APPLE}
 
 
 @pytest.mark.parametrize(
@@ -203,3 +205,104 @@ def test_an_apple_chip_is_found_by_its_name_and_ram():
 def test_keys_are_of_letters_and_digits():
     assert key("NVIDIA H100 80GB HBM3") == "h10080gbhbm3"
     assert all(re.fullmatch(r"[a-z0-9]+", each) for each in index())
+
+
+# the file
+
+
+A_BOARD = """
+[links]
+"NVLink-C2C" = 450
+
+[[nvidia]]
+name = "H1"
+names = ["H1 SXM"]
+memory = 1000
+usable = 900
+usable_from = "CUDA"
+bandwidth = 1.5
+link = "PCIe 4 x16"
+compute_capability = "9.0"
+source = "NVIDIA H1 datasheet"
+"""
+A_CHIP = """
+[[apple]]
+name = "M9"
+ram = [36, 48]
+bandwidth = 100
+"""
+
+
+def test_a_board_is_read():
+    (board,) = parse_boards(A_BOARD)
+    assert board == Board(
+        name="H1",
+        vendor=Vendor.NVIDIA,
+        memory_total=1000 * 2**20,
+        memory_usable=900 * 2**20,
+        memory_source="CUDA",
+        bandwidth=1_500_000_000,
+        link=Link(name="PCIe 4 x16", bandwidth=16 * 10**9 * 16 * 128 // 130 // 8),
+        compute_capability="9.0",
+        architecture="sm_90",
+        source="NVIDIA H1 datasheet",
+        names=("H1 SXM",),
+    )
+
+
+def test_a_chip_is_a_board_for_each_size():
+    boards = parse_boards(A_CHIP)
+    assert [board.name for board in boards] == ["M9 36GB", "M9 48GB"]
+    assert [board.memory_usable for board in boards] == [24 * GIB, 36 * GIB]
+    assert all(board.shares_ram and board.estimated and board.names == ("M9",) for board in boards)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("memory = 1000", "", "[[nvidia]] H1: memory is missing"),
+        ("memory = 1000", "memory = 800", "[[nvidia]] H1: of 800 MiB no 900 are usable"),
+        ("memory = 1000", 'memory = "1000"', "[[nvidia]] H1: memory can't be '1000'"),
+        ("memory = 1000", "memory = 1000.5", "[[nvidia]] H1: memory can't be 1000.5"),
+        ("memory = 1000", "memory = true", "[[nvidia]] H1: memory can't be True"),
+        ("bandwidth = 1.5", "bandwidth = 0", "[[nvidia]] H1: bandwidth can't be 0"),
+        ("bandwidth = 1.5", "bandwidth = inf", "[[nvidia]] H1: bandwidth can't be inf"),
+        ("bandwidth = 1.5", "bandwidth = 1.5\ncolour = 3", "[[nvidia]] H1: colour is not known"),
+        ('"PCIe 4 x16"', '"PCIe 4 x3"', "[[nvidia]] H1: link 'PCIe 4 x3' is neither PCIe, nor RAM, nor in [links]"),
+        ('"PCIe 4 x16"', '"NVLink"', "[[nvidia]] H1: link 'NVLink' is neither PCIe, nor RAM, nor in [links]"),
+        ('"9.0"', '"nine"', "[[nvidia]] H1: compute_capability can't be 'nine'"),
+        ("compute_capability", "architecture", "[[nvidia]] H1: compute_capability is missing"),
+        ('names = ["H1 SXM"]', 'names = "H1 SXM"', "[[nvidia]] H1: names can't be 'H1 SXM'"),
+        ('name = "H1"\n', "", "[[nvidia]] None: name is missing"),
+        ("[[nvidia]]", "[[nvidea]]", "[[nvidea]] is of no vendor that is known"),
+        ("[[nvidia]]", "[nvidia]", "[[nvidia]] is of no vendor that is known"),
+        ("= 450", '= "450"', "[links] has to have a number of GB/s for each name"),
+        ("[36, 48]", "[36, 36]", "M9 36GB is there twice"),
+        ("[36, 48]", "[]", "[[apple]] M9: ram can't be []"),
+        ("[36, 48]", "[-36]", "[[apple]] M9: ram can't be [-36]"),
+    ],
+)
+def test_a_mistake_is_told_with_the_board_and_the_key(old, new, says):
+    text = A_BOARD + A_CHIP
+    assert old in text
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        parse_boards(text.replace(old, new, 1))
+
+
+def test_a_file_that_is_no_toml():
+    with pytest.raises(ValueError, match="line 1"):
+        parse_boards("[[nvidia]")
+
+
+def test_the_file_is_read_when_a_board_is_asked_for_and_once(monkeypatch):
+    read = []
+    real = catalogue.parse_boards
+    monkeypatch.setattr(catalogue, "parse_boards", lambda text: read.append(text) or real(text))
+    boards.cache_clear()
+    assert read == []
+    assert boards() is boards()
+    assert len(read) == 1
+
+
+def test_listing_reads_no_catalogue():
+    assert "tomllib" not in modules_after("list")[0]

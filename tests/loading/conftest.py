@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import modalities, tiny
+from tests import small_models
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -45,24 +45,19 @@ def saved(tmp_path):
     """Folder of a saved model: ``saved("llava")``."""
 
     def save(name):
-        model_class, config = {**modalities.CONFIGS, **modalities.PARTLY}[name]()
-        torch.manual_seed(0)
-        model_class(config).save_pretrained(tmp_path / name)
-        return tmp_path / name
+        return small_models.save(name, tmp_path / name, small_models.MODALITIES | small_models.TEXT_ONLY)
 
     return save
 
 
 @pytest.fixture
 def model(tmp_path):
-    return tiny.save("llama", tmp_path / "model")
+    return small_models.save("llama", tmp_path / "model")
 
 
 @pytest.fixture
 def sharded(tmp_path):
-    model_class, config = tiny.CONFIGS["llama"]()
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    small_models.build(small_models.TINY["llama"]).save_pretrained(tmp_path / "model", max_shard_size="50KB")
     return tmp_path / "model"
 
 

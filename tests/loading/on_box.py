@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from tests.loading.on_simulated import CPU, GPUS, none, run_all  # isort: skip - sets what transformers reads
 
 import torch
-import transformers as t
 
 from devctl.loading.run import out_of_memory
 from devctl.loading.weights import loader
@@ -31,56 +30,18 @@ from devctl.models.tracing.trace import trace_footprint
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
 from devctl.placement.runtime import Runtime
-from tests import simulated
+from tests import simulated, small_models
 
 BOX = GPUS[:2]
 ROOMY = 2**40
 MIB = 2**20
 
-_TEXT = {
-    "vocab_size": 1024,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-_BART = {
-    "d_model": 128,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 512,
-    "decoder_ffn_dim": 512,
-}
-CONFIGS = {
-    "llama": lambda: (t.LlamaForCausalLM, t.LlamaConfig(**_TEXT)),
-    "gemma2": lambda: (t.Gemma2ForCausalLM, t.Gemma2Config(**_TEXT, head_dim=32, sliding_window=64)),
-    "mixtral": lambda: (t.MixtralForCausalLM, t.MixtralConfig(**_TEXT, num_local_experts=4)),
-    "t5": lambda: (
-        t.T5ForConditionalGeneration,
-        t.T5Config(
-            vocab_size=1024, d_model=128, d_kv=32, d_ff=512, num_layers=6, num_heads=4, decoder_start_token_id=0
-        ),
-    ),
-    "bart": lambda: (t.BartForConditionalGeneration, t.BartConfig(vocab_size=1024, **_BART, forced_eos_token_id=None)),
-    # its logits, of every token, are returned to where the inputs were
-    "bert": lambda: (t.BertForMaskedLM, t.BertConfig(**_TEXT | {"vocab_size": 2048}, tie_word_embeddings=False)),
-}
 WORK = Workload(context_length=192, batch_size=2, new_tokens=6, kernels=Kernels.CPU)
 """What a model is asked to do; one that does not generate reads a prompt of this length."""
 
 
 def _with_slack(nbytes):
     return nbytes + nbytes // 200
-
-
-def save(name, folder):
-    model_class, config = CONFIGS[name]()
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
-    return str(folder)
 
 
 def work(model, device):
@@ -102,7 +63,7 @@ class Case:
     """A model, and what each plan for it comes to."""
 
     def __init__(self, name, folder):
-        self.source = resolve(save(name, folder))
+        self.source = resolve(str(small_models.save(name, folder, small_models.BOXED)))
         self.skeleton = read_skeleton(self.source)
         self.runtime = Runtime(footprint=trace_footprint(self.skeleton, WORK), overhead={})
         self.expected = work(self.load({"": CPU}), "cpu")
@@ -188,7 +149,7 @@ def table(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(CONFIGS))
+    parser.add_argument("names", nargs="*", default=list(small_models.BOXED))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = run_all(arguments.names, outcomes)

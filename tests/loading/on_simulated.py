@@ -31,7 +31,7 @@ from devctl.models.tree import is_under, sizes, walk
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
 from devctl.placement.placement import bytes_per_device, disjoint, make_placement, to_hf, validate
-from tests import simulated, tiny
+from tests import simulated, small_models
 
 MODELS = ("llama", "llama-tied", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")
 TOKENS = 5
@@ -119,7 +119,7 @@ def none(_):
 
 def cases(name, folder):
     """What came out of each map for the model called ``name``, beside the same model on the CPU alone."""
-    source = resolve(str(tiny.save(name, folder)))
+    source = resolve(str(small_models.save(name, folder)))
     skeleton = read_skeleton(source)
     tree = skeleton.tree
     inputs = prepare(source, skeleton, prompt=None, new_tokens=TOKENS, trust_remote_code=False)

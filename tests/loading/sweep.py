@@ -27,90 +27,16 @@ from devctl.models.tree import sizes
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
 from devctl.placement.placement import validate
-from tests import small
+from tests import small_models
 
 TABLE = Path(__file__).with_name("sweep.json")
 CPU, DISK = Device.cpu(), Device.disk()
 TOLERANCE = 1e-5
 
-_TEXT = {
-    "vocab_size": 256,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "projection_dim": 16,
-}
-_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-_BOTH = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 16}
-_SPEECH = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
-_DEEPSEEK = {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
-    "num_key_value_heads": 4,
-}
-_STAGES = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 2, 1]}
-
-_PLAIN = """
-LlamaForCausalLM MistralForCausalLM MixtralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen2MoeForCausalLM
-Qwen3MoeForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM PhiForCausalLM Phi3ForCausalLM
-PhimoeForCausalLM GPT2LMHeadModel GPTNeoXForCausalLM GPTJForCausalLM GPTBigCodeForCausalLM BloomForCausalLM
-OPTForCausalLM FalconForCausalLM MptForCausalLM StableLmForCausalLM Starcoder2ForCausalLM CohereForCausalLM
-OlmoForCausalLM Olmo2ForCausalLM OlmoeForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
-GptOssForCausalLM GlmForCausalLM NemotronForCausalLM SmolLM3ForCausalLM MambaForCausalLM
-FalconMambaForCausalLM RecurrentGemmaForCausalLM CodeGenForCausalLM XGLMForCausalLM BertForMaskedLM
-RobertaForMaskedLM DistilBertForMaskedLM AlbertForMaskedLM ElectraForMaskedLM DebertaV2ForMaskedLM MPNetForMaskedLM
-ModernBertForMaskedLM ConvBertForMaskedLM FNetForMaskedLM T5ForConditionalGeneration MT5ForConditionalGeneration
-BartForConditionalGeneration PegasusForConditionalGeneration MarianMTModel M2M100ForConditionalGeneration
-ViTForImageClassification DeiTForImageClassification BeitForImageClassification Dinov2ForImageClassification
-CLIPTextModel CLIPVisionModel
-"""
-
-MODELS = {
-    **{name: {} for name in _PLAIN.split()},
-    "DeepseekV2ForCausalLM": _DEEPSEEK,
-    "DeepseekV3ForCausalLM": {**_DEEPSEEK, "n_group": 2, "topk_group": 1},
-    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "GPTNeoForCausalLM": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
-    "WhisperForConditionalGeneration": {
-        "num_mel_bins": 16,
-        "max_source_positions": 50,
-        "max_target_positions": 40,
-        "suppress_tokens": None,
-        "begin_suppress_tokens": None,
-    },
-    "CLIPModel": _BOTH,
-    "SiglipModel": _BOTH,
-    "ConvNextForImageClassification": {**_STAGES, "image_size": 64},
-    "ResNetForImageClassification": {**_STAGES, "embedding_size": 8},
-    "RegNetForImageClassification": {**_STAGES, "embedding_size": 8, "groups_width": 8},
-    "SwinForImageClassification": {
-        "num_heads": [1, 2],
-        "depths": [1, 2],
-        "embed_dim": 16,
-        "patch_size": 4,
-        "window_size": 4,
-    },
-    "ASTForAudioClassification": {"max_length": 64, "num_mel_bins": 32},
-    "Wav2Vec2ForCTC": _SPEECH,
-    "HubertForCTC": _SPEECH,
-    "PerceiverForMaskedLM": {"num_latents": 8, "d_latents": 32, "qk_channels": 32, "v_channels": 32},
-}
-"""By class, what its config needs beside small sizes."""
-
 
 def try_model(class_name, folder):
     """What came out for one class: a row of the table for each strategy."""
-    model_class, config = small.make(class_name, **MODELS[class_name])
+    model_class, config = small_models.of_class(class_name, **small_models.SWEPT[class_name])
     torch.manual_seed(0)
     model_class(config).eval().save_pretrained(folder)
     source = resolve(str(folder))
@@ -179,7 +105,7 @@ def as_text(table):
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or MODELS
+    names = sys.argv[1:] or small_models.SWEPT
     text = as_text(rows(names))
     sys.stdout.write(text)
     if not sys.argv[1:]:

@@ -1,6 +1,8 @@
 """Module trees that are kept between runs."""
 
+import itertools
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -107,13 +109,111 @@ def test_what_is_not_kept(tmp_path):
     assert key(trust_remote_code=True) is None
 
 
-def test_the_folder(monkeypatch):
-    monkeypatch.delenv("DEVCTL_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert str(cache.cache_folder()) == "/x/devctl"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/h")
-    assert str(cache.cache_folder()) == "/h/.cache/devctl"
+@pytest.mark.parametrize(
+    ("platform", "env", "folder"),
+    [
+        ("linux", {}, "/h/.cache/devctl"),
+        ("freebsd14", {}, "/h/.cache/devctl"),
+        ("darwin", {}, "/h/Library/Caches/devctl"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/devctl/Cache"),
+        ("win32", {}, "/h/AppData/Local/devctl/Cache"),
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/devctl"),
+        ("darwin", {"XDG_CACHE_HOME": "/x"}, "/x/devctl"),
+        ("linux", {"XDG_CACHE_HOME": ""}, "/h/.cache/devctl"),
+        ("linux", {"XDG_CACHE_HOME": "/x", "DEVCTL_CACHE_DIR": "/d"}, "/d"),
+        ("darwin", {"DEVCTL_CACHE_DIR": "~/d"}, "/h/d"),
+    ],
+)
+def test_the_folder(monkeypatch, platform, env, folder):
+    for name in ("DEVCTL_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/h", **env}.items():
+        monkeypatch.setenv(name, value)
+    assert str(cache.cache_folder(platform)) == folder
+
+
+@pytest.fixture
+def keep(folder, monkeypatch):
+    """Keeps the same tree under a number, as if at that second; ``keep.kept()`` are the numbers that are there."""
+    tree = read_skeleton(resolve(str(TINY))).tree
+    monkeypatch.setattr(cache, "LIMIT", 3 * len(cache.dump_tree(tree)))
+    seconds = itertools.count(1)
+
+    def name(number):
+        return f"{number:064x}"
+
+    def dated(number):
+        second = next(seconds)
+        if (folder / f"{name(number)}.json").exists():
+            os.utime(folder / f"{name(number)}.json", (second, second))
+
+    def keeps(number):
+        cache.store_tree(name(number), tree)
+        dated(number)
+
+    def uses(number):
+        before = (folder / f"{name(number)}.json").stat().st_mtime
+        assert cache.load_tree(name(number)) == tree
+        assert (folder / f"{name(number)}.json").stat().st_mtime > before, "that it was used is not kept"
+        dated(number)
+
+    keeps.uses = uses
+    keeps.kept = lambda: sorted(int(path.stem, 16) for path in folder.glob("*.json"))
+    return keeps
+
+
+def test_the_oldest_make_room(keep):
+    for number in (5, 4, 3):
+        keep(number)
+    assert keep.kept() == [3, 4, 5]
+    keep(2)
+    assert keep.kept() == [2, 3, 4]
+    keep(1)
+    assert keep.kept() == [1, 2, 3]
+
+
+def test_what_was_used_is_not_old(keep):
+    for number in (5, 4, 3):
+        keep(number)
+    keep.uses(5)
+    keep(2)
+    assert keep.kept() == [2, 3, 5]
+
+
+def test_what_is_kept_anew_takes_its_room_once(keep):
+    for number in (5, 4, 3, 3, 3):
+        keep(number)
+    assert keep.kept() == [3, 4, 5]
+
+
+def test_what_somebody_else_has_there_stays(keep, folder):
+    folder.mkdir()
+    (folder / "notes.json").write_text("x" * 10**6)
+    (folder / ("0" * 64 + ".txt")).write_text("x" * 10**6)
+    for number in range(1, 6):
+        keep(number)
+    assert (folder / "notes.json").exists()
+    assert (folder / ("0" * 64 + ".txt")).exists()
+    (folder / "notes.json").unlink()
+    assert keep.kept() == [3, 4, 5]
+
+
+def test_what_a_killed_process_left_goes_too(keep, folder):
+    folder.mkdir()
+    left = folder / ".devctl-0123456789abcdef"
+    left.write_text("x" * 10**6)
+    os.utime(left, (0, 0))
+    keep(1)
+    assert not left.exists()
+    assert keep.kept() == [1]
+
+
+def test_room_is_made_when_something_is_kept_and_only_then(keep, folder, monkeypatch):
+    for number in (3, 2, 1):
+        keep(number)
+    monkeypatch.setattr(cache, "LIMIT", 0)
+    keep.uses(1)
+    assert keep.kept() == [1, 2, 3]
 
 
 def test_a_tree_is_kept_and_found(folder):

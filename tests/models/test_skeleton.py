@@ -9,7 +9,7 @@ from devctl.errors import ModelError, UsageError
 from devctl.models.files.resolve import SourceKind, resolve
 from devctl.models.skeleton import read_skeleton, tree_of
 from devctl.models.tree import sizes, tensors, walk
-from tests import tiny
+from tests import small_models
 from tests.conftest import CONFIGS
 
 GIB = 2**30
@@ -23,7 +23,7 @@ def test_published_sizes(name, gib):
     assert sizes(read_skeleton(resolve(str(CONFIGS / name))).tree)[""] / GIB == pytest.approx(gib, abs=0.01)
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", small_models.TINY)
 def test_the_tree_has_the_tensors_of_the_loaded_model(name, checkpoint):
     skeleton = read_skeleton(resolve(str(checkpoint(name))))
     model = skeleton.model_class.from_pretrained(checkpoint(name))
@@ -104,7 +104,7 @@ def test_dtype_may_be_given(tmp_path):
 
 
 def test_dtype_is_the_checkpoints_where_the_config_has_none(tmp_path):
-    tiny.save("llama", tmp_path, dtype=torch.float16)
+    small_models.save("llama", tmp_path, dtype=torch.float16)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["dtype"]
     write(tmp_path, **config)
@@ -119,7 +119,7 @@ def test_the_file_that_decides_is_the_one_that_is_loaded(tmp_path, files):
     import transformers
     from safetensors.torch import save_file
 
-    model_class, config = tiny.CONFIGS["llama"]()
+    model_class, config = small_models.TINY["llama"]()
     model = model_class(config).to(torch.float16)
     model.save_pretrained(tmp_path, max_shard_size="50KB" if files == "shards" else "5GB")
     if files == "bin":

@@ -9,7 +9,7 @@ from devctl.errors import UsageError
 from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.document import PlannedModel, parse_map
-from devctl.placement.placement import bytes_per_device, disjoint, make_placement, to_hf, validate
+from devctl.placement.placement import bytes_per_device, disjoint, holder, make_placement, to_hf, validate
 from devctl.placement.plan import Plan
 from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree
@@ -59,6 +59,30 @@ def test_ties_that_are_split_by_the_disk(embed, head, bad):
     findings = validate(model, {"embed": embed, "layers": CPU, "head": head}, HERE)
     assert bool(findings) == bad
     assert all("head.w and embed.w are one tensor" in finding for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "held"),
+    [
+        (GPU0, CPU, GPU0),
+        (Device.mps(), CPU, Device.mps()),
+        (GPU0, DISK, None),
+        (GPU0, GPU1, None),
+        (CPU, DISK, None),
+        (CPU, CPU, None),
+    ],
+)
+def test_who_holds_a_tied_weight_that_is_on_two_devices(one, other, held):
+    assert holder(one, other) == held
+    assert holder(other, one) == held
+
+
+@pytest.mark.parametrize(("embed", "head"), [(GPU0, DISK), (DISK, GPU0), (GPU0, GPU1)])
+def test_no_note_says_where_ties_are_that_can_not_be_loaded(embed, head):
+    model = layers(10, embed=4, head=4, head_is_tied=True)
+    budgets = Budgets(devices=((GPU0, 100), (GPU1, 100), (CPU, 100), (DISK, None)), given=True)
+    found = make_placement(model, {"embed": embed, "layers": GPU0, "head": head}, budgets, strategy=None)
+    assert not [note for note in found.notes if "loaded, it is on" in note]
 
 
 def test_parameters_that_need_no_place_are_not_missed():

@@ -2,7 +2,7 @@
 
 from devctl.cli.show.inventory import columns
 from devctl.cli.show.streams import answer_style
-from devctl.inventory.catalogue import BOARDS, Board
+from devctl.inventory.catalogue import Board, boards
 from devctl.units import format_bytes, format_rate
 
 _HEADER = ("NAME", "USABLE", "BANDWIDTH", "LINK", "SOURCE")
@@ -14,7 +14,7 @@ def boards_table() -> str:
     SOURCE is of bandwidth and link, and after the semicolon of the memory.
     """
     width, styled = answer_style()
-    rows = [_row(board) for board in BOARDS]
+    rows = [_row(board) for board in boards()]
     return columns(_HEADER, rows, left=len(_HEADER), wrap=len(_HEADER) - 1, width=width, styled=styled)
 
 

@@ -11,11 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from devctl.errors import DevctlError, OutputError, RefusedError, UsageError
+from devctl.errors import DevctlError, OutputError, RefusedError
 from devctl.units import format_bytes
+from devctl.writing import write_whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,39 +79,7 @@ def error(error: DevctlError) -> None:
     say("".join(f"{line}\n" for line in (*lines, *([f"  {error.hint}"] if error.hint else []))))
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a whole file, or leave what was there. A link is followed; a pipe or device is written to.
-
-    Raises:
-        UsageError: the folder is missing or not ours, or the path is a folder.
-        OutputError: the disk is full.
-    """
-    import tempfile
-
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text)
-            return
-        path = path.resolve()
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(text)
-                file.close()
-                Path(file.name).chmod(0o666 & ~_umask())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+write_file = write_whole
 
 
 def to_text(renderable: RenderableType, stream: TextIO | None) -> str:

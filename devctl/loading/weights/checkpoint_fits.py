@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.errors import ModelError
 from devctl.loading.weights.hooks import hooks_of
+from devctl.models.files.safetensors import read_header
 from devctl.placement.placement import shorten
 from devctl.placement.strategy import device_of
 
@@ -84,8 +86,6 @@ def _unreadable(model: PreTrainedModel, device_map: Mapping[str, Device]) -> lis
 
 def _mismatched_on_disk(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """(name, shape in the file, shape in the model) of weights on disk, which transformers does not compare."""
-    from safetensors import safe_open
-
     entries: dict[str, dict[str, tuple[str, torch.Tensor]]] = {}
     for module_name, module in model.named_modules():
         for hook in hooks_of(module):
@@ -97,8 +97,8 @@ def _mismatched_on_disk(model: PreTrainedModel) -> Iterator[tuple[str, tuple[int
                 if tensor is not None and entry and entry.get("safetensors_file"):
                     entries.setdefault(entry["safetensors_file"], {})[full] = (entry["weight_name"], tensor)
     for path, wanted in entries.items():
-        with safe_open(path, framework="pt") as file:
-            for full, (stored_name, tensor) in wanted.items():
-                shape = tuple(file.get_slice(stored_name).get_shape())
-                if shape != tuple(tensor.shape):
-                    yield full, shape, tuple(tensor.shape)
+        stored = read_header(Path(path)).tensors
+        for full, (stored_name, tensor) in wanted.items():
+            shape = stored[stored_name].shape
+            if shape != tuple(tensor.shape):
+                yield full, shape, tuple(tensor.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -11,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from devctl.models.files.index import shards
 from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.files.safetensors import read_header
 from devctl.models.files.weights import hub_headers
 from devctl.models.tree import ModuleTree, tensors
 from devctl.units import format_bytes
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 _QUANTISED_SLACK = 0.01
 """Share by which a quantised checkpoint may differ in bytes: what is not quantised may be in another dtype."""
-
-_MOST_HEADER = 100_000_000
-"""Bytes that safetensors allows a header."""
 
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "F64": 64, "I64": 64, "U64": 64, "C64": 64}
 """Bits of safetensors' dtypes whose names do not say them, like BF16, F8_E4M3 and I32."""
@@ -79,7 +77,7 @@ def stored_tensors(source: ModelSource) -> dict[str, Stored]:
         return _on_hub(source)
     found: dict[str, Stored] = {}
     for path in _files(source.config_path.parent):
-        found |= _in_file(path)
+        found |= {name: _stored(t.shape, t.dtype) for name, t in read_header(path).tensors.items()}
     return found
 
 
@@ -91,22 +89,7 @@ def _files(folder: Path) -> Iterable[Path]:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return []
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [folder / str(name) for name in sorted(names)]
-
-
-def _in_file(path: Path) -> dict[str, Stored]:
-    """The header of a safetensors file: its length in eight bytes, then JSON.
-
-    Read as it is, since the library hands tensors out one by one: three times as long for a checkpoint of 90,000.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MOST_HEADER:
-            raise ValueError(f"{path} is no safetensors file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: _stored(tensor["shape"], tensor["dtype"]) for name, tensor in header.items()}
+    return [folder / name for name in shards(index)]
 
 
 def _on_hub(source: ModelSource) -> dict[str, Stored]:

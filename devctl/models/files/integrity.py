@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
-from devctl.errors import ModelError, first_line
+from devctl.errors import ModelError
 from devctl.models.files.index import DOWNLOAD_AGAIN, read_index
-
-_MOST_HEADER = 100_000_000
-"""Bytes that safetensors allows a header."""
+from devctl.models.files.safetensors import SUFFIX, read_header
 
 _LFS = b"version https://git-lfs"
 """What a file begins with that git keeps elsewhere."""
@@ -56,27 +53,19 @@ def _check(path: Path) -> frozenset[str] | None:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(len(_LFS))
-            if start == _LFS:
-                raise ModelError(f"{path} is a pointer of Git LFS, not weights", hint="run `git lfs pull` there")
-            if path.suffix != ".safetensors":
-                # torch's pickles are zip archives, whose table is at the end; those of before 2020 are not
-                if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
-                    raise ModelError(f"{path} is cut off: {size:,} bytes", hint=DOWNLOAD_AGAIN)
-                return None
-            length = int.from_bytes(start[:8], "little")
-            if size < 8 or 8 + length > size:
-                raise ModelError(f"{path} is cut off, or no safetensors file: {size:,} bytes", hint=DOWNLOAD_AGAIN)
-            if length > _MOST_HEADER:
-                raise ValueError(f"a header of {length:,} bytes")
-            file.seek(8)
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if start == _LFS:
+            raise ModelError(f"{path} is a pointer of Git LFS, not weights", hint="run `git lfs pull` there")
+        if path.suffix != SUFFIX:
+            # torch's pickles are zip archives, whose table is at the end; those of before 2020 are not
+            if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
+                raise ModelError(f"{path} is cut off: {size:,} bytes", hint=DOWNLOAD_AGAIN)
+            return None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is corrupt, its header is broken: {first_line(error)}", hint=DOWNLOAD_AGAIN) from None
-    if size != end:
-        what = "cut off" if size < end else "corrupt"
-        raise ModelError(f"{path} is {what}: it has {size:,} bytes, and should have {end:,}", hint=DOWNLOAD_AGAIN)
-    return frozenset(header)
+    header = read_header(path)
+    if size != header.file_size:
+        what = "cut off" if size < header.file_size else "corrupt"
+        raise ModelError(
+            f"{path} is {what}: it has {size:,} bytes, and should have {header.file_size:,}", hint=DOWNLOAD_AGAIN
+        )
+    return frozenset(header.tensors)

@@ -14,6 +14,7 @@ from devctl.models.files.hub import fetch_weights
 from devctl.models.files.index import shards
 from devctl.models.files.integrity import require_whole
 from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.files.safetensors import SUFFIX, read_header
 
 if TYPE_CHECKING:
     from huggingface_hub import SafetensorsRepoMetadata
@@ -67,24 +68,27 @@ def weights_folder(source: ModelSource) -> Path:
 
 
 def _local_dtypes(folder: Path) -> Iterator[str]:
-    """torch's names of the dtypes in a local checkpoint, from its header alone."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
+    """torch's names of the dtypes in a local checkpoint, in the order in which transformers looks at its tensors."""
     path = weights_file(folder)
     if path is None or not path.is_file():
         return
+    if path.suffix == SUFFIX:
+        # the library gives the names of a file sorted
+        for _, tensor in sorted(read_header(path).tensors.items()):
+            yield _SAFETENSORS_DTYPES.get(tensor.dtype, "")
+    else:
+        yield from _pickled_dtypes(path)
+
+
+def _pickled_dtypes(path: Path) -> Iterator[str]:
+    import torch
+
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - no mapping
-                    yield _SAFETENSORS_DTYPES.get(file.get_slice(key).get_dtype(), "")
-        else:
-            # a pickle of before 2020 is no zip archive, and is read whole
-            weights = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
-            dtypes = (str(value.dtype) for value in weights.values() if isinstance(value, torch.Tensor))
-            yield from (dtype.removeprefix("torch.") for dtype in dtypes)
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        # a pickle of before 2020 is no zip archive, and is read whole
+        weights = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
+        dtypes = (str(value.dtype) for value in weights.values() if isinstance(value, torch.Tensor))
+        yield from (dtype.removeprefix("torch.") for dtype in dtypes)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(f"the weights in {path} can't be read: {first_line(error)}") from None
 
 
@@ -107,4 +111,4 @@ def _hub_dtypes(source: ModelSource) -> Iterator[str]:
     except Exception:  # noqa: BLE001 - besides its own, those of the HTTP library that the hub's client happens to use
         return
     for _, file in sorted(metadata.files_metadata.items()):
-        yield from (_SAFETENSORS_DTYPES.get(tensor.dtype, "") for tensor in file.tensors.values())
+        yield from (_SAFETENSORS_DTYPES.get(tensor.dtype, "") for _, tensor in sorted(file.tensors.items()))

@@ -1,7 +1,8 @@
-"""A world of fake tensors that a model can run in: shapes without memory, and integers that are real.
+"""Fake tensors that a model can run on. They have shapes and no memory, but small integer tensors are real.
 
-Modelling code looks into small integer tensors (positions, masks, image grids) to decide on shapes, so these are
-computed; what only weights could tell is taken as zero. Imports torch: to be imported inside functions.
+Modelling code reads small integer tensors (positions, masks, image grids) and decides on shapes by their values, so
+these are really computed. An integer that follows from weights, which are not here, is taken to be zero. This file
+imports torch, so it is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from devctl.models.footprint import Kernels, Workload
 
 _KNOWN_ELEMENTS = 1 << 20
-"""Integer tensors up to this size are real, and at least those of a few integers a token."""
+"""Integer tensors are real up to this many elements, or up to four elements a token where that is more."""
 _GUESSED_ELEMENTS = 1 << 16
-"""Integers that only weights decide are real, and zero, up to this size."""
+"""Integer tensors whose values follow from weights are real, and all zero, up to this many elements."""
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -57,7 +58,11 @@ _SHAPED_BY_VALUES = {
 
 
 class Guesses:
-    """Which real integers stand for something that only weights decide, and whether a shape came of one."""
+    """Remembers which real integer tensors are guesses, because their values follow from weights.
+
+    Attributes:
+        shaped: names of the operations whose output has a shape that weights decide.
+    """
 
     def __init__(self) -> None:
         self._storages: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
@@ -72,13 +77,16 @@ class Guesses:
 
 
 class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes on small integers, leaves the rest to the fake mode below, and answers what a fake tensor can't."""
+    """Computes small integer tensors for real, and leaves all other operations to the fake mode.
+
+    Where the fake mode would need values that a fake tensor does not have, an answer is made up.
+    """
 
     def __init__(self, fake: FakeTensorMode, guesses: Guesses, *, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fake = fake
         self._guesses = guesses
-        # whether a mask of all tokens is all ones decides on another, of tokens²
+        # models look whether a mask of all tokens is all ones, and make a second one, of tokens², if it is not
         self._most = max(_KNOWN_ELEMENTS, 4 * tokens)
 
     def __torch_dispatch__(
@@ -93,7 +101,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)
         if func is _aten.index.Tensor and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]):
             args = (args[0], self._positions(args[1]))
-        # the fake mode itself would compute what follows from real ones, however large
+        # given real tensors, the fake mode would compute a real result, however large: so it is given their fakes
         shapes = tree_map(self._shape_of, (args, kwargs)) if real and given else (args, kwargs)
         try:
             out = func(*shapes[0], **shapes[1])
@@ -107,11 +115,11 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out if real else self._zero_integers(out, given, func)
 
     def _shape_of(self, leaf: Any) -> Any:
-        """A real tensor's fake; all else as it is."""
+        """The fake of a tensor; anything else as it is."""
         return _like(leaf, self._fake) if isinstance(leaf, torch.Tensor) else leaf
 
     def _computed(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        """What ``func`` really gives; it is a guess if anything that was given is."""
+        """The real result of ``func``, which is a guess if one of its inputs is."""
         with no_dispatch():
             out = func(*args, **kwargs)
         if any(tensor in self._guesses for tensor in given):
@@ -124,7 +132,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor.numel() > self._most and not func.is_view
 
     def _positions(self, indices: Any) -> list[Any]:
-        """Indices with a mask in its positions' place, so that the fake mode knows how many there are."""
+        """``indices`` with each mask replaced by the positions that it selects, whose number the fake mode needs."""
         found: list[Any] = []
         for index in indices:
             if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
@@ -136,7 +144,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def _zero_integers(self, out: Any, given: list[torch.Tensor], func: Any) -> Any:
-        """Zeros for the small new integers that follow from fake tensors."""
+        """``out`` with real zeros in place of each small new integer tensor, whose values follow from fake ones."""
         if func._schema.is_mutable:
             return out
         storages = {tensor.untyped_storage()._cdata for tensor in given}
@@ -157,7 +165,11 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tree_map(zero, out)
 
     def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
-        """An upper bound for a shape, zero for a number."""
+        """A made-up result of ``func``, which needs values: the largest possible shape, or zero for a number.
+
+        Raises:
+            NotImplementedError: no result is known to be safe.
+        """
         first = args[0]
         if func is _aten._local_scalar_dense.default:
             return False if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 0
@@ -171,7 +183,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _like(tensor: torch.Tensor, mode: FakeTensorMode) -> Any:
-    """A fake of the shape of ``tensor``, which may be real, or on the meta device."""
+    """A fake tensor of the shape, strides and dtype of ``tensor``, which may be real or on the meta device."""
     with no_dispatch():
         meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return FakeTensor(mode, meta, torch.device("cpu"))
@@ -182,11 +194,12 @@ def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
 
 
 class KernelsOf(TorchFunctionMode):
-    """Stands in for kernels that allocate otherwise than the fake CPU's, or that it does not have.
+    """Replaces operations whose real kernels allocate otherwise than the fake ones, or that have no fake one.
 
-    An accelerator's attention: torch 2.13's choice of flash, memory-efficient or plain attention (``sdp_utils.cpp``),
-    by dtype, mask and head sizes. Its softmax: a half-precision input is not copied to float32 first. Everybody's
-    grouped matrix product: the fake one knows bfloat16 only.
+    - Attention on an accelerator: flash, memory-efficient or plain. The choice is torch 2.13's (``sdp_utils.cpp``), by
+      dtype, mask and sizes of the heads.
+    - Softmax on an accelerator: a half-precision input is not copied to float32 first.
+    - The grouped matrix product on every device: the fake one takes bfloat16 only.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -236,7 +249,7 @@ def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: t
     if padding:
         query, key, value = (torch.nn.functional.pad(t, (0, padding)) for t in (query, key, value))
     batch, heads, length, size = shape
-    # it is laid out by token: what follows the attention needs no copy to join the heads
+    # the output is laid out token by token, so that the heads can be joined afterwards without a copy
     out = query.new_empty((batch, length, heads, size + padding)).transpose(1, 2)
     query.new_empty((batch, heads, length), dtype=torch.float32)  # the log-sum-exp
     return out[..., :size]
@@ -279,20 +292,21 @@ def _plain(
 
 
 class FakeWorld:
-    """Where tensors that are made are fake, but for small integers."""
+    """A context in which every tensor that is made is fake, except for small integer tensors."""
 
     def __init__(self, workload: Workload) -> None:
         self.guesses = Guesses()
-        # one for all times: to another the tensors of this one are strangers, which it copies
+        # the same mode each time that the world is entered: another one would copy the tensors of this one
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._tokens = workload.batch_size * workload.context_length
         self._kernels = workload.kernels
 
     def take_over(self, model: torch.nn.Module) -> bool:
-        """Make tensors of this world of those of ``model``, which was built on the meta device.
+        """Replace the tensors of ``model``, which was built on the meta device, by fake ones of this world.
 
         Returns:
-            False where it has integers, whose values must be known, and have none there.
+            False if nothing was replaced, because the model has integer tensors: their values have to be known, and a
+            tensor on the meta device has none.
         """
         held = [vars(module) for module in model.modules()]
         places = [place for each in held for place in (each["_parameters"], each["_buffers"], each)]
@@ -309,15 +323,16 @@ class FakeWorld:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
+        """Let the code within run on fake tensors."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fake)
             stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
             stack.enter_context(KernelsOf(self._kernels))
             stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
-            Distribution.set_default_validate_args(False)  # of parameters that have no values
+            Distribution.set_default_validate_args(False)  # it would look at parameters that have no values
             stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")  # a model's own, of values that are not real
+            warnings.simplefilter("ignore")  # a model may warn of values, and these are not real
             stack.callback(_log.setLevel, _log.level)
-            _log.setLevel(logging.CRITICAL)  # what fails is raised, and reported once
+            _log.setLevel(logging.CRITICAL)  # torch logs a failure before it raises it, and one report is enough
             yield

@@ -1,8 +1,9 @@
-"""What a model holds in memory beside its weights, found by running its own code on fake tensors.
+"""Finds what a model holds in memory beside its weights, by running the model's own code on fake tensors.
 
-The model is built without weights, and does what a user's call would: ``generate`` where it generates, one forward
-else. Every storage's birth and death is followed and belongs to the block that executed when it was born. What lives on
-between two steps is state. Imports torch and transformers, inside functions.
+The model is built without weights. It does what it would do for a user: one that generates runs ``generate``, any other
+runs one forward. Each storage is followed from its birth to its death, and counts for the block that was executing when
+it was born. A storage that lives on from one step to the next is state. torch and transformers are imported inside
+functions.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from devctl.models.tracing.fake_run import FakeModel, TracedStep
 
 _OPERATIONS = 30_000
-"""Of one run, which is some three seconds; the code of one that takes more loops over the sequence."""
+"""The most operations of one run; they take some three seconds. Code that needs more loops over the sequence."""
 _OPERATIONS_OF_PREFILL = 3_000
-"""The same of a prefill that nobody asked for."""
+"""The same for a prefill that is traced although nobody asked for it."""
 _OPERATIONS_OF_ALL = 150_000
-"""The same where every block runs."""
+"""The same for a run of all blocks, where usually only two of each kind run."""
 
 
 def trace_footprint(
@@ -40,9 +41,10 @@ def trace_footprint(
     """What the model of ``skeleton`` holds beside its weights while it does ``workload``.
 
     Args:
-        alike: run two blocks of a kind and take the others to be like them; where that fails, all are run.
-        given: the inputs of a run, on the CPU, that ``workload`` has the sizes of: its prompt is their text, or a token
-            where they have none. None makes some up.
+        alike: whether to run only two blocks of each kind, and to take the others to be like them. Where that fails,
+            all blocks are run.
+        given: the inputs of a run, on the CPU. ``workload`` has to have their sizes: its prompt is as long as their
+            text, or one token where they have no text. With None, inputs are made up.
 
     Raises:
         UntracedError: its code can't be run on fake tensors.
@@ -64,10 +66,13 @@ def trace_footprint(
 
 
 def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
-    """What the prompt of ``workload`` leaves and takes in prefill alone, where that is found in a fraction of a second.
+    """What the model holds while it reads the prompt of ``workload``, and afterwards; nothing is said of decoding.
+
+    Only a model whose prefill is traced in a fraction of a second is traced.
 
     Raises:
-        UntracedError: its code can't be run on fake tensors, or takes longer, or it does not go on with a text.
+        UntracedError: the model's code can't be run on fake tensors or takes longer, or the model does not continue a
+            text.
     """
     import torch
 
@@ -115,7 +120,11 @@ def _trace(
 
 
 def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[TracedStep, TracedStep | None]:
-    """With an image in the prompt, else without; by the model's own generate, else by everybody's."""
+    """The prefill and the last step of the first way to run the model that works; what to know of it goes to ``notes``.
+
+    A prompt with an image is tried before one without. For each, the model's own ``generate``, if it has one, is tried
+    before the one that all models share.
+    """
     failed: Exception | None = None
     had_images = model.images
     for images in (True, False) if had_images else (False,):
@@ -136,7 +145,7 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
 
 
 def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep | None, list[str]]:
-    """Prefill, the step that fills the context, and what to know of them."""
+    """The prefill, the step that fills the context (None if the model does not generate), and notes about them."""
     from devctl.models.tracing.recorder import TooManyOperationsError
 
     prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
@@ -162,7 +171,10 @@ def _prefill(model: FakeModel, prompt: int) -> TracedStep:
 
 
 def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:
-    """The step that fills the context, and one before it: that ends what prefill left, like the slice of a window."""
+    """The step that fills the context.
+
+    A step runs before it, which frees what only the prefill leaves behind, like the slice of a sliding window.
+    """
     if model.prompts.reads_whole:
         prompt = context - workload.new_tokens
         answer = max(1, workload.new_tokens - 1)
@@ -196,7 +208,7 @@ def _apart(first: dict[str, int], final: dict[str, int]) -> tuple[tuple[str, int
 
 
 def _lengths(model: FakeModel) -> tuple[int, int, int]:
-    """Three lengths of a sequence, as long as there is time for."""
+    """Three lengths of a sequence, in tokens and equally far apart; the last is as long as time allows."""
     few, more = 32, 64
     operations = []
     for tokens in (few, more):
@@ -209,7 +221,11 @@ def _lengths(model: FakeModel) -> tuple[int, int, int]:
 
 
 def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: int) -> TracedStep:
-    """A step at ``length`` tokens, from three: a parabola through each figure where it is one, else a line."""
+    """The step at ``length`` tokens, extrapolated from steps at three ``lengths``.
+
+    A figure that grows faster and faster is continued on the parabola through its three values, any other on the line
+    through the last two.
+    """
     from devctl.models.tracing.fake_run import TracedStep
     from devctl.models.tracing.peaks import Peaks
 
@@ -240,7 +256,10 @@ def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: i
 
 
 def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
-    """States in ``kv_dtype``, which transformers itself would convert to only by another cache."""
+    """``footprint`` with its states scaled to the workload's ``kv_dtype``.
+
+    They are scaled and not traced in it, because transformers converts them only with another class of cache.
+    """
     import torch
 
     wanted = footprint.workload.kv_dtype

@@ -1,4 +1,4 @@
-"""What would make a model fit that does not: computed with ``optimal``, not guessed."""
+"""Finds hardware that would hold a model that does not fit. ``optimal`` computes each answer; none is guessed."""
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
@@ -13,18 +13,24 @@ _BY = ", by --strategy optimal"
 
 
 def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
-    """Whether ``optimal`` needs no disk; and where the CPU may hold nothing that an accelerator should, not that."""
+    """Whether ``optimal`` can place the model without the disk.
+
+    Args:
+        cpu_may_hold: whether the CPU may hold weights beside accelerators. Where it may not, a placement that leaves
+            weights on the CPU does not fit either.
+    """
     limits = limits_of(tree, budgets)
     gpus = [limit for device, limit in limits.items() if is_accelerator(device)]
     return _fits(row_of(blocks_of(tree)), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
 
 
 def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: int = 0) -> tuple[str, ...]:
-    """What hardware would hold the model, a line each.
+    """Hardware that would hold the model: one line for each way.
 
     Args:
-        cpu_may_hold: whether only the disk is to be avoided, not the CPU beside accelerators.
-        beside: bytes of each accelerator that ``budgets`` leave out, because they are taken whatever it holds.
+        cpu_may_hold: whether the CPU may hold weights beside accelerators, so that only the disk has to be avoided.
+        beside: bytes that are taken on each accelerator, whatever it holds. ``budgets`` do not include them; the sizes
+            in the lines do.
     """
     row = row_of(blocks_of(tree))
     limits = limits_of(tree, budgets)
@@ -53,13 +59,13 @@ def _cpu_needed(row: Row, gpus: list[int]) -> int:
 
 
 def _larger(row: Row, gpus: dict[Device, int], beside: int) -> str:
-    """The same accelerators, all larger by one factor."""
+    """A line that says how large the accelerators would have to be if all of them grew by one factor."""
     factor = least_factor(row, list(gpus.values()))
     sizes = {device: -(-limit * factor.numerator // factor.denominator) for device, limit in gpus.items()}
     if len(set(gpus.values())) == 1:
         device, each = next(iter(sizes.items()))
         who = str(device) if len(gpus) == 1 else f"each of the {len(gpus)} GPUs"
-        if beside:  # what blocks need is counted for the worst case, so that a little less might do as well
+        if beside:  # the needs of blocks are counted for the worst case: a little less memory might do as well
             return f"{who} would do with {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
         return f"{who} would have to hold {format_need(each + beside)}" + _more(each, min(gpus.values())) + _BY
     told = [f"{device} {format_need(size + beside)}" for device, size in sizes.items()]
@@ -72,7 +78,7 @@ def _more(needed: int, given: int | None) -> str:
 
 
 def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool, beside: int) -> str | None:
-    """The fewest further GPUs, as large as the largest there is; None where no number would do."""
+    """A line that says how many more GPUs, of the size of the largest, are enough; None where no number is."""
     size = max(gpus)
 
     def enough(count: int) -> bool:

@@ -244,6 +244,14 @@ def test_nvlinks_through_switches(probe):
     assert (links.p2p[0][0], links.p2p[3][5]) == (None, True)
 
 
+def test_boards_with_unequal_nvlinks_have_as_many_as_the_lesser(probe):
+    text = boxes.system() + boxes.board(0, links=18) + boxes.board(1, links=12) + boxes.board(2, links=0)
+    text += "".join(boxes.pair(a, b, level=40) for a, b in ((0, 1), (0, 2), (1, 2)))
+    links = probe(text).links
+    assert links.nvlinks == ((None, 12, 0), (12, None, 0), (0, 0, None))
+    assert links.path[0] == (LinkPath.SELF, LinkPath.NVLINK, LinkPath.NODE)
+
+
 def test_direct_nvlinks_and_the_pcie_tree(probe):
     text = boxes.system() + boxes.board(0) + boxes.board(1) + boxes.board(2)
     text += (

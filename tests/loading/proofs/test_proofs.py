@@ -19,7 +19,7 @@ from devctl.loading.weights import loader
 from devctl.loading.weights.loader import LoadFormat
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from tests import tiny
+from tests import small_models
 
 CPU, DISK = Device.cpu(), Device.disk()
 
@@ -94,7 +94,7 @@ def loaded(checkpoint, tmp_path):
     ],
 )
 def test_blocks_are_what_runs_and_has_tensors(name, some, count):
-    tree = tiny.skeleton(name).tree
+    tree = small_models.skeleton(name).tree
     blocks = watch.block_names(tree)
     assert set(some) <= set(blocks)
     assert count is None or len(blocks) == count
@@ -102,7 +102,7 @@ def test_blocks_are_what_runs_and_has_tensors(name, some, count):
 
 
 def test_the_block_of_a_tensor():
-    blocks = watch.block_names(tiny.skeleton("llama").tree)
+    blocks = watch.block_names(small_models.skeleton("llama").tree)
     assert watch.block_of("model.layers.1.mlp.up_proj.weight", blocks) == "model.layers.1"
     assert watch.block_of("elsewhere.weight", blocks) == "elsewhere"
 

@@ -14,7 +14,7 @@ from devctl.models.footprint import Kernels
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
 from devctl.models.tree import sizes
-from tests import modalities, tiny
+from tests import small_models
 
 # convolutions take what the CPU's library needs to lay them out, which differs by processor
 PREDICTED = ["t5", "bart", "whisper", "mamba", "gpt-oss", "bert", "vit", "clip", "gemma2", "deberta"]
@@ -158,5 +158,5 @@ def test_what_raises_ends_the_count():
 
 
 def test_the_tiny_models_are_known():
-    assert set(PREDICTED) <= set(tiny.CONFIGS)
-    assert set(OF_MODALITIES) <= set(modalities.CONFIGS)
+    assert set(PREDICTED) <= set(small_models.TINY)
+    assert set(OF_MODALITIES) <= set(small_models.MODALITIES)

@@ -14,12 +14,12 @@ import pytest
 from devctl.errors import UsageError
 from devctl.loading.run.media import image_inputs, read_wave, resampled
 from devctl.models.files.resolve import resolve
-from tests import modalities
+from tests import small_models
 
 IMAGES = {"llava", "paligemma", "gemma3", "qwen2-vl", "qwen2.5-vl", "idefics3", "internvl"}
 
 
-@pytest.mark.parametrize("name", modalities.CONFIGS)
+@pytest.mark.parametrize("name", small_models.MODALITIES)
 def test_every_modality(devctl, saved, name):
     done = devctl("load", saved(name), "--map", "cpu", "--verify", "--max-new-tokens", "3", "--json")
     assert done.code == 0, done.err + done.out

@@ -21,7 +21,7 @@ from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import TensorKind, sizes, tensors, walk
 from devctl.placement.placement import disjoint
-from tests import tiny
+from tests import small_models
 
 CPU, DISK = Device.cpu(), Device.disk()
 
@@ -256,7 +256,7 @@ def test_a_broken_index(checkpoint, tmp_path, text):
 
 
 def test_sharded_and_pickled_checkpoints(tmp_path):
-    model_class, config = tiny.CONFIGS["llama"]()
+    model_class, config = small_models.TINY["llama"]()
     torch.manual_seed(0)
     model = model_class(config)
     model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")

@@ -15,13 +15,13 @@ from devctl.loading.weights.loader import LoadFormat, load
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
-from tests import tiny
+from tests import small_models
 
 CPU, DISK = Device.cpu(), Device.disk()
 
 
 def to_write(name, folder, device_map, *, random_weights=False):
-    source = resolve(str(tiny.save(name, folder) if name else folder))
+    source = resolve(str(small_models.save(name, folder) if name else folder))
     skeleton = read_skeleton(source)
     return offload.bytes_to_write(source, skeleton, device_map, random_weights=random_weights), sizes(skeleton.tree)
 
@@ -48,7 +48,7 @@ def test_experts_that_are_converted_are_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["mixtral", "pickled"])
 def test_what_is_predicted_is_what_is_written(name, request, tmp_path):
-    folder = request.getfixturevalue("pickled") if name == "pickled" else tiny.save(name, tmp_path / name)
+    folder = request.getfixturevalue("pickled") if name == "pickled" else small_models.save(name, tmp_path / name)
     predicted, _ = to_write(None, folder, {"": DISK})
     source = resolve(str(folder))
     with offload.offload_folder(predicted, tmp_path) as chosen:

@@ -12,21 +12,21 @@ from devctl.models.files.resolve import resolve
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import tensors
-from tests import quantised, tiny
+from tests import quantised, small_models
 
 
 def notes(folder, **options):
     return read_skeleton(resolve(str(folder)), **options).tree.notes
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", small_models.TINY)
 def test_what_was_saved_agrees(name, checkpoint):
     assert not [note for note in notes(checkpoint(name)) if "checkpoint holds" in note]
 
 
 @pytest.fixture
 def llama(tmp_path):
-    return tiny.save("llama", tmp_path / "llama")
+    return small_models.save("llama", tmp_path / "llama")
 
 
 def change(folder, **changes):
@@ -47,7 +47,7 @@ def test_another_dtype_is_no_disagreement(llama):
 
 def test_what_is_missing_and_what_is_extra(llama):
     change(llama, **{"lm_head.weight": None, "v_head.weight": (3, 5), "v_head.bias": (5,)})
-    count = sum(p.numel() for p in transformers.LlamaForCausalLM(tiny.CONFIGS["llama"]()[1]).parameters())
+    count = sum(p.numel() for p in transformers.LlamaForCausalLM(small_models.TINY["llama"]()[1]).parameters())
     assert notes(llama) == (
         f"the checkpoint holds {count - 256 * 32 + 20:,} elements, the model as built {count:,}: 2 of its tensors are "
         "not in the model (v_head.bias, v_head.weight); 1 of its tensors are not in the checkpoint (lm_head.weight)",
@@ -67,7 +67,7 @@ def test_another_shape_is_told_without_names(llama):
 
 
 def test_a_tied_weight_may_be_saved_twice(tmp_path):
-    folder = tiny.save("llama-tied", tmp_path)
+    folder = small_models.save("llama-tied", tmp_path)
     assert notes(change(folder, **{"lm_head.weight": (256, 32)})) == ()
 
 
@@ -97,7 +97,7 @@ def test_what_the_class_ignores_does_not_count(tmp_path):
 
 def test_experts_are_fused_as_they_are_loaded(tmp_path):
     """The checkpoint has a tensor for each expert, the model one for all: neither counts as missing."""
-    folder = tiny.save("mixtral", tmp_path)
+    folder = small_models.save("mixtral", tmp_path)
     assert any(".experts.0." in name for name in load_file(folder / "model.safetensors"))
     (note,) = notes(change(folder, extra=(1,)))
     assert note.endswith(": 1 of its tensors are not in the model (extra)")
@@ -121,7 +121,7 @@ def test_broken_files_are_for_loading_to_tell(llama, broken):
 
 
 def test_shards_are_read_all(tmp_path):
-    model_class, config = tiny.CONFIGS["llama"]()
+    model_class, config = small_models.TINY["llama"]()
     model_class(config).save_pretrained(tmp_path, max_shard_size="50KB")
     source = resolve(str(tmp_path))
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

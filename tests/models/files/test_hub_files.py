@@ -14,7 +14,7 @@ from devctl.loading.weights.loader import local_copy
 from devctl.models.files.hub import fetch, fetch_weights
 from devctl.models.files.resolve import resolve
 from devctl.models.files.weights import weights_folder
-from tests import tiny
+from tests import small_models
 from tests.conftest import DEVCTL
 from tests.hub import COMMIT, Fault, point_at, serve
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
     import torch
 
     folder = tmp_path_factory.mktemp("models")
-    model_class, config = tiny.CONFIGS["llama"]()
+    model_class, config = small_models.TINY["llama"]()
     model = model_class(config)
     model.save_pretrained(folder / "whole")
     model.save_pretrained(folder / "shards", max_shard_size="50KB")

@@ -4,14 +4,16 @@ import json
 import math
 
 import pytest
+import torch
 import transformers
 
 from devctl.errors import UsageError
 from devctl.models.files.resolve import resolve
+from devctl.models.quantised.methods import METHODS
 from devctl.models.quantised.quantise import ON_THE_FLY, Quantize
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes, tensors
-from tests import quantised
+from tests import quantised, small_models
 from tests.conftest import CONFIGS
 from tests.upstream import any_environment
 
@@ -246,6 +248,34 @@ def test_nf4_holds_more_than_is_planned(tmp_path):
         f"{(total + extra) / 1024:.0f} KiB in all",
         "transformers plans with 90% of every budget for nf4 weights",
     )
+
+
+@pytest.mark.parametrize(
+    ("double", "wide", "narrow"),
+    [
+        # of a Linear: a table of 16 float32, and a float32 for each block of 64 weights
+        (False, 4 * (7 * 64 + 4 * (256 + 128 + 128 + 256 + 3 * 512)), 7 * 64 + 4 * (4 * 1 + 3 * 2)),
+        # … or a byte for each, a float32 for each 256 blocks, a table of 256 float32 and an offset
+        (
+            True,
+            4 * (7 * (64 + 1024 + 4) + (256 + 128 + 128 + 256 + 3 * 512) + 4 * (1 + 1 + 1 + 1 + 3 * 2)),
+            7 * (64 + 1024 + 4) + (4 * 1 + 3 * 2) + 4 * 7,
+        ),
+    ],
+    ids=["once", "twice"],
+)
+def test_what_bitsandbytes_keeps_beside_4_bits(double, wide, narrow):
+    """The queries of the wide model have 128 × 128 weights, 256 blocks; of the narrow one 8 × 8, and a layer 8 × 10."""
+    settings = {"load_in_4bit": True, "bnb_4bit_use_double_quant": double}
+    small = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    for config, hidden in ((small_models.WIDE["llama"]()[1], wide), (small, narrow)):
+        with torch.device("meta"):
+            model = transformers.LlamaForCausalLM(config)
+        counting = METHODS["bitsandbytes_4bit"](model, settings, torch.bfloat16)
+        assert len(counting.planned) == 7 * config.num_hidden_layers
+        assert counting.hidden == hidden
 
 
 def test_eetq_holds_less_than_is_planned(tmp_path):

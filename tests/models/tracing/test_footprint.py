@@ -22,7 +22,7 @@ from devctl.models.footprint import (
 )
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint, trace_prefill
-from tests import modalities, tiny
+from tests import small_models
 from tests.benchmarks import memory
 from tests.conftest import CONFIGS
 
@@ -269,7 +269,7 @@ def test_a_loop_over_the_sequence_is_extrapolated():
 
 @pytest.mark.parametrize("name", ["llama", "gpt-oss", "t5", "whisper"])
 def test_blocks_that_are_alike_need_not_run(name):
-    skeleton = tiny.skeleton(name)
+    skeleton = small_models.skeleton(name)
     workload = Workload(context_length=24, new_tokens=3)
     assert trace_footprint(skeleton, workload) == trace_footprint(skeleton, workload, alike=False)
 
@@ -289,7 +289,7 @@ def test_the_peak_is_what_the_allocator_gives_out(name, workload):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", memory.CONFIGS)
+@pytest.mark.parametrize("name", small_models.MEASURED)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_peak_is_what_the_allocator_gives_out(name, dtype):
     for workload in memory.WORKLOADS:
@@ -338,7 +338,7 @@ def test_figures_that_are_none():
 
 def test_weights_that_a_constructor_makes_in_memory():
     """``torch.Tensor(size)`` heeds no device that a model is built on."""
-    assert trace_footprint(built(*modalities.CONFIGS["wav2vec2"]()), Workload(context_length=8)).blocks
+    assert trace_footprint(built(*small_models.MODALITIES["wav2vec2"]()), Workload(context_length=8)).blocks
 
 
 def test_large_integers_are_not_computed():

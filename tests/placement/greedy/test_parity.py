@@ -20,7 +20,7 @@ from devctl.placement import Strategy, place
 from devctl.placement.budget import from_inventory
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS, device_of
-from tests import tiny
+from tests import small_models
 from tests.upstream import UpstreamError, ask, assert_parity, ours
 
 GIB = 2**30
@@ -51,7 +51,7 @@ def real(name):
 
 @functools.cache
 def small(name):
-    skeleton = tiny.skeleton(name)
+    skeleton = small_models.skeleton(name)
     return skeleton, ask(skeleton)
 
 
@@ -83,7 +83,7 @@ def random_machine(rng, total):
 
 
 @pytest.mark.parametrize("rounds", [12, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", tiny.CONFIGS)
+@pytest.mark.parametrize("model", small_models.TINY)
 def test_small_models_on_random_machines(model, rounds):
     skeleton, upstream = small(model)
     rng = random.Random(model)

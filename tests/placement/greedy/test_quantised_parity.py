@@ -11,7 +11,7 @@ from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from devctl.placement.strategy import OF_TRANSFORMERS
-from tests import quantised
+from tests import quantised, small_models
 from tests.conftest import CONFIGS
 from tests.placement.greedy.test_parity import random_machine
 from tests.upstream import any_environment, ask, assert_parity
@@ -53,7 +53,7 @@ def transformers_sizes(upstream):
 
 
 @pytest.mark.parametrize("name", quantised.CHECKPOINTS)
-@pytest.mark.parametrize("model", quantised.MODELS)
+@pytest.mark.parametrize("model", small_models.WIDE)
 def test_checkpoints(model, name, tmp_path, rounds):
     settings = quantised.CHECKPOINTS[name]
     if (model, name) in UNBUILDABLE:
@@ -64,7 +64,7 @@ def test_checkpoints(model, name, tmp_path, rounds):
 
 
 @pytest.mark.parametrize("quantize", Quantize)
-@pytest.mark.parametrize("model", quantised.MODELS)
+@pytest.mark.parametrize("model", small_models.WIDE)
 def test_on_the_fly(model, quantize, tmp_path, rounds):
     if (model, quantize) in UNBUILDABLE:
         pytest.skip("transformers raises as it builds")

@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from devctl.errors import OutputError, UsageError
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a whole file as UTF-8, or leave what was there and nothing beside it.
+
+    A link is followed; a pipe or device is written to. A file that was there keeps its mode, a new one has what the
+    umask leaves of 0o666.
+
+    Raises:
+        UsageError: the folder is missing or not ours, or the path is a folder.
+        OutputError: it could not be written, for instance because the disk is full.
+    """
+    try:
+        mode = _mode(path)
+        if mode is not None and not stat.S_ISREG(mode):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path.resolve(), text, mode)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _mode(path: Path) -> int | None:
+    """``st_mode`` of what ``path`` leads to; None of what is not there."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _replace(path: Path, text: str, mode: int | None) -> None:
+    # a name of its own, since that of the file may be as long as names can be
+    temporary = path.parent / f".devctl-{secrets.token_hex(8)}"
+    # the system takes the umask off: asking for the umask would mean setting it, for all threads
+    descriptor = os.open(temporary, _NEW, 0o666 if mode is None else stat.S_IMODE(mode))
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if mode is not None:
+                temporary.chmod(stat.S_IMODE(mode))
+            file.write(text)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
