@@ -61,6 +61,11 @@ def test_rooms_import_what_they_may(name, path):
         assert any(imported == a or imported.startswith(a + ".") for a in allowed), f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize("name", sorted(EVERYONE))
+def test_what_everyone_imports_needs_no_room(name):
+    assert {imported.partition(".")[0] for imported in imports(PACKAGE / f"{name}.py")} <= {"errors"}
+
+
 def test_every_room_is_in_the_table():
     rooms = {name.partition(".")[0] for name, _ in modules()} - OUTSIDE
     assert rooms == set(MAY_IMPORT)
