@@ -71,9 +71,12 @@ def as_installed(tree: ModuleTree, found: FoundMap, budgets: Budgets, strategy: 
 
 
 def agrees(tree: ModuleTree, here: Installed) -> bool:
-    """Whether devctl's own maps are the installed planner's, by every strategy, on machines of several kinds."""
+    """Whether devctl's own answers, notes too, are the installed planner's on machines of several kinds.
+
+    ``balanced`` is ``auto`` by another name, in every release.
+    """
     return all(
-        as_installed(tree, found, budgets, strategy, here).device_map == found.device_map
+        as_installed(tree, found, budgets, strategy, here) == found
         for budgets in trial_budgets(tree)
         for strategy in (Strategy.AUTO, Strategy.BALANCED_LOW_0, Strategy.SEQUENTIAL)
         for found in [greedy_map(tree, budgets, strategy)]

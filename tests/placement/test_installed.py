@@ -139,7 +139,11 @@ def test_optimal_is_devctls_own():
 def test_a_planner_that_plans_as_devctl_does_agrees():
     assert agrees(TREE, same(TREE))
     assert agrees(TREE, here(None))
-    assert agrees(TREE, here("not to be asked"))
+
+
+def test_a_planner_that_tells_why_it_has_no_map_does_not_agree():
+    """A second plan, which does not ask, would not say so."""
+    assert not agrees(TREE, here("it raises"))
 
 
 def test_a_planner_that_balances_otherwise_does_not_agree():
