@@ -54,14 +54,15 @@ class Skeleton:
         config: as ``from_pretrained`` would use it, its dtype set.
         model_class: the class to load.
         tree: its modules.
-        model: itself, on the meta device, as its quantisation makes it, and with its weights not tied yet.
+        model: itself, on the meta device, as its quantisation makes it, and with its weights not tied yet; None where
+            it was not kept.
         quantizer: transformers' own, where the model is quantised and that could prepare it here.
     """
 
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
     tree: ModuleTree
-    model: PreTrainedModel = field(repr=False, compare=False)
+    model: PreTrainedModel | None = field(default=None, repr=False, compare=False)
     quantizer: Any = field(default=None, repr=False, compare=False)
 
 

@@ -19,7 +19,7 @@ HfMap = dict[str, int | str]
 """A ``device_map`` as transformers makes it: a numbered accelerator is its id."""
 
 
-def ask(skeleton: Skeleton, max_memory: Mapping[int | str, int], strategy: str, *, given: bool) -> HfMap | str | None:
+def ask(skeleton: Skeleton, max_memory: Mapping[int | str, int], strategy: str, given: bool) -> HfMap | str | None:
     """The map of ``from_pretrained(device_map=strategy, max_memory=max_memory)``, in the installed release.
 
     No device is probed: each has the memory that is given. Nothing of transformers is replaced, not even for a while,
@@ -32,9 +32,9 @@ def ask(skeleton: Skeleton, max_memory: Mapping[int | str, int], strategy: str, 
 
     Returns:
         The map. A sentence, where the planner raises or can't be found. None where there is nothing to ask: the weights
-        are quantised, by a method whose quantizer is not built here.
+        are quantised, by a method whose quantizer is not built here, or the built model was not kept.
     """
-    if skeleton.tree.quantisation is not None and skeleton.quantizer is None:
+    if skeleton.model is None or (skeleton.tree.quantisation is not None and skeleton.quantizer is None):
         return None
     import transformers
 

@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections import Counter
+from functools import partial
 
 import accelerate
 import transformers
@@ -31,7 +32,7 @@ def compare(name: str) -> Counter[str]:
     """Plan the model on several machines, as installed; every map is what ``from_pretrained`` would use."""
     skeleton = tiny.skeleton(name)
     upstream = ask_from_pretrained(skeleton)
-    here = Installed(release=transformers.__version__, ask=lambda *q: ask(skeleton, q[0], q[1], given=q[2]))
+    here = Installed(release=transformers.__version__, ask=partial(ask, skeleton))
     total = sizes(skeleton.tree)[""]
     rng = random.Random(name)
     machines = [scaled(machine, total) for machine in MACHINES.values()]

@@ -5,6 +5,7 @@ import logging
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from unittest import mock
 
 import accelerate.utils.modeling
@@ -48,7 +49,7 @@ def test_it_answers_what_from_pretrained_would(model, strategy):
     upstream = ask_from_pretrained(skeleton)
     for machine in MACHINES:
         memory = scaled(machine, skeleton)
-        assert ask(skeleton, memory, str(strategy), given=True) == upstream.plan(strategy, memory)
+        assert ask(skeleton, memory, str(strategy), True) == upstream.plan(strategy, memory)
 
 
 @pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
@@ -56,9 +57,9 @@ def test_measured_memory_comes_as_if_it_were_probed(strategy):
     skeleton = tiny.skeleton("llama")
     memory = scaled({0: 1.05, "cpu": 1.0}, skeleton)
     ours = greedy_map(skeleton.tree, as_budgets(memory, given=False), strategy).device_map
-    assert ask(skeleton, memory, str(strategy), given=False) == to_hf(ours.items())
+    assert ask(skeleton, memory, str(strategy), False) == to_hf(ours.items())
     if strategy != "sequential":
-        assert ask(skeleton, memory, str(strategy), given=True) != to_hf(ours.items()), "a tenth is kept free"
+        assert ask(skeleton, memory, str(strategy), True) != to_hf(ours.items()), "a tenth is kept free"
 
 
 def as_budgets(memory, *, given):
@@ -81,14 +82,14 @@ def test_no_device_is_probed(monkeypatch):
     skeleton = tiny.skeleton("llama")
     for given in (True, False):
         for strategy in OF_TRANSFORMERS:
-            assert isinstance(ask(skeleton, scaled(MACHINES[0], skeleton), str(strategy), given=given), dict)
+            assert isinstance(ask(skeleton, scaled(MACHINES[0], skeleton), str(strategy), given), dict)
 
 
 def test_nothing_stays_replaced():
     modules = (planner, transformers.modeling_utils, accelerate.utils.modeling)
     before = [dict(vars(module)) for module in modules]
     skeleton = tiny.skeleton("bert")
-    ask(skeleton, scaled(MACHINES[1], skeleton), "auto", given=True)
+    ask(skeleton, scaled(MACHINES[1], skeleton), "auto", True)
     assert [dict(vars(module)) for module in modules] == before
 
 
@@ -105,7 +106,7 @@ def test_nothing_is_said(capfd):
             logger.setLevel(logging.DEBUG)
         for machine in MACHINES:
             for strategy in OF_TRANSFORMERS:
-                ask(skeleton, scaled(machine, skeleton), str(strategy), given=True)
+                ask(skeleton, scaled(machine, skeleton), str(strategy), True)
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
@@ -118,7 +119,7 @@ def test_threads_do_not_disturb_each_other():
     """Nor a plan of transformers' own, which a user's code makes meanwhile."""
     skeletons = [tiny.skeleton(name) for name in ("llama", "bert", "t5")]
     questions = [(s, scaled(m, s), str(x)) for s in skeletons for m in MACHINES for x in OF_TRANSFORMERS] * 3
-    expected = [ask(s, memory, strategy, given=True) for s, memory, strategy in questions]
+    expected = [ask(s, memory, strategy, True) for s, memory, strategy in questions]
     start = threading.Barrier(4)
 
     def own_plan(_):
@@ -128,7 +129,7 @@ def test_threads_do_not_disturb_each_other():
 
     def answers(part):
         start.wait()
-        return [ask(s, memory, strategy, given=True) for s, memory, strategy in part]
+        return [ask(s, memory, strategy, True) for s, memory, strategy in part]
 
     with ThreadPoolExecutor(4) as pool:
         theirs = pool.submit(own_plan, None)
@@ -145,12 +146,12 @@ def test_the_order_of_tie_groups_is_the_models():
         skeleton = read_skeleton(resolve(folder))
     memory = dict.fromkeys(range(5), 5743993758) | {"cpu": 21644665091}
     ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), "auto").device_map
-    assert ask(skeleton, memory, "auto", given=True) == to_hf(ours.items())
+    assert ask(skeleton, memory, "auto", True) == to_hf(ours.items())
 
 
 def test_a_planner_that_raises_is_told():
     skeleton = tiny.skeleton("llama")
-    answer = ask(skeleton, {1: 10**9, 2: 10**9}, "balanced_low_0", given=True)
+    answer = ask(skeleton, {1: 10**9, 2: 10**9}, "balanced_low_0", True)
     assert answer == (
         f"transformers {transformers.__version__} raises KeyError (0) where it plans this: the map is devctl's own"
     )
@@ -159,10 +160,10 @@ def test_a_planner_that_raises_is_told():
 def test_a_planner_that_is_not_where_it_was_is_told(monkeypatch):
     monkeypatch.delattr(planner, "_get_device_map")
     skeleton = tiny.skeleton("llama")
-    assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", given=True)
+    assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", True)
     with mock.patch.dict("sys.modules", {"transformers.integrations.accelerate": None}):
         monkeypatch.delattr(transformers.integrations, "accelerate")
-        assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", given=True)
+        assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", True)
 
 
 @pytest.mark.parametrize("name", ["fp8", "bitnet", "eetq"])
@@ -173,24 +174,28 @@ def test_a_quantised_model_is_asked_about_with_its_quantizer(name, tmp_path):
         memory = scaled(machine, skeleton)
         for strategy in OF_TRANSFORMERS:
             ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), strategy).device_map
-            assert ask(skeleton, memory, str(strategy), given=True) == to_hf(ours.items())
+            assert ask(skeleton, memory, str(strategy), True) == to_hf(ours.items())
 
 
 @pytest.mark.parametrize("settings", [quantised.GPTQ, quantised.CHECKPOINTS["bnb 4-bit"]])
 def test_nothing_is_asked_without_a_quantizer(settings, tmp_path):
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama", settings))))
     assert skeleton.tree.quantisation is not None
-    assert ask(skeleton, {0: 10**9}, "auto", given=True) is None
+    assert ask(skeleton, {0: 10**9}, "auto", True) is None
+
+
+def test_nothing_is_asked_without_the_built_model():
+    assert ask(replace(tiny.skeleton("llama"), model=None), {0: 10**9}, "auto", True) is None
 
 
 def test_what_could_not_be_counted_is_asked_about_as_it_is_planned(tmp_path):
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama", {"quant_method": "unheard of"}))))
     assert skeleton.tree.quantisation is None, json.dumps(skeleton.tree.notes)
-    assert ask(skeleton, {0: 10**9}, "auto", given=True) == {"": 0}
+    assert ask(skeleton, {0: 10**9}, "auto", True) == {"": 0}
 
 
 def test_quantising_on_the_fly_is_asked_about(tmp_path):
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama"))), quantize=Quantize.FP8)
     memory = scaled(MACHINES[0], skeleton)
     ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), "auto").device_map
-    assert ask(skeleton, memory, "auto", given=True) == to_hf(ours.items())
+    assert ask(skeleton, memory, "auto", True) == to_hf(ours.items())
