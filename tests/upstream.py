@@ -107,8 +107,12 @@ def ask(skeleton: Skeleton, **arguments: Any) -> Upstream:
 
 def ours(skeleton: Skeleton, strategy: Strategy, max_memory: dict[int | str, int]) -> Placement:
     """devctl's placement for the same question."""
-    budgets = {Device.gpu(k) if isinstance(k, int) else Device.from_str(k): v for k, v in max_memory.items()}
-    return place(skeleton.tree, from_max_memory(budgets), strategy)
+    return place(skeleton.tree, from_max_memory(to_devices(max_memory)), strategy)
+
+
+def to_devices(max_memory: dict[int | str, int]) -> dict[Device, int]:
+    """transformers' ``max_memory`` in devctl's devices."""
+    return {Device.gpu(k) if isinstance(k, int) else Device.from_str(k): v for k, v in max_memory.items()}
 
 
 def assert_parity(skeleton: Skeleton, upstream: Upstream, strategy: Strategy, max_memory: dict[int | str, int]) -> str:

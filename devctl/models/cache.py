@@ -126,6 +126,21 @@ def load_footprint(key: str) -> Footprint | None:
         return None
 
 
+def load_comparison(key: str) -> bool | None:
+    """What is kept under ``key`` of whether two planners agree; None if nothing is, or it can't be read."""
+    try:
+        found = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    equal = found.get("equal") if isinstance(found, dict) else None
+    return equal if isinstance(equal, bool) else None
+
+
+def store_comparison(key: str, *, equal: bool) -> None:
+    """Keep whether two planners agree under ``key``, as a tree is kept."""
+    _store(key, json.dumps({"equal": equal}))
+
+
 def store_tree(key: str, tree: ModuleTree) -> None:
     """Keep ``tree`` under ``key``, whole or not at all. A cache that can't be written costs time, nothing else."""
     _store(key, dump_tree(tree))

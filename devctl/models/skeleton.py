@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,16 @@ class Skeleton:
         config: as ``from_pretrained`` would use it, its dtype set.
         model_class: the class to load.
         tree: its modules.
+        model: itself, on the meta device, as its quantisation makes it, and with its weights not tied yet; None where
+            it was not kept.
+        quantizer: transformers' own, where the model is quantised and that could prepare it here.
     """
 
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
     tree: ModuleTree
+    model: PreTrainedModel | None = field(default=None, repr=False, compare=False)
+    quantizer: Any = field(default=None, repr=False, compare=False)
 
 
 def read_skeleton(
@@ -110,7 +115,13 @@ def read_skeleton(
     if purpose is Purpose.PLAN and quantize is None and (settings is None or counting is not None):
         note = disagreement(model, tree, source, hidden=counting.hidden if counting else 0)
         notes += [note] if note else []
-    return Skeleton(config=config, model_class=found, tree=replace(tree, notes=tuple(notes)))
+    return Skeleton(
+        config=config,
+        model_class=found,
+        tree=replace(tree, notes=tuple(notes)),
+        model=model,
+        quantizer=None if counting is None else counting.quantizer,
+    )
 
 
 def empty_model(skeleton: Skeleton) -> PreTrainedModel:

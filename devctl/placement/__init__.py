@@ -9,6 +9,7 @@ from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.greedy.walk import greedy_map
+from devctl.placement.installed import Installed, as_installed
 from devctl.placement.optimal.find import optimal_map
 from devctl.placement.optimal.latency import Speeds
 from devctl.placement.placement import Placement, make_placement
@@ -16,7 +17,7 @@ from devctl.placement.runtime import Runtime, less, with_runtime
 from devctl.placement.strategy import OF_TRANSFORMERS, FoundMap, Strategy
 from devctl.units import format_bytes
 
-__all__ = ["Budgets", "Placement", "Strategy", "place"]
+__all__ = ["Budgets", "Installed", "Placement", "Strategy", "place"]
 
 
 _ROUNDS = 16
@@ -29,6 +30,7 @@ def place(
     strategy: Strategy,
     speeds: Speeds | None = None,
     runtime: Runtime | None = None,
+    installed: Installed | None = None,
 ) -> Placement:
     """Place the model: the same tree, budgets and strategy give the same placement, always.
 
@@ -37,12 +39,13 @@ def place(
     Args:
         speeds: with ``optimal``, place for the least time for a token instead of the most headroom.
         runtime: count KV cache and activations too; without it, the weights alone, as transformers does.
+        installed: the planner to be held against where weights alone are placed by a strategy of transformers.
     """
-    found = _place(tree, budgets, strategy, speeds, runtime)
+    found = _place(tree, budgets, strategy, speeds, runtime, installed)
     optimal = strategy is Strategy.OPTIMAL
     if not (optimal or found.offloaded):
         return found
-    other = _place(tree, budgets, Strategy.AUTO if optimal else Strategy.OPTIMAL, None, runtime)
+    other = _place(tree, budgets, Strategy.AUTO if optimal else Strategy.OPTIMAL, None, runtime, installed)
     needless = other.offloaded - found.offloaded if optimal else found.offloaded - other.offloaded
     if needless <= 0 or not (optimal or other.fits):
         return found
@@ -55,7 +58,12 @@ def place(
 
 
 def _place(
-    tree: ModuleTree, budgets: Budgets, strategy: Strategy, speeds: Speeds | None, runtime: Runtime | None
+    tree: ModuleTree,
+    budgets: Budgets,
+    strategy: Strategy,
+    speeds: Speeds | None,
+    runtime: Runtime | None,
+    installed: Installed | None,
 ) -> Placement:
     def find(tree: ModuleTree, budgets: Budgets) -> FoundMap:
         optimal = strategy is Strategy.OPTIMAL
@@ -63,6 +71,8 @@ def _place(
 
     if runtime is None:
         found = find(tree, budgets)
+        if installed is not None:
+            found = as_installed(tree, found, budgets, strategy, installed)
         return make_placement(tree, found.device_map, budgets, strategy=strategy, notes=found.notes)
     counted = with_runtime(tree, runtime.footprint)
     if strategy is not Strategy.OPTIMAL:

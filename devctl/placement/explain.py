@@ -6,6 +6,7 @@ from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.greedy.reasons import greedy_reasons, greedy_rules
 from devctl.placement.greedy.walk import greedy_map
+from devctl.placement.installed import planned_otherwise
 from devctl.placement.optimal.reasons import optimal_reasons, optimal_rules
 from devctl.placement.placement import Placement
 from devctl.placement.reason import Reason
@@ -26,7 +27,10 @@ class Explanation:
 
 
 def explain(tree: ModuleTree, budgets: Budgets, placement: Placement) -> Explanation:
-    """Why ``placement``, which ``budgets`` led to, is as it is; empty for a map that somebody wrote."""
+    """Why ``placement``, which ``budgets`` led to, is as it is; empty for a map that somebody wrote.
+
+    Of a map that is another planner's own, not more is known than that.
+    """
     if placement.strategy is None:
         return Explanation(rules=(), reasons=())
     strategy = Strategy(placement.strategy)
@@ -34,6 +38,8 @@ def explain(tree: ModuleTree, budgets: Budgets, placement: Placement) -> Explana
         return Explanation(
             rules=optimal_rules(tree, budgets, placement), reasons=optimal_reasons(tree, budgets, placement)
         )
+    if note := planned_otherwise(placement.notes):
+        return Explanation(rules=(note,), reasons=())
     trail = greedy_map(tree, budgets, strategy).trail
     assert trail is not None, "the greedy strategies leave one"
     return Explanation(rules=greedy_rules(budgets, trail), reasons=greedy_reasons(tree, placement, trail))

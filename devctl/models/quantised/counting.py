@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ class Counting:
         budget_share: the share of every budget that transformers plans with (``adjust_max_memory``).
         no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
         notes: what a reader should know.
+        quantizer: transformers' own, once it has prepared the model; None where devctl counts in its stead.
     """
 
     planned: dict[str, int] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Counting:
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
+    quantizer: Any = None
 
 
 def replace_tensors(model: PreTrainedModel, name: str, tensors: Tensors) -> None:

@@ -253,7 +253,7 @@ def _by_transformers(
         quantizer.preprocess_model(
             model=model, dtype=dtype, device_map="auto", checkpoint_files=None, use_kernels=not accelerated
         )
-    counting = Counting(budget_share=quantizer.adjust_max_memory({"cpu": 1.0})["cpu"])
+    counting = Counting(budget_share=quantizer.adjust_max_memory({"cpu": 1.0})["cpu"], quantizer=quantizer)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         own = tensor.numel() * tensor.element_size()
         planned = int(tensor.numel() * quantizer.param_element_size(model, name, tensor))
