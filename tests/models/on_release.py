@@ -20,7 +20,7 @@ from devctl.placement.budget import from_max_memory
 from devctl.placement.installed import planned_otherwise
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS, device_of
-from tests import tiny
+from tests import small_models
 from tests.placement.greedy.test_parity import MACHINES, random_machine, scaled
 from tests.upstream import UpstreamError, to_devices
 from tests.upstream import ask as ask_from_pretrained
@@ -30,7 +30,7 @@ MODELS = ("llama-tied", "mixtral", "mamba", "deberta", "t5", "whisper")
 
 def compare(name: str) -> Counter[str]:
     """Plan the model on several machines, as installed; every map is what ``from_pretrained`` would use."""
-    skeleton = tiny.skeleton(name)
+    skeleton = small_models.skeleton(name)
     upstream = ask_from_pretrained(skeleton)
     here = Installed(release=transformers.__version__, ask=partial(ask, skeleton))
     total = sizes(skeleton.tree)[""]

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests import tiny
+from tests import small_models
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "0", "--timeout", "10"]
@@ -114,7 +114,7 @@ def test_a_release_is_planned_for_traced_and_loaded_with(release, tmp_path):
     assert compared["equal"] > 200, compared
     assert compared.get("otherwise", 0) == 0 or Version(release.version) < Version("5.18"), compared
 
-    folder = tiny.save("llama", tmp_path / "llama")
+    folder = small_models.save("llama", tmp_path / "llama")
     plan = tmp_path / "plan.json"
     release("-m", "devctl", "plan", folder, "--devices", "2x8GiB", "--context-length", "64", "--report", plan)
     document = json.loads(plan.read_text())

@@ -25,7 +25,7 @@ from devctl.placement.budget import Budgets
 from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS
-from tests import quantised, tiny
+from tests import quantised
 from tests.upstream import ask as ask_from_pretrained
 
 MACHINES = [
@@ -45,7 +45,7 @@ def scaled(machine, skeleton):
 @pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
 @pytest.mark.parametrize("model", ["llama-tied", "gpt-oss", "whisper", "clip"])
 def test_it_answers_what_from_pretrained_would(model, strategy):
-    skeleton = tiny.skeleton(model)
+    skeleton = small_models.skeleton(model)
     upstream = ask_from_pretrained(skeleton)
     for machine in MACHINES:
         memory = scaled(machine, skeleton)
@@ -54,7 +54,7 @@ def test_it_answers_what_from_pretrained_would(model, strategy):
 
 @pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
 def test_measured_memory_comes_as_if_it_were_probed(strategy):
-    skeleton = tiny.skeleton("llama")
+    skeleton = small_models.skeleton("llama")
     memory = scaled({0: 1.05, "cpu": 1.0}, skeleton)
     ours = greedy_map(skeleton.tree, as_budgets(memory, given=False), strategy).device_map
     assert ask(skeleton, memory, str(strategy), False) == to_hf(ours.items())
@@ -79,7 +79,7 @@ def test_no_device_is_probed(monkeypatch):
         (torch.cuda, "memory_reserved"),
     ]:
         monkeypatch.setattr(place, name, probed)
-    skeleton = tiny.skeleton("llama")
+    skeleton = small_models.skeleton("llama")
     for given in (True, False):
         for strategy in OF_TRANSFORMERS:
             assert isinstance(ask(skeleton, scaled(MACHINES[0], skeleton), str(strategy), given), dict)
@@ -88,7 +88,7 @@ def test_no_device_is_probed(monkeypatch):
 def test_nothing_stays_replaced():
     modules = (planner, transformers.modeling_utils, accelerate.utils.modeling)
     before = [dict(vars(module)) for module in modules]
-    skeleton = tiny.skeleton("bert")
+    skeleton = small_models.skeleton("bert")
     ask(skeleton, scaled(MACHINES[1], skeleton), "auto", True)
     assert [dict(vars(module)) for module in modules] == before
 
@@ -99,7 +99,7 @@ def test_nothing_is_said(capfd):
     handler.emit = told.append
     loggers = [logging.getLogger(name) for name in ("transformers", "accelerate", "accelerate.utils.modeling")]
     levels = [logger.level for logger in loggers]
-    skeleton = tiny.skeleton("whisper")
+    skeleton = small_models.skeleton("whisper")
     try:
         for logger in loggers:
             logger.addHandler(handler)
@@ -117,7 +117,7 @@ def test_nothing_is_said(capfd):
 
 def test_threads_do_not_disturb_each_other():
     """Nor a plan of transformers' own, which a user's code makes meanwhile."""
-    skeletons = [tiny.skeleton(name) for name in ("llama", "bert", "t5")]
+    skeletons = [small_models.skeleton(name) for name in ("llama", "bert", "t5")]
     questions = [(s, scaled(m, s), str(x)) for s in skeletons for m in MACHINES for x in OF_TRANSFORMERS] * 3
     expected = [ask(s, memory, strategy, True) for s, memory, strategy in questions]
     start = threading.Barrier(4)
@@ -150,7 +150,7 @@ def test_the_order_of_tie_groups_is_the_models():
 
 
 def test_a_planner_that_raises_is_told():
-    skeleton = tiny.skeleton("llama")
+    skeleton = small_models.skeleton("llama")
     answer = ask(skeleton, {1: 10**9, 2: 10**9}, "balanced_low_0", True)
     assert answer == (
         f"transformers {transformers.__version__} raises KeyError (0) where it plans this: the map is devctl's own"
@@ -159,7 +159,7 @@ def test_a_planner_that_raises_is_told():
 
 def test_a_planner_that_is_not_where_it_was_is_told(monkeypatch):
     monkeypatch.delattr(planner, "_get_device_map")
-    skeleton = tiny.skeleton("llama")
+    skeleton = small_models.skeleton("llama")
     assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", True)
     with mock.patch.dict("sys.modules", {"transformers.integrations.accelerate": None}):
         monkeypatch.delattr(transformers.integrations, "accelerate")
@@ -185,7 +185,7 @@ def test_nothing_is_asked_without_a_quantizer(settings, tmp_path):
 
 
 def test_nothing_is_asked_without_the_built_model():
-    assert ask(replace(tiny.skeleton("llama"), model=None), {0: 10**9}, "auto", True) is None
+    assert ask(replace(small_models.skeleton("llama"), model=None), {0: 10**9}, "auto", True) is None
 
 
 def test_what_could_not_be_counted_is_asked_about_as_it_is_planned(tmp_path):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from devctl.errors import DevctlError, OutputError, RefusedError
 from devctl.units import format_bytes
-from devctl.writing import write_whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,9 +76,6 @@ def error(error: DevctlError) -> None:
     findings = error.findings if isinstance(error, RefusedError) else ()
     lines = [f"devctl: {error.message}", *(f"  - {finding}" for finding in findings)]
     say("".join(f"{line}\n" for line in (*lines, *([f"  {error.hint}"] if error.hint else []))))
-
-
-write_file = write_whole
 
 
 def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
