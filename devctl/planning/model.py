@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from devctl.errors import DevctlError
 from devctl.models.cache import load_tree, store_tree, tree_key
+from devctl.models.compared import is_compared, keep_comparison, planner_source
 from devctl.models.files.resolve import ModelSource
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree, sizes
+from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
+from devctl.placement.installed import agrees
 from devctl.planning.building import BUILDING, find_source, made_for, read
 from devctl.planning.footprints import Footprints
 from devctl.planning.request import ModelRequest
@@ -31,6 +34,8 @@ class Model:
         tree: its modules.
         made_for: tokens that it is made for; None where its config does not say.
         footprints: what it holds beside its weights, by workload: traced as it is asked for.
+        installed: the planner of the transformers that is installed, to be held against; None where devctl's own maps
+            are known to be its maps, or it can't be asked.
     """
 
     request: ModelRequest
@@ -38,6 +43,7 @@ class Model:
     tree: ModuleTree
     made_for: int | None
     footprints: Footprints
+    installed: Installed | None = None
 
     @property
     def planned(self) -> PlannedModel:
@@ -77,7 +83,7 @@ def open_model(request: ModelRequest) -> Model:
     source = find_source(request)
     key = _key(source, request) if request.cache else None
     tree, skeleton = (load_tree(key) if key is not None else None), None
-    if tree is None:
+    if tree is None or not is_compared(key, quantised=tree.quantisation is not None):
         from devctl.models.skeleton import Purpose
 
         skeleton = read(source, request, Purpose.PLAN)
@@ -90,6 +96,7 @@ def open_model(request: ModelRequest) -> Model:
         tree=tree,
         made_for=made_for(source.config),
         footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
+        installed=None if skeleton is None else _installed(skeleton, key),
     )
 
 
@@ -103,6 +110,24 @@ def open_skeleton(request: ModelRequest, *, random_weights: bool) -> tuple[Model
     from devctl.models.skeleton import Purpose
 
     return source, read(source, request, Purpose.RANDOM if random_weights else Purpose.LOAD)
+
+
+def _installed(skeleton: Skeleton, key: str | None) -> Installed:
+    """The installed planner; whether devctl's maps of this model are its maps is found out once, and kept."""
+    from importlib.metadata import version
+
+    def asked(max_memory: Mapping[int | str, int], strategy: str, given: bool) -> Mapping[str, int | str] | str | None:
+        from devctl.models.upstream import ask
+
+        with BUILDING:
+            return ask(skeleton, max_memory, strategy, given)
+
+    here = Installed(release=version("transformers"), ask=asked)
+    quantised = skeleton.tree.quantisation is not None
+    source = planner_source(quantised=quantised)
+    if key is not None and source is not None and not source.is_known and not is_compared(key, quantised=quantised):
+        keep_comparison(key, quantised=quantised, equal=agrees(skeleton.tree, here))
+    return here
 
 
 def _key(source: ModelSource, request: ModelRequest) -> str | None:

@@ -64,7 +64,7 @@ def make_plan(
         strategy = goal.strategy if isinstance(goal, ByStrategy) else Strategy.OPTIMAL
         rates = machine.speeds if isinstance(goal, Fastest) else None
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
-        placement = place(model.tree, machine.budgets, strategy, rates, runtime)
+        placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
     refusal = refusal or room_refusal(model, machine, placement, runtime, limits)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     notes += () if most is None else (_told_tokens(question, most),)
@@ -89,7 +89,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     """
     question = question_of(model, machine, workload)
     runtime = None if workload.context_length is None else _runtime(question)[0]
-    placements = tuple(place(model.tree, machine.budgets, each, None, runtime) for each in Strategy)
+    placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
     return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why)
 

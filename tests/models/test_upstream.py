@@ -25,7 +25,7 @@ from devctl.placement.budget import Budgets
 from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS
-from tests import quantised
+from tests import quantised, small_models
 from tests.upstream import ask as ask_from_pretrained
 
 MACHINES = [
