@@ -93,6 +93,15 @@ def test_no_file_needs_one_that_needs_it():
     assert not circle(needs)
 
 
+def test_no_function_takes_more_than_twelve_parameters():
+    for name, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and name != "api":
+                taken = node.args
+                count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs])
+                assert count <= 12, f"{name}.{node.name} takes {count}"
+
+
 def circle(needs):
     """Names that lead from one back to itself, if any do."""
     done = set()
