@@ -1,7 +1,7 @@
 """What must hold with each release of transformers in the range: run by `test_releases` in a process of its own.
 
 `PYTHONPATH=FOLDER python -m tests.models.on_release` compares plans by the release in FOLDER, and prints how many maps
-were equal to devctl's transcription, and how many were another.
+were those of devctl's transcription, and how many were others.
 """
 
 import json
@@ -13,6 +13,7 @@ from functools import partial
 import accelerate
 import transformers
 
+from devctl.models.compared import planner_source
 from devctl.models.tree import sizes, tensors
 from devctl.models.upstream import ask
 from devctl.placement import Installed, place
@@ -62,7 +63,9 @@ def compare(name: str) -> Counter[str]:
 
 def main() -> None:
     total = sum((compare(name) for name in MODELS), Counter())
-    print(json.dumps({"transformers": transformers.__version__, "accelerate": accelerate.__version__, **total}))
+    source = planner_source(quantised=False)
+    about = {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    print(json.dumps({**about, "known": source is not None and source.is_known, **total}))
 
 
 if __name__ == "__main__":

@@ -77,13 +77,13 @@ def install(folder, *wanted):
 @pytest.fixture(params=["oldest", "between", "newest"])
 def release(request, tmp_path):
     """Runs Python with a release of transformers, ``release("-m", "devctl", …)``; which is ``release.version``."""
-    versions = offered(required("transformers"))
-    if not versions:
+    versions, accelerates = offered(required("transformers")), offered(required("accelerate"))
+    if not versions or not accelerates:
         pytest.skip("no package index answers")
     chosen = {"oldest": versions[0], "between": versions[len(versions) // 2], "newest": versions[-1]}[request.param]
     wanted = [f"transformers=={chosen}"]
     if request.param == "oldest":
-        wanted.append(f"accelerate=={offered(required('accelerate'))[0]}")
+        wanted.append(f"accelerate=={accelerates[0]}")
     folder = tmp_path / "site"
     install(folder, *wanted)
 
@@ -112,7 +112,7 @@ def test_a_release_is_planned_for_traced_and_loaded_with(release, tmp_path):
     compared = json.loads(release("-m", "tests.models.on_release"))
     assert compared["transformers"] == release.version
     assert compared["equal"] > 200, compared
-    assert compared.get("otherwise", 0) == 0 or Version(release.version) < Version("5.18"), compared
+    assert not (compared["known"] and "otherwise" in compared), compared
 
     folder = small_models.save("llama", tmp_path / "llama")
     plan = tmp_path / "plan.json"

@@ -1,6 +1,6 @@
 """auto, balanced, balanced_low_0 and sequential: what transformers would do.
 
-A transcription of ``transformers/integrations/accelerate.py`` 5.23 (``get_balanced_memory`` and
+A transcription of ``transformers/integrations/accelerate.py`` 5.18 to 5.24 (``get_balanced_memory`` and
 ``infer_auto_device_map``), from modules to plain data. Where that code raises, or loses a tensor, this one places every
 tensor and says so in a note; everywhere else the answers are the same, key by key.
 """
