@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-FORMAT = 2
+FORMAT = 3
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -91,7 +91,7 @@ class Footprint:
         square: bytes, of the most that a block needs in prefill, that grow with the square of the text: scores and
             masks, where attention is not computed in tiles.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
-        notes: what a reader of the figures should know.
+        notes: what a reader of the figures should know, and what beside a text they are of.
     """
 
     workload: Workload

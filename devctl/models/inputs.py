@@ -1,66 +1,199 @@
-"""Random inputs for a model, made from its config alone. Imports torch, inside functions."""
+"""What a model is given, from its config alone: the one truth, for the tracer and for a load.
+
+Sizes are those that a config names: an image's, a film's frames, a spectrum's bins. Where any will do, they are the
+ones that most models take. Imports torch, inside functions.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from devctl.models.special_inputs import IMAGE_TOKENS, SPECIAL, WAVEFORM_SAMPLES, Maker, grid_side
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-WAVEFORM_SAMPLES = 16_000
-"""Of a sound whose length is free: a second, at the rate that most models take."""
+    Tensors = dict[str, torch.Tensor]
+
+_TILES = 2
+_ANY_SIDE = 224
+"""Pixels of an image's side for a model that takes any size."""
+_FILMS = frozenset({"videomae", "vivit", "timesformer", "xclip"})
+_RATE = 16_000
+"""Samples a second, where a config does not say."""
 
 
-def random_inputs(
-    config: PreTrainedConfig,
-    model_class: type[PreTrainedModel],
-    *,
-    tokens: int,
-    batch_size: int = 1,
-    text: bool = True,
-) -> dict[str, torch.Tensor]:
-    """Inputs on the CPU for the model's main modality; text beside an image where its forward wants both.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """What a model takes.
 
-    Args:
-        tokens: length of a text.
-        text: whether texts are made, and not left to a tokenizer.
+    Attributes:
+        main: the name of its main input.
+        text: token ids.
+        image: pixels.
+        sound: a waveform, or its spectrum.
+        deaf: it takes sounds between its words, and it is not known how.
+        image_tokens: tokens of the text that stand for one image; 0 where none do, None where it is not known how many.
+        media: all that it takes beside its text, of batch 1, at random, but for what no way is known to make.
+    """
+
+    main: str
+    text: bool
+    image: bool
+    sound: bool
+    deaf: bool
+    image_tokens: int | None
+    media: Tensors
+
+    def is_enough(self, given: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the main input is among ``given``; one that is called "inputs" goes by several names."""
+        return self.main in given or (self.main == "inputs" and bool(given))
+
+
+def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
+    """What the model takes, and of which sizes, from its forward's arguments and its config.
 
     Raises:
-        ValueError: none are known for this kind of model.
+        Exception: the config lacks what its kind of model has.
     """
+    main, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    needed = {name for name, p in takes.items() if p.default is p.empty}
+    # one that compares texts with images or sounds; a page's words with their boxes are read without its picture
+    compares = "input_ids" in takes and not model_class.can_generate() and "bbox" not in takes
+    places = main == "input_ids" or config.model_type in IMAGE_TOKENS
+    inserts = image_token(config) is not None and places and "pixel_values" in takes
+    tokens = _image_tokens(config) if inserts else 0
+    describes = main == "pixel_values" and hasattr(config, "text_config") and model_class.can_generate()
+    image = "pixel_values" in takes and (
+        main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)
+    )
+    sound = (
+        main in ("input_values", "input_features")
+        or (main == "inputs" and "input_values" in takes)
+        or (compares and "input_features" in takes)
+    )
+    return ModelInputs(
+        main=main,
+        text="input_ids" in takes and (main == "input_ids" or "input_ids" in needed or describes),
+        image=image,
+        sound=sound,
+        deaf=not sound and main == "input_ids" and bool({"input_features", "input_audio_embeds"} & takes.keys()),
+        image_tokens=tokens,
+        media=_media(config, model_class, image=image, sound=sound),
+    )
+
+
+def _media(config: Any, model_class: type[PreTrainedModel], *, image: bool, sound: bool) -> Tensors:
     import torch
 
-    main = model_class.main_input_name
-    takes = inspect.signature(model_class.forward).parameters
-    generator = torch.Generator().manual_seed(0)
-    made: dict[str, torch.Tensor] = {}
-    if text and reads_text(config, model_class):
-        vocabulary = config.get_text_config().vocab_size
-        made["input_ids"] = torch.randint(0, vocabulary, (batch_size, tokens), generator=generator)
-        if "attention_mask" in takes:
-            made["attention_mask"] = torch.ones_like(made["input_ids"])
-    if main == "pixel_values" or _compares(config, model_class):
-        made["pixel_values"] = torch.randn((batch_size, *image_shape(config)), generator=generator)
-    if (shape := sound_shape(config, main)) is not None:
-        made[main] = torch.randn((batch_size, *shape), generator=generator)
-    compares_sounds = hasattr(config, "audio_config") and "input_features" in takes and not model_class.can_generate()
-    known = main in made or (not text and reads_text(config, model_class))
-    if not known or compares_sounds:
-        raise ValueError(f"no inputs are known for {model_class.__name__}, which takes {main!r}")
+    main, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    make = Maker(torch.Generator().manual_seed(0), image_shape(config))
+    special = SPECIAL.get(config.model_type)
+    if special is not None and (found := special(config, model_class, make)) is not None:
+        return {name: tensor for name, tensor in found.items() if name in takes}
+    made: Tensors = {}
+    if image:
+        frames = _frames(config)
+        made["pixel_values"] = make.normal(1, *(() if frames is None else (frames,)), *make.image)
+        if "input_points" in takes:
+            made["input_points"] = make.normal(1, 1, 1, 2).abs()
+    name = "input_values" if main == "inputs" else main
+    if sound and name in takes and (shape := _sound_shape(config, name)) is not None:
+        made[name] = make.normal(1, *shape)
     return made
 
 
-def reads_text(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> bool:
-    """Whether a text is among the inputs that the model's forward wants."""
-    main = model_class.main_input_name
+def images_to_try(config: Any, model_class: type[PreTrainedModel]) -> Iterator[Tensors]:
+    """Shapes of one image for a model of which it is not known what stands for it: from the likeliest on."""
+    import torch
+
     takes = inspect.signature(model_class.forward).parameters
-    describes = main == "pixel_values" and hasattr(config, "text_config") and "input_ids" in takes
-    return main == "input_ids" or describes or _compares(config, model_class)
+    channels, height, width = image_shape(config)
+    if "image_grid_thw" in takes:
+        vision = getattr(config, "vision_config", config)
+        side = grid_side(vision)
+        length = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
+        yield {"pixel_values": torch.zeros(side**2, length), "image_grid_thw": torch.tensor([[1, side, side]])}
+        return
+    sizes = {"image_sizes": torch.tensor([[height, width]])} if "image_sizes" in takes else {}
+    for tiles in ((), (_TILES,)):
+        pixels = torch.zeros(1, *tiles, channels, height, width)
+        yield {"pixel_values": pixels}
+        if sizes:
+            yield {"pixel_values": pixels, **sizes}
 
 
-def most_tokens(config: PreTrainedConfig) -> int | None:
+def batch_of(made: Mapping[str, torch.Tensor], size: int) -> Tensors:
+    """Each input ``size`` times."""
+    return {name: tensor.repeat(size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()}
+
+
+def told(config: Any, media: Mapping[str, torch.Tensor], image_tokens: int = 0) -> str | None:
+    """What one sequence is given beside its text, in a few words; None where that is nothing.
+
+    Args:
+        media: of batch 1.
+        image_tokens: tokens of the text that stand for the image.
+    """
+    parts = [_told_image(config, media)] if "pixel_values" in media else []
+    if (sound := media.get("input_values")) is not None and sound.shape[-1] == WAVEFORM_SAMPLES:
+        rate = getattr(config, "sampling_rate", None) or _RATE
+        parts.append(f"a sound of {WAVEFORM_SAMPLES / rate:.3g} s")
+    elif (spectrum := media.get("input_features", sound)) is not None:
+        parts.append(f"a spectrum of {_by(spectrum.shape[1:])}")
+    if media and not parts:
+        name, tensor = next(iter(media.items()))
+        parts.append(f"{name} of {_by(tensor.shape[1:])}")
+    tokens = f", {image_tokens} tokens of the text" if image_tokens else ""
+    return " and ".join(parts) + tokens if parts else None
+
+
+def _told_image(config: Any, media: Mapping[str, torch.Tensor]) -> str:
+    pixels, grid = media["pixel_values"], media.get("image_grid_thw")
+    if grid is not None:
+        return f"an image of {_by(int(patches) * config.vision_config.patch_size for patches in grid[0, 1:])}"
+    size = _by(pixels.shape[-2:])
+    several = pixels.shape[1] if pixels.dim() == 5 else 1
+    if several == 1:
+        return f"an image of {size}"
+    return (
+        f"a film of {several} frames of {size}"
+        if config.model_type in _FILMS
+        else (f"an image of {several} tiles of {size}")
+    )
+
+
+def _by(sizes: Iterable[int]) -> str:
+    return "×".join(str(size) for size in sizes)
+
+
+# tokens
+
+
+def image_token(config: Any) -> int | None:
+    """The token that stands for a piece of an image in a text; None where there is none."""
+    names = ("image_token_id", "image_token_index")
+    return next((token for name in names if isinstance(token := getattr(config, name, None), int)), None)
+
+
+def tokens_of_image(config: Any, inputs: ModelInputs, given: Mapping[str, torch.Tensor]) -> int:
+    """Tokens that stand for the image among ``given``; of one cut into a grid, those of that grid."""
+    grid = given.get("image_grid_thw")
+    if grid is None:
+        return inputs.image_tokens or 0
+    return int(grid.prod()) // int(config.vision_config.spatial_merge_size**2)
+
+
+def _image_tokens(config: Any) -> int | None:
+    count = IMAGE_TOKENS.get(config.model_type)
+    return None if count is None else count(config, image_shape(config))
+
+
+def most_tokens(config: Any) -> int | None:
     """The most tokens that the model's text part takes; None where nothing limits them."""
     text = config.get_text_config(decoder=True)
     limits = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
@@ -72,7 +205,32 @@ def codebooks(config: Any) -> int:
     return getattr(config.get_text_config(decoder=True), "num_codebooks", None) or 1
 
 
-def sound_shape(config: Any, name: str) -> tuple[int, ...] | None:
+# sizes
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of an image that the model takes."""
+    vision = _vision(config)
+    image = getattr(vision, "image_size", None) or _ANY_SIDE
+    if isinstance(image, dict):
+        image = (image.get("height", _ANY_SIDE), image.get("width", _ANY_SIDE))
+    height, width = image if isinstance(image, list | tuple) else (image, image)
+    return getattr(vision, "num_channels", None) or 3, height, width
+
+
+def _vision(config: Any) -> Any:
+    parts = (getattr(config, name, None) for name in ("vision_config", "encoder", "backbone_config", "image_config"))
+    return next((part for part in parts if part is not None), config)
+
+
+def _frames(config: Any) -> int | None:
+    """Of a film; None for a model of images."""
+    vision = _vision(config)
+    frames = getattr(vision, "num_frames", None) or getattr(vision, "frames_per_clip", None)
+    return frames if isinstance(frames, int) and config.model_type in _FILMS else None
+
+
+def _sound_shape(config: Any, name: str) -> tuple[int, ...] | None:
     """The shape of one sound: of ``input_features`` bins and frames, of ``input_values`` windows and bins, or samples.
 
     None for another input, and for features that a part of the model takes.
@@ -84,21 +242,3 @@ def sound_shape(config: Any, name: str) -> tuple[int, ...] | None:
         windows = getattr(config, "max_length", None)
         return (windows, bins) if bins and windows else (WAVEFORM_SAMPLES,)
     return None
-
-
-def image_shape(config: Any) -> tuple[int, int, int]:
-    """Channels, height and width of an image that the model takes."""
-    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
-    image = getattr(vision, "image_size", None) or 224
-    height, width = image if isinstance(image, list | tuple) else (image, image)
-    return getattr(vision, "num_channels", None) or 3, height, width
-
-
-def _compares(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> bool:
-    """Whether it is one that compares texts with images, and not one that puts images into a text."""
-    return (
-        hasattr(config, "vision_config")
-        and hasattr(config, "text_config")
-        and not model_class.can_generate()
-        and not any(hasattr(config, name) for name in ("image_token_id", "image_token_index"))
-    )

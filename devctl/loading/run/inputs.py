@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.run.media import audio_inputs, image_inputs
 from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.inputs import most_tokens
-from devctl.models.modality import Wants, batch_of, image_token, random_inputs, wants_of
+from devctl.models.inputs import ModelInputs, batch_of, image_token, inputs_of, most_tokens, tokens_of_image
 
 if TYPE_CHECKING:
     import torch
@@ -81,17 +80,15 @@ def prepare(
             read; or it is more tokens than the model takes.
         LoadError: no inputs are known for this kind of model.
     """
-    import torch
-
     tokenizer, notes = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if prompt is not None and tokenizer is None:
         raise UsageError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
     config, model_class = skeleton.config, skeleton.model_class
     try:
-        wants = wants_of(config, model_class)
+        wants = inputs_of(config, model_class)
         most = most_tokens(config)
         _refuse_misuse(model_class, wants, most, image, audio, context_length, new_tokens)
-        made = random_inputs(config, model_class, torch.Generator().manual_seed(0))
+        made = dict(wants.media)
         origin = "random"
         if image is not None:
             made, origin = {**made, **image_inputs(image, source, config)}, "image"
@@ -100,12 +97,12 @@ def prepare(
         if wants.text:
             text = DEFAULT_PROMPT if prompt is None else prompt
             made = {
-                **_text(config, model_class, tokenizer, text, context_length, _count_image_tokens(config, wants, made)),
+                **_text(config, model_class, tokenizer, text, context_length, tokens_of_image(config, wants, made)),
                 **made,
             }
             if origin == "random" and tokenizer is not None:
                 origin = "tokenizer"
-        if wants.main not in made and not (wants.main == "inputs" and made):
+        if not wants.is_enough(made):
             raise LoadError(f"no inputs are known for {model_class.__name__}, which takes {wants.main!r}")
     except DevctlError:
         raise
@@ -146,7 +143,7 @@ def load_tokenizer(
 
 def _refuse_misuse(
     model_class: type[PreTrainedModel],
-    wants: Wants,
+    wants: ModelInputs,
     most: int | None,
     image: Path | None,
     audio: Path | None,
@@ -225,14 +222,6 @@ def _image_ids(config: Any, count: int) -> torch.Tensor:
         return torch.empty(1, 0, dtype=torch.long)
     first, last = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
     return torch.tensor([[*([first] if first else []), *[image_token(config) or 0] * count, *([last] if last else [])]])
-
-
-def _count_image_tokens(config: Any, wants: Wants, made: dict[str, torch.Tensor]) -> int:
-    """Tokens that stand for the image; of one cut into a grid, those of that grid."""
-    grid = made.get("image_grid_thw")
-    if grid is None:
-        return wants.image_tokens or 0
-    return int(grid.prod()) // int(config.vision_config.spatial_merge_size**2)
 
 
 def _vocabulary(config: Any) -> int:

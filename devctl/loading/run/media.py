@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import UsageError, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.modality import image_size
+from devctl.models.inputs import image_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def image_inputs(path: Path, source: ModelSource, config: Any) -> dict[str, torc
     if processor is not None:
         made = processor(images=picture, return_tensors="pt")
         return {name: made[name] for name in ("pixel_values", "image_grid_thw") if name in made}
-    return {"pixel_values": _scaled(picture, *image_size(config))}
+    return {"pixel_values": _scaled(picture, *image_shape(config)[1:])}
 
 
 def _scaled(picture: Any, height: int, width: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from devctl.errors import first_line
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tracing.fake_tensors import FakeWorld
 from devctl.models.tracing.peaks import Peaks, peaks
-from devctl.models.tracing.prompts import Given, Prompts
+from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
 from devctl.models.tracing.twins import repeats
 from devctl.models.tree import Module, ModuleTree
@@ -74,21 +74,18 @@ class FakeModel:
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
         self._model: Any = _build(skeleton, self.world)
-        with self.world.entered():
-            batch = workload.batch_size
-            self.prompts = Prompts(self._model, batch) if given is None else Given(self._model, batch, given)
+        batch = workload.batch_size
+        self.prompts: Prompts = MadeUp(self._model, batch) if given is None else Given(self._model, batch, given)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
         """Whether prompts begin with an image."""
         self.no_images: str | None = None
         """Why they can't, in a model that would."""
-        if self.prompts.may_have_images:
-            try:
-                with self.world.entered():
-                    self.prompts.pictures()
-                self.images = True
-            except Exception as error:  # noqa: BLE001 - it is the model's own code
-                self.no_images = first_line(error)
+        try:
+            with self.world.entered():
+                self.images = self.prompts.find_images()
+        except Exception as error:  # noqa: BLE001 - it is the model's own code
+            self.no_images = first_line(error)
         self.plain_generate = False
         """Whether a model's own way to generate is passed over for that of all."""
 

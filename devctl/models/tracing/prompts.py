@@ -6,45 +6,41 @@ Imports torch: to be imported inside functions.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from devctl.models.inputs import codebooks, image_shape, random_inputs
+from devctl.models.inputs import codebooks, image_token, images_to_try, inputs_of, told
 from devctl.models.tracing.recorder import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
 _FILLING = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
 """What stands in these for a token of text."""
-_TILES = 2
-_GRID_SIDE = 448
-"""Pixels of the image for models that take any size, as a grid of patches."""
 
 
-class Prompts:
-    """Makes the inputs of one model."""
+class Prompts(ABC):
+    """Makes the inputs of one model, with a text of any length.
+
+    Attributes:
+        deaf: the model takes sounds, and is given none, as it is not known how.
+    """
 
     def __init__(self, model: Any, batch_size: int) -> None:
+        self.deaf = False
         self._model = model
         self._batch_size = batch_size
         self._takes = inspect.signature(model.forward).parameters
-        self._image_token = next((t for n in _MEDIA_TOKENS[:2] if (t := _number(model.config, n)) is not None), None)
-        self._way: tuple[str, int] | None = None
-        config = model.config
-        used = {_number(config, name) for name in _MEDIA_TOKENS}
+        used = {_number(model.config, name) for name in _MEDIA_TOKENS}
         self._plain_token = next(token for token in range(1, len(_MEDIA_TOKENS) + 2) if token not in used)
-
-    @property
-    def may_have_images(self) -> bool:
-        """Whether images stand in its text."""
-        return self._image_token is not None and "pixel_values" in self._takes
 
     @property
     def reads_whole(self) -> bool:
         """Whether an encoder reads the prompt, and the decoder begins with one token."""
         return bool(self._model.config.is_encoder_decoder) and self._model.main_input_name == "input_ids"
 
+    @abstractmethod
     def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
         """Inputs for a prompt.
 
@@ -56,74 +52,107 @@ class Prompts:
         Raises:
             ValueError: no inputs are known for this kind of model, or the image is longer than the prompt.
         """
+
+    def told(self, *, images: bool) -> str | None:
+        """What each sequence is given beside its text, in a few words; None where that is nothing, or known.
+
+        Args:
+            images: as ``make`` was asked.
+        """
+        return None
+
+    def find_images(self) -> bool:
+        """Whether ``make`` can be asked for images that stand in the text.
+
+        Raises:
+            Exception: the model's code knows no way that is tried, though it would have some.
+        """
+        return False
+
+    def _decoder_ids(self, tokens: int, answer: int) -> dict[str, torch.Tensor]:
+        if not self._model.config.is_encoder_decoder or "decoder_input_ids" not in self._takes:
+            return {}
+        rows = self._batch_size * codebooks(self._model.config)
+        length = answer if self.reads_whole else tokens
+        return {"decoder_input_ids": torch.full((rows, length), self._plain_token)}
+
+    def _anew(self, tensors: Mapping[str, torch.Tensor], times: int = 1) -> dict[str, torch.Tensor]:
+        """The same, so many times, made now: what a model is given is in its memory too."""
+        made = {}
+        for name, value in tensors.items():
+            if value.is_floating_point():
+                made[name] = torch.zeros(value.shape[0] * times, *value.shape[1:], dtype=self._model.dtype)
+            else:
+                made[name] = value.repeat(times, *[1] * (value.dim() - 1))
+        return made
+
+
+class MadeUp(Prompts):
+    """Inputs of the model's kind, of the sizes in its config."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        super().__init__(model, batch_size)
+        self._inputs = inputs_of(model.config, type(model))
+        self._pictures: tuple[dict[str, torch.Tensor], int] | None = None
+        self.deaf = self._inputs.deaf
+        self._may_have_images = self._inputs.image_tokens != 0
+
+    def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
+        """As ``Prompts`` says: the ids of its text are all the same."""
         model = self._model
         made: dict[str, torch.Tensor] = {}
-        if not (self.may_have_images and model.main_input_name == "pixel_values"):
-            made = random_inputs(model.config, type(model), tokens=tokens, batch_size=self._batch_size)
-        if "input_ids" in made or self.may_have_images:
+        if self._inputs.text or self._may_have_images:
             made["input_ids"] = torch.full((self._batch_size, tokens), self._plain_token)
-            made["attention_mask"] = torch.ones_like(made["input_ids"])
-            if "attention_mask" not in self._takes and not model.can_generate():
-                del made["attention_mask"]
-        if model.config.is_encoder_decoder and "decoder_input_ids" in self._takes:
-            length = answer if self.reads_whole else tokens
-            made["decoder_input_ids"] = torch.full((self._batch_size, length), self._plain_token)
-        made = {name: _in_dtype(value, model.dtype) for name, value in made.items()}
+            if "attention_mask" in self._takes or model.can_generate():
+                made["attention_mask"] = torch.ones_like(made["input_ids"])
+        if not self._may_have_images:
+            made |= self._anew(self._inputs.media, self._batch_size)
+            if not self._inputs.is_enough(made):
+                main = self._inputs.main
+                raise ValueError(f"no inputs are known for {type(model).__name__}, which takes {main!r}")
         if images:
-            pictures, count = self.pictures()
+            pictures, count = self._picture()
             if count >= tokens:
                 raise ValueError(f"an image is {count} tokens long, the prompt {tokens}")
             is_image = torch.arange(tokens).expand(self._batch_size, tokens) < count
-            made["input_ids"] = made["input_ids"].masked_fill(is_image, self._image_token or 0)
+            made["input_ids"] = made["input_ids"].masked_fill(is_image, image_token(model.config) or 0)
             if "mm_token_type_ids" in self._takes:
                 made["mm_token_type_ids"] = is_image.long()
-            made |= pictures
-        return made
+            made |= self._anew(pictures, self._batch_size)
+        return made | self._decoder_ids(tokens, answer)
 
-    def pictures(self) -> tuple[dict[str, torch.Tensor], int]:
-        """An image for each sequence, in the shape that the model takes, and the tokens that it becomes.
+    def told(self, *, images: bool) -> str | None:
+        """As ``Prompts`` says."""
+        if self._may_have_images:
+            return told(self._model.config, *self._picture()) if images else None
+        return told(self._model.config, self._inputs.media)
 
-        Raises:
-            Exception: its code knows no way that is tried.
-        """
-        if self._way is not None:
-            way, count = self._way
-            return self._in_shape(way), count
+    def find_images(self) -> bool:
+        """As ``Prompts`` says."""
+        if self._may_have_images:
+            self._picture()
+        return self._may_have_images
+
+    def _picture(self) -> tuple[dict[str, torch.Tensor], int]:
+        """An image, and the tokens that stand for it: where it is not known how many, the model's code is asked."""
+        if self._pictures is None:
+            count = self._inputs.image_tokens
+            self._pictures = self._tried() if count is None else (self._inputs.media, count)
+        return self._pictures
+
+    def _tried(self) -> tuple[dict[str, torch.Tensor], int]:
         failed: Exception | None = None
-        for way in self._ways():
-            pictures = self._in_shape(way)
+        for picture in images_to_try(self._model.config, type(self._model)):
             try:
-                out = _image_features(self._model)(**pictures)
+                out = _image_features(self._model)(**self._anew(picture))
             except Exception as error:  # noqa: BLE001 - the shape may be another model's
                 failed = failed or error
                 continue
             features = getattr(out, "pooler_output", out)
             rows = sum(tensor.numel() // tensor.shape[-1] for tensor in tensors_in(features))
-            self._way = way, rows // self._batch_size
-            return pictures, self._way[1]
+            return picture, rows
         assert failed is not None
         raise failed
-
-    def _ways(self) -> tuple[str, ...]:
-        if "image_grid_thw" in self._takes:
-            return ("grid",)
-        return ("one", "sizes", "tiles", "tiles and sizes") if "image_sizes" in self._takes else ("one", "tiles")
-
-    def _in_shape(self, way: str) -> dict[str, torch.Tensor]:
-        config = self._model.config
-        vision = getattr(config, "vision_config", config)
-        channels, height, width = image_shape(config)
-        if way == "grid":
-            patch, frames = vision.patch_size, getattr(vision, "temporal_patch_size", 1)
-            merge = getattr(vision, "spatial_merge_size", 1)
-            side = _GRID_SIDE // (patch * merge) * merge
-            size = (self._batch_size * side * side, channels * frames * patch * patch)
-            grid = torch.tensor([[1, side, side]] * self._batch_size)
-            return {"pixel_values": torch.zeros(size, dtype=self._model.dtype), "image_grid_thw": grid}
-        tiles = (_TILES,) if "tiles" in way else ()
-        pixels = torch.zeros((self._batch_size, *tiles, channels, height, width), dtype=self._model.dtype)
-        sizes = {"image_sizes": torch.tensor([[height, width]] * self._batch_size)} if "sizes" in way else {}
-        return {"pixel_values": pixels, **sizes}
 
 
 class Given(Prompts):
@@ -133,28 +162,15 @@ class Given(Prompts):
         super().__init__(model, batch_size)
         self._tensors = tensors
 
-    @property
-    def may_have_images(self) -> bool:
-        """None but those that are given."""
-        return False
-
     def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
         """The given inputs, with a text of ``tokens``: an encoder's, where it reads one, else the decoder's."""
         assert not images
-        # made anew, as what a model is given is in its memory too
-        made = {
-            name: torch.zeros(value.shape, dtype=self._model.dtype) if value.is_floating_point() else value.clone()
-            for name, value in self._tensors.items()
-        }
-        has_encoder = self._model.config.is_encoder_decoder
-        if "input_ids" in made and (self.reads_whole or not has_encoder):
+        made = self._anew(self._tensors)
+        if "input_ids" in made and (self.reads_whole or not self._model.config.is_encoder_decoder):
             for name, filling in {**_FILLING, "input_ids": self._plain_token}.items():
                 if name in made and (more := tokens - made[name].shape[1]):
                     made[name] = torch.nn.functional.pad(made[name], (0, more), value=filling)
-        if has_encoder and "decoder_input_ids" in self._takes:
-            rows = self._batch_size * codebooks(self._model.config)
-            made["decoder_input_ids"] = torch.full((rows, answer if self.reads_whole else tokens), self._plain_token)
-        return made
+        return made | self._decoder_ids(tokens, answer)
 
 
 def _image_features(model: Any) -> Any:
@@ -165,7 +181,3 @@ def _image_features(model: Any) -> Any:
 def _number(config: Any, name: str) -> int | None:
     value = getattr(config, name, None)
     return value if isinstance(value, int) else None
-
-
-def _in_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return value.to(dtype) if value.is_floating_point() else value

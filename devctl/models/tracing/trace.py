@@ -9,13 +9,11 @@ functions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from devctl.errors import UntracedError, first_line
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
-from devctl.models.modality import known_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +53,6 @@ def trace_footprint(
             return _trace(skeleton, workload, given, alike=way)
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
             failed = error
-    if given is None:
-        with suppress(Exception):  # the first failure says more
-            known = known_inputs(skeleton.config, skeleton.model_class, workload.batch_size)
-            return _trace(skeleton, workload, known, alike=alike)
     assert failed is not None
     raise UntracedError(
         f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
@@ -108,13 +102,16 @@ def _trace(
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:
         notes.append("the weights decide on some shapes, where the largest possible are taken")
+    if model.prompts.deaf:
+        notes.append(f"sounds are not counted: none are known for {skeleton.model_class.__name__}")
+    beside_text = model.prompts.told(images=model.images)
     footprint = Footprint(
         workload=workload,
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
         square=prefill.peaks.square,
         exact=not notes,
-        notes=tuple(notes),
+        notes=(*notes, *([f"counted with {beside_text}"] if beside_text else [])),
     )
     return _with_kv_dtype(footprint, skeleton.tree.dtype)
 

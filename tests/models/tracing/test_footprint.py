@@ -308,7 +308,7 @@ def test_json_round_trip():
     assert parse_footprint(dump_footprint(footprint)) == footprint
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 2, "workload": {}}', "{"])
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"format": 0}', '{"format": 3, "workload": {}}', "{"])
 def test_malformed_json(text):
     with pytest.raises(ValueError, match=r"format|footprint|Expecting"):
         parse_footprint(text)

@@ -19,7 +19,8 @@ def test_every_architecture_is_traced_or_in_the_table():
     configs = {model_class.__name__: config_class for config_class, model_class in classes()}
     for name, footprint in traced.items():
         assert peak_beside_weights(footprint.blocks) > 0, name
-        assert footprint.exact == (not footprint.notes), name
+        estimated = [note for note in footprint.notes if not note.startswith("counted with ")]
+        assert footprint.exact == (not estimated), name
         # MPT's default config, for one, keeps no cache
         keeps = getattr(configs[name](), "use_cache", True)
         if name.endswith("ForCausalLM") and keeps:
