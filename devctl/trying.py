@@ -17,6 +17,7 @@ from devctl.placement.budget import as_here
 from devctl.placement.placement import make_placement, to_hf
 from devctl.planning.footprints import Footprints
 from devctl.planning.gates import require_memory, require_valid, tight
+from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
@@ -162,7 +163,8 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
     machine = open_machine(MachineRequest(inventory=inventory or take_inventory(), max_memory=request.max_memory))
     source, skeleton = open_skeleton(request.model, random_weights=request.random_weights)
     if request.device_map is None:
-        placement = place(skeleton.tree, machine.budgets, request.strategy or Strategy.AUTO)
+        strategy = request.strategy or Strategy.AUTO
+        placement = place(skeleton.tree, machine.budgets, strategy, installed=planner_of(skeleton))
     else:
         given = {name: as_here(device, machine.inventory) for name, device in request.device_map.items()}
         placement = make_placement(skeleton.tree, given, machine.budgets, strategy=None)

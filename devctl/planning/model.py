@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from devctl.errors import DevctlError
 from devctl.models.cache import load_tree, store_tree, tree_key
-from devctl.models.compared import is_compared, keep_comparison, planner_source
 from devctl.models.files.resolve import ModelSource
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
-from devctl.placement.installed import agrees
 from devctl.planning.building import BUILDING, find_source, made_for, read
 from devctl.planning.footprints import Footprints
+from devctl.planning.installed import planner_for
 from devctl.planning.request import ModelRequest
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Model:
         tree: its modules.
         made_for: tokens that it is made for; None where its config does not say.
         footprints: what it holds beside its weights, by workload: traced as it is asked for.
+        key: under which its tree is kept; None where it is not.
         installed: the planner of the transformers that is installed, to be held against; None where devctl's own maps
             are known to be its maps, or it can't be asked.
     """
@@ -43,6 +44,7 @@ class Model:
     tree: ModuleTree
     made_for: int | None
     footprints: Footprints
+    key: str | None = None
     installed: Installed | None = None
 
     @property
@@ -83,10 +85,8 @@ def open_model(request: ModelRequest) -> Model:
     source = find_source(request)
     key = _key(source, request) if request.cache else None
     tree, skeleton = (load_tree(key) if key is not None else None), None
-    if tree is None or not is_compared(key, quantised=tree.quantisation is not None):
-        from devctl.models.skeleton import Purpose
-
-        skeleton = read(source, request, Purpose.PLAN)
+    if tree is None:
+        skeleton = _build(source, request)
         tree = skeleton.tree
         if key is not None:
             store_tree(key, tree)
@@ -96,7 +96,8 @@ def open_model(request: ModelRequest) -> Model:
         tree=tree,
         made_for=made_for(source.config),
         footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
-        installed=None if skeleton is None else _installed(skeleton, key),
+        key=key,
+        installed=planner_for(key, tree, skeleton, partial(_build, source, request)),
     )
 
 
@@ -112,22 +113,10 @@ def open_skeleton(request: ModelRequest, *, random_weights: bool) -> tuple[Model
     return source, read(source, request, Purpose.RANDOM if random_weights else Purpose.LOAD)
 
 
-def _installed(skeleton: Skeleton, key: str | None) -> Installed:
-    """The installed planner; whether devctl's maps of this model are its maps is found out once, and kept."""
-    from importlib.metadata import version
+def _build(source: ModelSource, request: ModelRequest) -> Skeleton:
+    from devctl.models.skeleton import Purpose
 
-    def asked(max_memory: Mapping[int | str, int], strategy: str, given: bool) -> Mapping[str, int | str] | str | None:
-        from devctl.models.upstream import ask
-
-        with BUILDING:
-            return ask(skeleton, max_memory, strategy, given)
-
-    here = Installed(release=version("transformers"), ask=asked)
-    quantised = skeleton.tree.quantisation is not None
-    source = planner_source(quantised=quantised)
-    if key is not None and source is not None and not source.is_known and not is_compared(key, quantised=quantised):
-        keep_comparison(key, quantised=quantised, equal=agrees(skeleton.tree, here))
-    return here
+    return read(source, request, Purpose.PLAN)
 
 
 def _key(source: ModelSource, request: ModelRequest) -> str | None:

@@ -13,6 +13,7 @@ from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.gates import map_refusal, room_refusal
+from devctl.planning.installed import remember
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.question import Question, question_of
@@ -65,6 +66,7 @@ def make_plan(
         rates = machine.speeds if isinstance(goal, Fastest) else None
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
+        remember(model.key, model.tree, placement)
     refusal = refusal or room_refusal(model, machine, placement, runtime, limits)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     notes += () if most is None else (_told_tokens(question, most),)
