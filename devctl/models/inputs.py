@@ -67,7 +67,7 @@ def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
     places = main == "input_ids" or config.model_type in IMAGE_TOKENS
     inserts = image_token(config) is not None and places and "pixel_values" in takes
     tokens = _image_tokens(config) if inserts else 0
-    describes = main == "pixel_values" and hasattr(config, "text_config") and model_class.can_generate()
+    describes = main == "pixel_values" and hasattr(config, "text_config")
     image = "pixel_values" in takes and (
         main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)
     )
