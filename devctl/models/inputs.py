@@ -60,7 +60,8 @@ def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
     Raises:
         Exception: the config lacks what its kind of model has.
     """
-    main, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    named, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    main = named if isinstance(named, str) else " and ".join(named)  # OneFormer has two
     needed = {name for name, p in takes.items() if p.default is p.empty}
     # one that compares texts with images or sounds; a page's words with their boxes are read without its picture
     compares = "input_ids" in takes and not model_class.can_generate() and "bbox" not in takes
