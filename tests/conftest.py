@@ -1,24 +1,44 @@
 """What several tests share."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 
-from devctl.cli import app
-from tests import small_models
+_DECIDING = re.compile(
+    "(CUDA|NVIDIA|HIP|ROCR|ZE|ONEAPI|PYTORCH|ACCELERATE|HF|HUGGINGFACE|TRANSFORMERS|HAYSTACK|DEVCTL|SLURM|LC)_.*"
+    "|GPU_DEVICE_ORDINAL|(LOCAL_)?RANK|WORLD_SIZE|XDG_CACHE_HOME|(HTTPS?|ALL|NO)_PROXY"
+    "|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|CLICOLOR(_FORCE)?|PY_COLORS|TTY_.*|GITHUB_ACTIONS|TERMINAL_WIDTH"
+    "|LANG|LANGUAGE|PYTHONUTF8|PYTHONIOENCODING|PYTHONWARNINGS|PYTHONHASHSEED"
+)
+"""Variables of whoever runs the tests that decide what devctl, its libraries or its children say."""
 
+# before anything is imported that reads them once: a test that is of such a variable sets it itself
+for _name in [n for n in os.environ if _DECIDING.fullmatch(n.upper()) and n != "DEVCTL_WRITE_TABLES"]:
+    del os.environ[_name]
+os.environ["TERM"] = "xterm"
+# what is made readable or writable for others is a test's to say
+os.umask(0o022)
+# no examples are kept in a folder that may not be ours to write, and nothing fails for being slow
+hypothesis.settings.register_profile("devctl", database=None, deadline=None)
+hypothesis.settings.load_profile("devctl")
 # no test reaches a hub but the one that it starts itself
 os.environ["HF_HUB_OFFLINE"] = "1"
-# as many threads as tests: those of torch wait for each other by spinning, on cores that other tests run on
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# as many threads as tests: those of torch wait for each other by spinning, on cores that other tests run on. What a
+# kernel allocates may go by their number too, which is looked at where a test says so
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # a shell starts what is in its background deaf to Ctrl-C, and children inherit that
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from devctl.cli import app  # noqa: E402
+from tests import small_models  # noqa: E402
 
 DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"

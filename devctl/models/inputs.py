@@ -60,14 +60,15 @@ def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
     Raises:
         Exception: the config lacks what its kind of model has.
     """
-    main, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    named, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
+    main = named if isinstance(named, str) else " and ".join(named)  # OneFormer has two
     needed = {name for name, p in takes.items() if p.default is p.empty}
     # one that compares texts with images or sounds; a page's words with their boxes are read without its picture
     compares = "input_ids" in takes and not model_class.can_generate() and "bbox" not in takes
     places = main == "input_ids" or config.model_type in IMAGE_TOKENS
     inserts = image_token(config) is not None and places and "pixel_values" in takes
     tokens = _image_tokens(config) if inserts else 0
-    describes = main == "pixel_values" and hasattr(config, "text_config") and model_class.can_generate()
+    describes = main == "pixel_values" and hasattr(config, "text_config")
     image = "pixel_values" in takes and (
         main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)
     )

@@ -244,7 +244,7 @@ def test_an_interrupt_within_a_callback_is_not_lost(tmp_path):
 
 def test_a_bug_asks_for_a_report(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import devctl.cli.list as l\nl.take_inventory = lambda **_: 1 / 0\n")
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(CONFIGS.parents[1])))}
     done = run("list", env=env)
     assert done.returncode == 1
     assert "unexpected failure: ZeroDivisionError" in done.stderr

@@ -224,3 +224,17 @@ def test_tiles_and_what_has_no_name():
     assert told(config, {"pixel_values": torch.zeros(1, 2, 3, 20, 30)}) == "an image of 2 tiles of 20×30"
     assert told(config, {"pixel_values": torch.zeros(1, 1, 3, 20, 30)}) == "an image of 20×30"
     assert told(config, {}) is None
+
+
+def test_a_text_that_says_what_to_look_for_in_an_image():
+    """SAM 3 does not generate, and needs a text beside its image though its forward's argument has a default."""
+    assert inputs_of(transformers.Sam3Config(), transformers.Sam3Model).text
+    assert not inputs_of(transformers.CLIPVisionConfig(), transformers.CLIPVisionModel).text
+
+
+def test_a_model_with_two_main_inputs_says_which(tmp_path):
+    source, skeleton = saved(transformers.OneFormerForUniversalSegmentation, transformers.OneFormerConfig(), tmp_path)
+    with pytest.raises(LoadError, match="which takes 'pixel_values and task_inputs'"):
+        loaded_shapes(source, skeleton)
+    with pytest.raises(ValueError, match="which takes 'pixel_values and task_inputs'"):
+        traced_shapes(skeleton)
