@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
-from devctl.placement.budget import Budgets
+from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.counted import Counted, as_it_is, counted
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.walk import greedy_map
@@ -88,11 +88,24 @@ class _Search:
         self._count(self.runtime, all_ways=strategy is Strategy.OPTIMAL)
         if strategy is not Strategy.OPTIMAL:
             return self._with_room(0, strategy)
-        tries = [(way, Strategy.OPTIMAL) for way in range(len(self._ways))]
+        ways = range(len(self._ways))
         if speeds is not None:
-            return min((self._with_room(way, strategy, speeds) for way, strategy in tries), key=_worth)
-        tries += [(way, other) for way in range(len(self._ways)) for other in _DISTINCT]
-        return min((self._with_room(way, strategy) for way, strategy in tries), key=_worth)
+            return min((self._with_room(way, strategy, speeds) for way in ways), key=_worth)
+        # the quick ones first: what they fit spares the others most of their rounds; of equal ways the exact one counts
+        quick = min((self._with_room(way, other) for way in ways for other in _DISTINCT), key=_worth)
+        exact = []
+        most = self._offloaded_if_fits(quick)
+        for at in ways:
+            if (way := self._rounds(at, strategy, most_off=most)) is not None:
+                exact.append(way)
+                fits = self._offloaded_if_fits(way)
+                most = fits if most is None else most if fits is None else min(most, fits)
+        return min([*exact, quick], key=_worth)
+
+    def _offloaded_if_fits(self, way: _Way) -> int | None:
+        """Bytes off the accelerators, if there are any, of a way that fits."""
+        has_accelerators = any(is_accelerator(device) and size for device, size in self.budgets.devices)
+        return way.placement.offloaded if has_accelerators and way.placement.fits else None
 
     def _count(self, runtime: Runtime, *, all_ways: bool) -> None:
         """Count what runs beside the weights, in one way or in all that differ."""
@@ -106,13 +119,29 @@ class _Search:
                     self._ways.append(way)
 
     def _with_room(self, at: int, strategy: Strategy, speeds: Speeds | None = None) -> _Way:
+        """The best of the rounds of one of the ways to count; those of a greedy strategy are kept."""
+        if speeds is None and (known := self._roomy.get((at, strategy))) is not None:
+            return known
+        best = self._rounds(at, strategy, speeds)
+        assert best is not None, "there is a first round"
+        if speeds is None:
+            self._roomy[at, strategy] = best
+        return best
+
+    def _rounds(
+        self, at: int, strategy: Strategy, speeds: Speeds | None = None, most_off: int | None = None
+    ) -> _Way | None:
         """Place one of the ways to count, keeping room on devices for what they hold beside their blocks.
 
         That is what is offloaded and runs on the main device, its states and weights, and what blocks hand from one
         device to another. How much it is depends on the map, so that it is found by trying.
+
+        Args:
+            most_off: what is known to fit offloads so many bytes.
+
+        Returns:
+            None where it is not better than that: each round leaves less room, and so offloads no less.
         """
-        if speeds is None and (known := self._roomy.get((at, strategy))) is not None:
-            return known
         kept: dict[Device, int] = {}
         tried: list[_Way] = []
         known_found: dict[Budgets, _Way] = {}
@@ -127,14 +156,13 @@ class _Search:
             over = {u.device: u.total - u.budget for u in way.placement.devices if u.budget and u.total > u.budget}
             if not over:
                 break
+            if most_off is not None and way.found.least_off > most_off:
+                return None
             for device, nbytes in over.items():
                 before = kept.get(device, 0)
                 # a little more makes no difference until a whole block finds no room
                 kept[device] = before + (max(nbytes, before) if same else nbytes)
-        best = min(tried, key=_worth)
-        if speeds is None:
-            self._roomy[at, strategy] = best
-        return best
+        return min(tried, key=_worth)
 
     def _weigh(self, device_map: FrozenMap) -> Placement:
         if device_map not in self._weighed:

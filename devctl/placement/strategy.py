@@ -30,11 +30,13 @@ class FoundMap:
 
     Attributes:
         trail: how a greedy strategy came to it.
+        least_off: bytes off the accelerators that no map for these budgets, or for less, is below; where that is known.
     """
 
     device_map: FrozenMap
     notes: tuple[str, ...]
     trail: Trail | None = None
+    least_off: int = 0
 
 
 def collapse(device_map: Mapping[str, Device], name: str = "") -> dict[str, Device]:

@@ -31,8 +31,12 @@ def optimal_map(counted: Counted, budgets: Budgets, speeds: Speeds | None = None
     if not any(row.moved):
         return FoundMap(device_map=FrozenMap((("", next(iter(limits), Device.disk())),)), notes=())
     own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
+    least_off = 0
     if speeds is None or not accelerators:
         best = solve(row, own, cpu)
+        off = sum(nbytes for nbytes, device in zip(moved, best.devices, strict=True) if device >= len(accelerators))
+        if off < sum(moved):
+            least_off = off if best.off_bound is None else best.off_bound
         devices, notes = best.devices, tuple(_not_proven(best, row.moved, len(accelerators)))
     else:
         memory = [speeds.memory[device] for device in accelerators]
@@ -40,7 +44,7 @@ def optimal_map(counted: Counted, budgets: Budgets, speeds: Speeds | None = None
         devices, notes = quick.devices, (_predicted(quick),)
     places = [*accelerators, Device.cpu(), Device.disk()]
     found = {name: places[at] for block, at in zip(blocks, devices, strict=True) for name in block.names}
-    return FoundMap(device_map=in_order(counted.tree, collapse(found)), notes=notes)
+    return FoundMap(device_map=in_order(counted.tree, collapse(found)), notes=notes, least_off=least_off)
 
 
 def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:
