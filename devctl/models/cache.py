@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,7 @@ def tree_key(
     named = config.get("dtype") or config.get("torch_dtype")
     if trust_remote_code or (dtype == "auto" and not named):
         return None
-    versions = [version(name) for name in ("devctl", "transformers", "torch")]
-    parts = [FORMAT, versions, dtype, model_class, quantize, config, _files(source)]
+    parts = [FORMAT, _versions(version), dtype, model_class, quantize, config, _files(source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -95,6 +96,12 @@ def footprint_key(
     if workload.kernels is Kernels.CPU:
         parts += processor()
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _versions(look_up: Callable[[str], str]) -> tuple[str, ...]:
+    """The versions of what builds a tree, looked up once: one plan asks for many footprints."""
+    return tuple(look_up(name) for name in ("devctl", "transformers", "torch"))
 
 
 def _files(source: ModelSource) -> list[object]:

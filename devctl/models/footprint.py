@@ -76,6 +76,8 @@ class BlockFootprint:
     @property
     def most(self) -> int:
         """What it may need while it executes, whatever else is on its device."""
+        if not self.apart:
+            return max(self.prefill, self.decode, self.again)
         prefill = self.prefill + sum(max(0, nbytes) for _, nbytes, _ in self.apart)
         decode = self.decode + sum(max(0, nbytes) for _, _, nbytes in self.apart)
         return max(prefill, decode, self.again)
@@ -111,13 +113,19 @@ def peak_beside_weights(blocks: Collection[BlockFootprint], brought: Mapping[str
     here = {block.name for block in blocks}
     prefill = again = decode = prompt_state = state = 0
     for block in blocks:
-        weights = (brought or {}).get(block.name, 0)
-        away = [figures for figures in block.apart if figures[0] not in here]
+        in_prefill, in_decode, once_more = block.prefill, block.decode, block.again
+        for other, first, last in block.apart:
+            if other not in here:
+                in_prefill += first
+                in_decode += last
+        if brought:
+            weights = brought.get(block.name, 0)
+            in_prefill, in_decode, once_more = in_prefill + weights, in_decode + weights, once_more + weights
         prompt_state += block.prompt_state
         state += block.state
-        prefill = max(prefill, prompt_state + block.prefill + sum(nbytes for _, nbytes, _ in away) + weights)
-        again = max(again, block.again + weights)
-        decode = max(decode, block.decode + sum(nbytes for _, _, nbytes in away) + weights)
+        prefill = max(prefill, prompt_state + in_prefill)
+        again = max(again, once_more)
+        decode = max(decode, in_decode)
     return max(prefill, prompt_state + again, state + decode)
 
 

@@ -1,7 +1,7 @@
 """The modules of a model as plain data: names, bytes, ties, and the blocks that must not be split."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -76,6 +76,219 @@ class ModuleTree:
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    _index: "TreeIndex | None" = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def index(self) -> "TreeIndex":
+        """What is looked up in the tree again and again: made when it is first asked for, and kept."""
+        if self._index is None:
+            object.__setattr__(self, "_index", _indexed(self.root, self.ties, self.no_split))
+        assert self._index is not None
+        return self._index
+
+
+Part = tuple[tuple[str, ...], tuple[str, ...]]
+"""(keys of a map, names of its tensors) of what is not to be split: a no-split module, a leaf, or tensors in others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Modules and tensors that share a device.
+
+    Attributes:
+        names: their names, as keys of a device map, in the order of definition.
+        nbytes: bytes of their weights and buffers, tied ones counted once.
+        runtime: bytes that they need beside those where they run.
+    """
+
+    names: tuple[str, ...]
+    nbytes: int
+    runtime: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeIndex:
+    """A tree by name, from one walk through it.
+
+    Attributes:
+        modules: every module by name, parents first, in the order of definition.
+        tensors: every tensor, in the order of definition.
+        places: where each module and tensor is in the order of definition.
+        spans: for each module and tensor (first, behind the last) of its tensors in ``tensors``.
+        weights: how many of the tensors before each place are weights: parameters with bytes of their own, or tied.
+        nbytes: bytes under every module and of every tensor, each byte counted once in the model.
+        own: bytes of the tensors directly in each module, counted so.
+        most_own: the most of those, in the modules within the model.
+        brought: the most bytes of parameters in each module and what is within it, on one way down: what is there at
+            once where each module's tensors are brought when its forward begins, and let go of when it ends.
+        unsplit: names of the modules of classes that must not be split.
+        parts: what is placed whole, in the order of definition.
+        same: (target, source) names of tensors that are one: tied, or registered twice.
+        blocks: parts that share a device, in the order in which the model defines, and so nearly always runs, their
+            first ones. Parts with tied tensors are one block, at the place of the first of them. What has no bytes goes
+            with the block before it.
+        block_at: the number of the block of each key of ``parts``.
+    """
+
+    modules: Mapping[str, Module]
+    tensors: tuple[Tensor, ...]
+    places: Mapping[str, int]
+    spans: Mapping[str, tuple[int, int]]
+    weights: tuple[int, ...]
+    nbytes: Mapping[str, int]
+    own: Mapping[str, int]
+    most_own: int
+    brought: Mapping[str, int]
+    unsplit: tuple[str, ...]
+    parts: tuple[Part, ...]
+    same: tuple[tuple[str, str], ...]
+    blocks: tuple[Block, ...]
+    block_at: Mapping[str, int]
+
+    def tensors_of(self, name: str) -> tuple[Tensor, ...]:
+        """The tensors of the module or tensor ``name`` and below, in the order of definition."""
+        start, stop = self.spans[name]
+        return self.tensors[start:stop]
+
+
+def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozenset[str]) -> TreeIndex:
+    targets = {target for target, _ in ties}
+    modules: dict[str, Module] = {}
+    found: list[Tensor] = []
+    places: dict[str, int] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    weights = [0]
+    nbytes: dict[str, int] = {}
+    own: dict[str, int] = {}
+    brought: dict[str, int] = {}
+    parts: list[Part] = []
+    place = 0
+
+    def add(module: Module, whole: bool) -> None:
+        nonlocal place
+        start, is_part = len(found), whole and is_atomic(module, no_split)
+        modules[module.name] = module
+        places[module.name] = place
+        place += 1
+        size = 0
+        for tensor in (*module.parameters, *module.buffers):
+            counted = 0 if tensor.same_as or tensor.name in targets else tensor.nbytes
+            spans[tensor.name] = len(found), len(found) + 1
+            found.append(tensor)
+            places[tensor.name] = place
+            place += 1
+            nbytes[tensor.name] = counted
+            size += counted
+            is_weight = tensor.kind is TensorKind.PARAMETER and (counted > 0 or tensor.name in targets)
+            weights.append(weights[-1] + is_weight)
+        own[module.name] = size
+        direct = tuple(tensor.name for tensor in found[start:])
+        if whole and not is_part and direct:
+            parts.append((tuple(name for name in direct if not is_runtime(name)), direct))
+        below = 0
+        for child in module.children:
+            add(child, whole and not is_part)
+            size += nbytes[child.name]
+            below = max(below, brought[child.name])
+        nbytes[module.name] = size
+        brought[module.name] = sum(tensor.nbytes for tensor in module.parameters) + below
+        spans[module.name] = start, len(found)
+        if is_part:
+            parts.append(((module.name,), tuple(tensor.name for tensor in found[start:])))
+
+    add(root, True)
+    same = (*ties, *((tensor.name, tensor.same_as) for tensor in found if tensor.same_as is not None))
+    blocks = _blocks(parts, same, nbytes)
+    return TreeIndex(
+        modules=modules,
+        tensors=tuple(found),
+        places=places,
+        spans=spans,
+        weights=tuple(weights),
+        nbytes=nbytes,
+        own=own,
+        most_own=max((nbytes for name, nbytes in own.items() if name), default=0),
+        brought=brought,
+        unsplit=tuple(module.name for module in modules.values() if module.class_name in no_split),
+        parts=tuple(parts),
+        same=same,
+        blocks=blocks,
+        block_at={name: at for at, block in enumerate(blocks) for name in block.names},
+    )
+
+
+def _blocks(parts: Sequence[Part], same: Sequence[tuple[str, str]], size: Mapping[str, int]) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    empty: list[str] = []
+    waiting = 0  # what the empty ones need where they run
+    last: list[str] = []  # names of the last block, which what has no bytes is added to
+
+    def close() -> None:
+        if blocks and len(last) > len(blocks[-1].names):
+            blocks[-1] = Block(names=tuple(last), nbytes=blocks[-1].nbytes, runtime=blocks[-1].runtime)
+
+    for members in _groups(parts, same):
+        names = [name for at in members for name in parts[at][0]]
+        nbytes = runtime = 0
+        for at in members:
+            for name in parts[at][1]:
+                if is_runtime(name):
+                    runtime += size[name]
+                else:
+                    nbytes += size[name]
+        if nbytes:
+            close()
+            last = empty + names
+            blocks.append(Block(names=tuple(last), nbytes=nbytes, runtime=runtime + waiting))
+            empty, waiting = [], 0
+        elif blocks:
+            last += names
+            if runtime:
+                blocks[-1] = Block(
+                    names=blocks[-1].names, nbytes=blocks[-1].nbytes, runtime=blocks[-1].runtime + runtime
+                )
+        else:
+            empty += names
+            waiting += runtime
+    close()
+    return tuple(blocks) if blocks or not empty else (Block(names=tuple(empty), nbytes=0, runtime=waiting),)
+
+
+def _groups(parts: Sequence[Part], same: Sequence[tuple[str, str]]) -> Sequence[Sequence[int]]:
+    """The parts that share tensors, by their numbers; each group at the place of its first."""
+    leader = list(range(len(parts)))
+    if not same:
+        return [[at] for at in leader]
+    owner = {name: at for at, (_, inner) in enumerate(parts) for name in inner}
+
+    def find(at: int) -> int:
+        while leader[at] != at:
+            leader[at] = leader[leader[at]]
+            at = leader[at]
+        return at
+
+    for target, source in same:
+        if target in owner and source in owner:
+            first, second = sorted((find(owner[target]), find(owner[source])))
+            leader[second] = first
+    groups: dict[int, list[int]] = {}
+    for at in range(len(parts)):
+        groups.setdefault(find(at), []).append(at)
+    return list(groups.values())
+
+
+RUNTIME = "devctl_runtime"
+"""The buffer that stands for what a block needs beside its weights; no key of a map goes into a block and names it."""
+
+
+def is_runtime(name: str) -> bool:
+    """Whether a tensor stands for what a block needs beside its weights."""
+    return name.rpartition(".")[2] == RUNTIME
+
+
+def is_atomic(part: Module | Tensor, no_split: frozenset[str]) -> bool:
+    """Whether ``part`` is placed whole or not at all: a tensor, a leaf, or a no-split block."""
+    return isinstance(part, Tensor) or not part.children or part.class_name in no_split
 
 
 def walk(module: Module) -> Iterator[Module]:
@@ -106,18 +319,10 @@ def is_under(name: str, prefix: str) -> bool:
 
 def counted_bytes(tree: ModuleTree) -> dict[str, int]:
     """Bytes that each tensor adds, by name: 0 for tie targets and for a tensor met before under another name."""
-    targets = {target for target, _ in tree.ties}
-    return {t.name: 0 if t.same_as or t.name in targets else t.nbytes for t in tensors(tree.root)}
+    index = tree.index
+    return {tensor.name: index.nbytes[tensor.name] for tensor in index.tensors}
 
 
-def sizes(tree: ModuleTree) -> dict[str, int]:
+def sizes(tree: ModuleTree) -> Mapping[str, int]:
     """Bytes under every module and of every tensor, by name, each byte counted once in the model."""
-    found = counted_bytes(tree)
-
-    def add_up(module: Module) -> int:
-        own = sum(found[t.name] for t in (*module.parameters, *module.buffers))
-        found[module.name] = own + sum(add_up(child) for child in module.children)
-        return found[module.name]
-
-    add_up(tree.root)
-    return found
+    return tree.index.nbytes

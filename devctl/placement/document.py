@@ -78,9 +78,13 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
             hint='a map looks like {"model.embed_tokens": 0, "lm_head": "cpu"}, as `devctl plan` writes it',
         )
     found = {}
+    known: dict[tuple[type, object], Device] = {}  # a map has far fewer devices than keys
     for key, value in data.items():
         try:
-            found[key] = normal(DeviceMap.from_hf({key: value})[key])
+            kind = type(value), value
+            if kind not in known:
+                known[kind] = normal(DeviceMap.from_hf({key: value})[key])
+            found[key] = known[kind]
         except (TypeError, ValueError):
             raise UsageError(
                 f"{origin} puts {key!r} on {json.dumps(value)}, which is no device",

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.greedy.reasons import greedy_reasons, greedy_rules
-from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.installed import planned_otherwise
 from devctl.placement.optimal.reasons import optimal_reasons, optimal_rules
 from devctl.placement.placement import Placement
@@ -33,13 +32,12 @@ def explain(tree: ModuleTree, budgets: Budgets, placement: Placement) -> Explana
     """
     if placement.strategy is None:
         return Explanation(rules=(), reasons=())
-    strategy = Strategy(placement.strategy)
-    if strategy is Strategy.OPTIMAL:
+    if placement.strategy == Strategy.OPTIMAL:
         return Explanation(
             rules=optimal_rules(tree, budgets, placement), reasons=optimal_reasons(tree, budgets, placement)
         )
     if note := planned_otherwise(placement.notes):
         return Explanation(rules=(note,), reasons=())
-    trail = greedy_map(tree, budgets, strategy).trail
+    trail = placement.trail
     assert trail is not None, "the greedy strategies leave one"
     return Explanation(rules=greedy_rules(budgets, trail), reasons=greedy_reasons(tree, placement, trail))

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree, is_under, names, sizes, tensors
+from devctl.models.tree import ModuleTree, is_under, sizes
 from devctl.placement.budget import NUMBERED, Budgets, from_max_memory
+from devctl.placement.counted import as_it_is
+from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.strategy import OF_TRANSFORMERS, FoundMap, Strategy, collapse, device_of
 
@@ -56,7 +58,7 @@ def as_installed(tree: ModuleTree, found: FoundMap, budgets: Budgets, strategy: 
         told = any("transformers raises" in note for note in found.notes)
         return found if told else replace(found, notes=(*found.notes, answer))
     theirs, lost = _completed(tree, _devices(answer, budgets))
-    if theirs == found.device_map:
+    if theirs == dict(found.device_map.items()):
         # what was noted of another release's errors holds here only where something was lost
         return found if lost else replace(found, notes=())
     notes = [f"transformers {here.release} {_OTHERWISE}"]
@@ -65,9 +67,9 @@ def as_installed(tree: ModuleTree, found: FoundMap, budgets: Budgets, strategy: 
             f"transformers loses {', '.join(lost)} when it splits the module around it, and then refuses its own map; "
             "devctl puts it beside its module"
         )
-    order = {name: place for place, name in enumerate(names(tree.root))}
-    ordered = dict(sorted(theirs.items(), key=lambda item: order.get(item[0], len(order))))
-    return FoundMap(device_map=ordered, notes=tuple(notes))
+    places = tree.index.places
+    ordered = sorted(theirs.items(), key=lambda item: places.get(item[0], len(places)))
+    return FoundMap(device_map=FrozenMap(tuple(ordered)), notes=tuple(notes))
 
 
 def agrees(tree: ModuleTree, here: Installed) -> bool:
@@ -79,7 +81,7 @@ def agrees(tree: ModuleTree, here: Installed) -> bool:
         as_installed(tree, found, budgets, strategy, here) == found
         for budgets in trial_budgets(tree)
         for strategy in (Strategy.AUTO, Strategy.BALANCED_LOW_0, Strategy.SEQUENTIAL)
-        for found in [greedy_map(tree, budgets, strategy)]
+        for found in [greedy_map(as_it_is(tree), budgets, strategy)]
     )
 
 
@@ -115,7 +117,7 @@ def _completed(tree: ModuleTree, theirs: dict[str, Device]) -> tuple[dict[str, D
     """``theirs`` with a device for every tensor, and those that had none; what is left out on purpose stays so."""
     if tree.unplaced is not None:
         return theirs, []
-    lost = [tensor.name for tensor in tensors(tree.root) if device_of(tensor.name, theirs) is None]
+    lost = [tensor.name for tensor in tree.index.tensors if device_of(tensor.name, theirs) is None]
     if not lost:
         return theirs, []
     completed = dict(theirs)

@@ -1,13 +1,11 @@
 """The pieces of a placed model, in its order: each with its bytes and the device that has it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree, counted_bytes, tensors
-from devctl.placement.blocks import parts_of
+from devctl.models.tree import ModuleTree
 from devctl.placement.placement import Placement
-from devctl.placement.strategy import device_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +25,15 @@ class Piece:
 
 def pieces_of(tree: ModuleTree, placement: Placement) -> tuple[Piece, ...]:
     """Every piece that has a tensor, in the order of definition; their bytes add up to those of the model."""
-    device_map = dict(placement.device_map)
-    size = counted_bytes(tree)
-    source = dict(tree.ties) | {t.name: t.same_as for t in tensors(tree.root) if t.same_as is not None}
+    device_map, cpu = placement.device_map, Device.cpu()
+    size, source = tree.index.nbytes, dict(tree.index.same)
+    cut = device_map.cut
     found = []
     for whole, whole_tensors in _wholes(tree):
         # what a map leaves out is kept on the CPU, as transformers does
-        places = [device_of(name, device_map) or Device.cpu() for name in whole_tensors]
-        cut = len(set(places)) > 1
-        parts = [(name, [name]) for name in whole_tensors] if cut else [(whole, whole_tensors)][: len(places)]
+        places = [device_map.device_of(name) or cpu for name in (whole_tensors if whole in cut else whole_tensors[:1])]
+        is_cut = len(set(places)) > 1
+        parts = [(name, [name]) for name in whole_tensors] if is_cut else [(whole, whole_tensors)][: len(places)]
         for (name, inside), device in zip(parts, places, strict=False):
             nbytes = sum(size[inner] for inner in inside)
             tied = None if nbytes else next((source[inner] for inner in inside if inner in source), None)
@@ -43,7 +41,7 @@ def pieces_of(tree: ModuleTree, placement: Placement) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def _wholes(tree: ModuleTree) -> Iterator[tuple[str, list[str]]]:
+def _wholes(tree: ModuleTree) -> Iterator[tuple[str, Sequence[str]]]:
     """(name, names of its tensors) of each module that is not to be split, and of each tensor beside modules."""
-    for keys, inside in parts_of(tree):
+    for keys, inside in tree.index.parts:
         yield from ([(keys[0], inside)] if keys != inside else [(name, [name]) for name in inside])

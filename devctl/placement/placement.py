@@ -1,15 +1,16 @@
 """A placement: the device map, the bytes it puts on each device, and whether a map holds for a model."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, Tensor, counted_bytes, is_under, names, tensors, walk
+from devctl.models.tree import Module, ModuleTree, Tensor
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
+from devctl.placement.device_map import AnyMap, FrozenMap
+from devctl.placement.greedy.decisions import Trail
 from devctl.placement.runtime import Runtime, needs
-from devctl.placement.strategy import device_of
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -49,17 +50,19 @@ class Placement:
 
     Attributes:
         strategy: how it was found; None for a map that somebody wrote.
-        device_map: (module or tensor name, device) pairs that cover every tensor, in the order of definition.
+        device_map: the device of modules and tensors, which cover every tensor, in the order of definition.
         devices: what each device holds, also those that hold nothing.
         crossings: how often execution goes from one device to another, in the order of definition.
         notes: decisions and doubts that a reader should know of.
+        trail: how a greedy strategy came to it.
     """
 
     strategy: str | None
-    device_map: tuple[tuple[str, Device], ...]
+    device_map: FrozenMap
     devices: tuple[DeviceUse, ...]
     crossings: int
     notes: tuple[str, ...] = ()
+    trail: Trail | None = field(default=None, repr=False, compare=False)
 
     @property
     def offloaded(self) -> int:
@@ -70,7 +73,7 @@ class Placement:
     @property
     def fits(self) -> bool:
         """Whether no device is given more than it may hold."""
-        return not over_budget(self.devices)
+        return not any(map(_is_over, self.devices))
 
     @property
     def on_disk(self) -> int:
@@ -91,7 +94,7 @@ def _computes(use: DeviceUse) -> bool:
 
 def make_placement(
     tree: ModuleTree,
-    device_map: Mapping[str, Device],
+    device_map: AnyMap,
     budgets: Budgets,
     *,
     strategy: str | None,
@@ -99,11 +102,17 @@ def make_placement(
     runtime: Runtime | None = None,
 ) -> Placement:
     """Add up what ``device_map`` puts on each device, and note what it splits."""
+    return told(weigh(tree, device_map, budgets, runtime), tree, budgets, strategy=strategy, notes=notes)
+
+
+def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runtime | None = None) -> Placement:
+    """The same without a word: numbers alone, and no names of modules by device; enough to choose among many."""
+    device_map = FrozenMap.of(device_map)
     limits: dict[Device, int | None] = dict(budgets.devices)
     limits[Device.disk()] = None
-    for device in device_map.values():
+    for device in device_map.devices:
         limits.setdefault(device, None)
-    used = bytes_per_device(tree, device_map)
+    used, is_nested = _used(tree, device_map)
     beside = {} if runtime is None else needs(tree, device_map, runtime.footprint)
     for device in beside:
         limits.setdefault(device, 0)  # what would have to run the model may hold nothing
@@ -112,18 +121,39 @@ def make_placement(
             device=device,
             used=used.get(device, 0),
             budget=limit,
-            modules=tuple(name for name, d in device_map.items() if d == device),
+            modules=(),
             state=beside[device].state if device in beside else 0,
             activations=beside[device].activations if device in beside else 0,
             overhead=runtime.overhead.get(device, 0) if runtime and (used.get(device) or device in beside) else 0,
         )
         for device, limit in limits.items()
     )
-    return Placement(
+    crossings = _crossings_of_nested(tree, device_map) if is_nested else _crossings(tree, device_map)
+    return Placement(strategy=None, device_map=device_map, devices=uses, crossings=crossings)
+
+
+def told(
+    weighed: Placement,
+    tree: ModuleTree,
+    budgets: Budgets,
+    *,
+    strategy: str | None,
+    notes: tuple[str, ...] = (),
+    trail: Trail | None = None,
+) -> Placement:
+    """A placement that was weighed, whole: with the names of modules by device, and all that there is to note."""
+    device_map, uses = weighed.device_map, weighed.devices
+    keys: dict[Device, list[str]] = {use.device: [] for use in uses}
+    before: Device | None = None
+    there: list[str] = []
+    for name, device in device_map.pairs:
+        if device is not before:
+            there, before = keys[device], device
+        there.append(name)
+    return replace(
+        weighed,
         strategy=strategy,
-        device_map=tuple(device_map.items()),
-        devices=uses,
-        crossings=_crossings(tree, device_map),
+        devices=tuple(replace(use, modules=tuple(keys[use.device])) for use in uses),
         notes=(
             *tree.notes,
             *budgets.notes,
@@ -134,7 +164,13 @@ def make_placement(
             *over_budget(uses),
             *_parted_ties(tree, device_map),
         ),
+        trail=trail,
     )
+
+
+def worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:
+    """The less, the better: it fits, little is offloaded, little of that is on disk, there is room, it moves little."""
+    return not placement.fits, placement.offloaded, placement.on_disk, placement.fullest, placement.crossings
 
 
 def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
@@ -145,45 +181,89 @@ def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
     }
 
 
-def bytes_per_device(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[Device, int]:
+def bytes_per_device(tree: ModuleTree, device_map: AnyMap) -> dict[Device, int]:
     """Bytes of the tensors on each device; what the map leaves out is kept on the CPU, as transformers does."""
-    return add_up(tree, lambda tensor: device_of(tensor.name, device_map) or Device.cpu())
+    frozen, cpu = FrozenMap.of(device_map), Device.cpu()
+    return add_up(tree, lambda tensor: frozen.device_of(tensor.name) or cpu)
 
 
 def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, int]:
     """Bytes on each device when ``place`` says where a tensor is."""
-    size = counted_bytes(tree)
+    size = tree.index.nbytes
     used: dict[Device, int] = {}
-    for tensor in tensors(tree.root):
+    for tensor in tree.index.tensors:
         device = place(tensor)
         used[device] = used.get(device, 0) + size[tensor.name]
     return used
 
 
-def _crossings(tree: ModuleTree, device_map: Mapping[str, Device]) -> int:
+def _used(tree: ModuleTree, device_map: FrozenMap) -> tuple[dict[Device, int], bool]:
+    """The same from what is under each key, and whether any key is above another."""
+    size, is_nested = tree.index.nbytes, False
+    rest = size[""]
+    used = dict.fromkeys(device_map.devices, 0)
+    before, sum_before = Device.cpu(), 0
+    used.setdefault(before, 0)
+    for key, device in device_map.pairs:
+        nbytes = size.get(key)
+        if nbytes is None:
+            continue
+        if device is not before:
+            used[before] += sum_before
+            before, sum_before = device, 0
+        sum_before += nbytes
+        above = device_map.above(key)
+        if above is None:
+            rest -= nbytes
+        else:
+            is_nested = True
+            used[device_map[above]] -= nbytes
+    used[before] += sum_before
+    used[Device.cpu()] += rest
+    return used, is_nested
+
+
+def _crossings(tree: ModuleTree, device_map: FrozenMap) -> int:
     """Of weights alone: a buffer is used by what is around it. A tied weight is used in each of its places."""
-    size = counted_bytes(tree)
-    targets = {target for target, _ in tree.ties}
-    weights = [t.name for m in walk(tree.root) for t in m.parameters if size[t.name] or t.name in targets]
-    devices = [device_of(name, device_map) or Device.cpu() for name in weights]
-    return sum(1 for here, there in pairwise(devices) if here != there)
+    spans, weights = tree.index.spans, tree.index.weights
+    found, at, before, cpu = 0, 0, None, Device.cpu()
+    runs = [(*spans[key], device) for key, device in device_map.pairs if key in spans]
+    for start, stop, device in [*sorted(runs, key=lambda run: run[:2]), (len(weights) - 1, len(weights) - 1, cpu)]:
+        left_out = [cpu] if weights[start] > weights[at] else []
+        for there in [*left_out, device] if weights[stop] > weights[start] else left_out:
+            found += before is not None and there is not before and there != before
+            before = there
+        at = stop
+    return found
 
 
-def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Collection[Device]) -> tuple[str, ...]:
+def _crossings_of_nested(tree: ModuleTree, device_map: FrozenMap) -> int:
+    """The same of a map with keys above others, tensor by tensor."""
+    weights, cpu = tree.index.weights, Device.cpu()
+    devices = [
+        device_map.device_of(tensor.name) or cpu
+        for tensor, before, after in zip(tree.index.tensors, weights, weights[1:], strict=False)
+        if after > before
+    ]
+    return sum(1 for here, there in pairwise(devices) if here is not there and here != there)
+
+
+def validate(tree: ModuleTree, device_map: AnyMap, available: Collection[Device]) -> tuple[str, ...]:
     """Why ``device_map`` can't be used for the model on a machine that has the ``available`` devices.
 
     Returns:
         Every finding, a line each: unknown modules, devices that are not there, tensors without a device. Empty when
         the map holds.
     """
-    known = set(names(tree.root))
-    findings = [f"{key!r} is no module or tensor of {tree.class_name}" for key in device_map if key not in known]
+    known, device_map = tree.index.places, FrozenMap.of(device_map)
+    findings = [f"{key!r} is no module or tensor of {tree.class_name}" for key, _ in device_map if key not in known]
 
     here = ", ".join(str(device) for device in available)
-    missing: dict[Device, list[str]] = {}
-    for key, device in device_map.items():
-        if device not in available:
-            missing.setdefault(device, []).append(key or "the whole model")
+    there = set(available)
+    missing: dict[Device, list[str]] = {device: [] for device in device_map.devices if device not in there}
+    for key, device in device_map if missing else ():
+        if device in missing:
+            missing[device].append(key or "the whole model")
     findings += [
         f"{device} is not on this machine (it has {here}): needed for {shorten(keys)}"
         for device, keys in missing.items()
@@ -195,35 +275,38 @@ def validate(tree: ModuleTree, device_map: Mapping[str, Device], available: Coll
         if holder(there, here) is None
     ]
 
-    unplaced = tree.unplaced or frozenset()
+    unplaced = tuple(f".{name}" for name in tree.unplaced or ())
     homeless = [
         tensor.name
-        for tensor in tensors(tree.root)
-        if device_of(tensor.name, device_map) is None and not any(tensor.name.endswith("." + n) for n in unplaced)
+        for tensor in tree.index.tensors
+        if device_map.device_of(tensor.name) is None and not tensor.name.endswith(unplaced)
     ]
     if homeless:
         findings.append(f"no device for {len(homeless)} tensors: {shorten(homeless)}")
     return tuple(findings)
 
 
-def find_faults(tree: ModuleTree, device_map: Mapping[str, Device]) -> tuple[str, ...]:
+def find_faults(tree: ModuleTree, device_map: AnyMap) -> tuple[str, ...]:
     """What is wrong with a map that could be loaded all the same: ties and blocks that are split.
 
     A tied weight is held once, on the accelerator. A no-split block adds up tensors of all its parts: spread over
     accelerators it fails when it runs; with parts offloaded it works if the rest is on the device that runs those.
     """
+    device_map = FrozenMap.of(device_map)
     found = [
         f"{target} on {there} and {source} on {here} are one tensor: it would be on {held}"
         for target, source, there, here in split_ties(tree.ties, device_map)
         if (held := holder(there, here)) is not None
     ]
-    for module in walk(tree.root):
-        if module.class_name not in tree.no_split:
-            continue
-        devices = dict.fromkeys(device_of(t.name, device_map) for t in tensors(module))
+    cut = device_map.cut
+    for name in tree.index.unsplit:
+        if name not in cut:
+            continue  # no key goes into it
+        devices = dict.fromkeys(device_map.device_of(tensor.name) for tensor in tree.index.tensors_of(name))
         if len(devices) > 1:
             where = ", ".join(str(device) for device in devices if device is not None)
-            found.append(f"{module.name}, a {module.class_name}, must not be split, and is on {where}")
+            class_name = tree.index.modules[name].class_name
+            found.append(f"{name}, a {class_name}, must not be split, and is on {where}")
     return tuple(found)
 
 
@@ -233,8 +316,12 @@ def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
         f"{use.device} is given {format_bytes(use.total)}, {format_bytes(use.total - use.budget)} more than the "
         f"{format_bytes(use.budget)} that it may hold"
         for use in uses
-        if use.budget is not None and use.total > use.budget and use.device.type != DeviceType.DISK
+        if use.budget is not None and _is_over(use)
     )
+
+
+def _is_over(use: DeviceUse) -> bool:
+    return use.budget is not None and use.total > use.budget and use.device.type != DeviceType.DISK
 
 
 def shorten(many: Collection[str], most: int = 3) -> str:
@@ -243,20 +330,21 @@ def shorten(many: Collection[str], most: int = 3) -> str:
     return shown if len(many) <= most else f"{shown} and {len(many) - most} more"
 
 
-def disjoint(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, Device]:
+def disjoint(tree: ModuleTree, device_map: AnyMap) -> dict[str, Device]:
     """The same map without a key above another: such a key is replaced by those of its parts.
 
     transformers looks keys up as regular expressions without a boundary: with both "layers" and "layers.1" in a map, it
     takes the weights of "layers.10" for those of "layers.1".
     """
-    nested = {key for key in device_map if any(other != key and is_under(other, key) for other in device_map)}
-    if not nested:
+    device_map = FrozenMap.of(device_map)
+    cut = device_map.cut
+    if not any(key in cut for key, _ in device_map):
         return dict(device_map)
     found: dict[str, Device] = {}
 
     def expand(module: Module, device: Device | None) -> None:
         device = device_map.get(module.name, device)
-        inner = any(key != module.name and is_under(key, module.name) for key in device_map)
+        inner = module.name in cut
         if device is not None and not inner:
             found[module.name] = device
         elif inner:
@@ -277,15 +365,15 @@ def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:
     return ["no memory is given for cpu, so what does not fit elsewhere goes straight to disk"]
 
 
-def _not_offloaded(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
-    devices = set(device_map.values())
+def _not_offloaded(tree: ModuleTree, device_map: FrozenMap) -> list[str]:
+    devices = set(device_map.devices)
     refused = sorted({str(device.type) for device in devices} & tree.no_offload)
     if not refused or devices == {Device.cpu()}:
         return []
     return [f"transformers refuses to load {tree.quantisation} weights with a part on {' or '.join(refused)}"]
 
 
-def _parted_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str]:
+def _parted_ties(tree: ModuleTree, device_map: FrozenMap) -> list[str]:
     return [
         f"{target} on {there} and {source} on {here} are one tensor: "
         + (f"loaded, it is on {held}" if (held := holder(there, here)) else "transformers can't run it so")
@@ -293,13 +381,11 @@ def _parted_ties(tree: ModuleTree, device_map: Mapping[str, Device]) -> list[str
     ]
 
 
-def split_ties(
-    ties: Iterable[tuple[str, str]], device_map: Mapping[str, Device]
-) -> list[tuple[str, str, Device, Device]]:
+def split_ties(ties: Iterable[tuple[str, str]], device_map: AnyMap) -> list[tuple[str, str, Device, Device]]:
     """(target, source, the target's device, the source's) of tied tensors that are not on one device."""
-    found = []
+    found, frozen = [], FrozenMap.of(device_map)
     for target, source in ties:
-        there, here = device_of(target, device_map), device_of(source, device_map)
+        there, here = frozen.device_of(target), frozen.device_of(source)
         if there is not None and here is not None and there != here:
             found.append((target, source, there, here))
     return found

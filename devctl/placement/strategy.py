@@ -1,11 +1,12 @@
 """The ways to place a model, and what each ends with: a device map."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree, names
+from devctl.models.tree import ModuleTree
+from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.decisions import Trail
 
 
@@ -29,33 +30,42 @@ class FoundMap:
 
     Attributes:
         trail: how a greedy strategy came to it.
+        least_off: bytes off the accelerators that no map for these budgets, or for less, is below; where that is known.
     """
 
-    device_map: dict[str, Device]
+    device_map: FrozenMap
     notes: tuple[str, ...]
     trail: Trail | None = None
+    least_off: int = 0
 
 
 def collapse(device_map: Mapping[str, Device], name: str = "") -> dict[str, Device]:
     """Put a prefix in the place of its keys where there are several, all on one device; from the top down."""
-    prefix = f"{name}." if name else ""
-    below = {key: device for key, device in device_map.items() if key.startswith(prefix)}
-    if len(below) > 1 and len(set(below.values())) == 1:
-        return {name: next(iter(below.values()))}
-    collapsed = {name: device_map[name]} if name in device_map else {}
-    depth = name.count(".") + 2 if name else 1
-    groups: dict[str, dict[str, Device]] = {}
-    for key, device in below.items():
-        groups.setdefault(".".join(key.split(".")[:depth]), {})[key] = device
+    return dict(_collapsed(list(device_map.items()), name))
+
+
+def _collapsed(pairs: Sequence[tuple[str, Device]], name: str) -> list[tuple[str, Device]]:
+    """The same for the keys that are ``name`` or below it; everything is below ""."""
+    below = [pair for pair in pairs if pair[0] != name] if name else pairs
+    if len(below) > 1:
+        first = below[0][1]
+        if all(device is first or device == first for _, device in below):
+            return [(name, first)]
+    collapsed = [pair for pair in pairs if pair[0] == name] if name else []
+    start = len(name) + 1 if name else 0
+    groups: dict[str, list[tuple[str, Device]]] = {}
+    for pair in below:
+        dot = pair[0].find(".", start)
+        groups.setdefault(pair[0] if dot < 0 else pair[0][:dot], []).append(pair)
     for child, keys in groups.items():
-        collapsed |= keys if len(keys) == 1 else collapse(keys, child)
+        collapsed += keys if len(keys) == 1 else _collapsed(keys, child)
     return collapsed
 
 
-def in_order(tree: ModuleTree, device_map: Mapping[str, Device]) -> dict[str, Device]:
+def in_order(tree: ModuleTree, device_map: Mapping[str, Device]) -> FrozenMap:
     """``device_map`` in the order in which the model defines its modules and tensors."""
-    order = {name: place for place, name in enumerate(names(tree.root))}
-    return dict(sorted(device_map.items(), key=lambda item: order[item[0]]))
+    places = tree.index.places
+    return FrozenMap(tuple(sorted(device_map.items(), key=lambda item: places[item[0]])))
 
 
 def device_of(name: str, device_map: Mapping[str, Device]) -> Device | None:

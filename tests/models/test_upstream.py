@@ -22,6 +22,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from devctl.models.upstream import ask
 from devctl.placement.budget import Budgets
+from devctl.placement.counted import as_it_is
 from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS
@@ -56,7 +57,7 @@ def test_it_answers_what_from_pretrained_would(model, strategy):
 def test_measured_memory_comes_as_if_it_were_probed(strategy):
     skeleton = small_models.skeleton("llama")
     memory = scaled({0: 1.05, "cpu": 1.0}, skeleton)
-    ours = greedy_map(skeleton.tree, as_budgets(memory, given=False), strategy).device_map
+    ours = greedy_map(as_it_is(skeleton.tree), as_budgets(memory, given=False), strategy).device_map
     assert ask(skeleton, memory, str(strategy), False) == to_hf(ours.items())
     if strategy != "sequential":
         assert ask(skeleton, memory, str(strategy), True) != to_hf(ours.items()), "a tenth is kept free"
@@ -145,7 +146,7 @@ def test_the_order_of_tie_groups_is_the_models():
         config.save_pretrained(folder)
         skeleton = read_skeleton(resolve(folder))
     memory = dict.fromkeys(range(5), 5743993758) | {"cpu": 21644665091}
-    ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), "auto").device_map
+    ours = greedy_map(as_it_is(skeleton.tree), as_budgets(memory, given=True), "auto").device_map
     assert ask(skeleton, memory, "auto", True) == to_hf(ours.items())
 
 
@@ -173,7 +174,7 @@ def test_a_quantised_model_is_asked_about_with_its_quantizer(name, tmp_path):
     for machine in MACHINES:
         memory = scaled(machine, skeleton)
         for strategy in OF_TRANSFORMERS:
-            ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), strategy).device_map
+            ours = greedy_map(as_it_is(skeleton.tree), as_budgets(memory, given=True), strategy).device_map
             assert ask(skeleton, memory, str(strategy), True) == to_hf(ours.items())
 
 
@@ -197,5 +198,5 @@ def test_what_could_not_be_counted_is_asked_about_as_it_is_planned(tmp_path):
 def test_quantising_on_the_fly_is_asked_about(tmp_path):
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama"))), quantize=Quantize.FP8)
     memory = scaled(MACHINES[0], skeleton)
-    ours = greedy_map(skeleton.tree, as_budgets(memory, given=True), "auto").device_map
+    ours = greedy_map(as_it_is(skeleton.tree), as_budgets(memory, given=True), "auto").device_map
     assert ask(skeleton, memory, "auto", True) == to_hf(ours.items())

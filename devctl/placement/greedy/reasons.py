@@ -1,15 +1,14 @@
 """Why the greedy strategies placed as they did: the decisions of the walk, in words."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree, names, sizes, tensors
+from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.greedy.decisions import Decision, Step, Trail
 from devctl.placement.placement import Placement, shorten
 from devctl.placement.reason import Reason, joined
-from devctl.placement.strategy import device_of
 from devctl.units import format_bytes
 
 _TOLD = 3
@@ -44,13 +43,13 @@ def greedy_rules(budgets: Budgets, trail: Trail) -> tuple[str, ...]:
 
 def greedy_reasons(tree: ModuleTree, placement: Placement, trail: Trail) -> tuple[Reason, ...]:
     """Why each part is where it is, in the order of the model."""
-    size, order = sizes(tree), {name: place for place, name in enumerate(names(tree.root))}
+    size, order = tree.index.nbytes, tree.index.places
     share = None if trail.share is None else trail.share.nbytes
     found = [*_decided(trail.decisions, size, share), *_undecided(tree, placement, trail.decisions, size)]
     return joined(sorted(found, key=lambda reason: order[reason.names[0]]))
 
 
-def _decided(decisions: Iterable[Decision], size: dict[str, int], share: int | None) -> Iterator[Reason]:
+def _decided(decisions: Iterable[Decision], size: Mapping[str, int], share: int | None) -> Iterator[Reason]:
     """A reason for each module or tensor that was placed: it has all that was decided since the one before."""
     pending: list[Decision] = []
     last = None  # what was placed before
@@ -76,15 +75,14 @@ def _decided(decisions: Iterable[Decision], size: dict[str, int], share: int | N
 
 
 def _undecided(
-    tree: ModuleTree, placement: Placement, decisions: Iterable[Decision], size: dict[str, int]
+    tree: ModuleTree, placement: Placement, decisions: Iterable[Decision], size: Mapping[str, int]
 ) -> Iterator[Reason]:
     """What the walk did not come by: buffers that upstream drops, and what stays out of the map."""
     covered = {name for d in decisions for name in _placed_names(d)}
-    device_map = dict(placement.device_map)
-    for tensor in tensors(tree.root):
+    for tensor in tree.index.tensors:
         if _is_covered(tensor.name, covered):
             continue
-        at = device_of(tensor.name, device_map)
+        at = placement.device_map.device_of(tensor.name)
         beside = "directly in a module that was split, so beside the first of its parts"
         because = beside if at is not None else "left out of the map, as in transformers: it stays on the CPU"
         yield Reason(names=(tensor.name,), device=at or Device.cpu(), nbytes=size[tensor.name], because=(because,))

@@ -5,13 +5,15 @@ A transcription of ``transformers/integrations/accelerate.py`` 5.18 to 5.24 (``g
 tensor and says so in a note; everywhere else the answers are the same, key by key.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from devctl.devices import Device, DeviceType
-from devctl.models.tree import Module, ModuleTree, Tensor, is_under, sizes, tensors, walk
-from devctl.placement.blocks import is_atomic, is_runtime
+from devctl.models.tree import Module, ModuleTree, Tensor, is_atomic, is_under, tensors
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator, less_for_one
+from devctl.placement.counted import Counted
+from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.decisions import Decision, Share, Step, Trail
 from devctl.placement.strategy import FoundMap, Strategy, collapse, in_order
 
@@ -19,33 +21,38 @@ _Entry = Module | Tensor
 _DISK = Device.disk()
 
 
-def greedy_map(tree: ModuleTree, budgets: Budgets, strategy: Strategy) -> FoundMap:
-    """The device map that transformers computes for ``device_map=strategy``."""
-    size = sizes(tree)
+def greedy_map(counted: Counted, budgets: Budgets, strategy: Strategy, *, keeps_trail: bool = True) -> FoundMap:
+    """The device map that transformers computes for ``device_map=strategy``.
+
+    Args:
+        keeps_trail: whether every decision is written down, for `explain`.
+    """
+    tree = counted.tree
     limits = dict(budgets.devices)
     notes: list[str] = []
     share = None
     if strategy is not Strategy.SEQUENTIAL:
         low_zero = strategy is Strategy.BALANCED_LOW_0
-        limits, share = _balance(tree, size, limits, given=budgets.given, low_zero=low_zero, notes=notes)
+        limits, share = _balance(counted, limits, given=budgets.given, low_zero=low_zero, notes=notes)
     if tree.budget_share != 1:
         limits = {device: int(limit * tree.budget_share) for device, limit in limits.items()}
-    walkthrough = _Walkthrough(tree, size, _without_runtime(tree, size), limits, notes)
+    walkthrough = _Walkthrough(tree, counted.size, counted.moved, limits, notes, keeps_trail)
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
-    trail = Trail(
-        share=share,
-        limits=tuple(limits.items()),
-        main=walkthrough.main,
-        decisions=tuple(walkthrough.decisions),
-    )
+    trail = None
+    if keeps_trail:
+        trail = Trail(
+            share=share,
+            limits=tuple(limits.items()),
+            main=walkthrough.main,
+            decisions=tuple(walkthrough.decisions),
+        )
     return FoundMap(device_map=in_order(tree, assigned), notes=tuple(notes), trail=trail)
 
 
 def _balance(
-    tree: ModuleTree,
-    size: dict[str, int],
+    counted: Counted,
     limits: dict[Device, int],
     *,
     given: bool,
@@ -63,15 +70,16 @@ def _balance(
         if not given:
             limits = less_for_one(limits)
 
-    blocks = [size[m.name] for m in walk(tree.root) if m.class_name in tree.no_split]
-    if tree.no_split and not blocks:
+    tree = counted.tree
+    if tree.no_split and not tree.index.unsplit:
         notes.append(
             f"{tree.class_name} names {', '.join(sorted(tree.no_split))} as blocks but has none: transformers raises "
             "ValueError here"
         )
-    leaves = [sum(size[t.name] for t in (*m.parameters, *m.buffers)) for m in walk(tree.root) if m.name]
-    largest, parts = max([*blocks, *leaves], default=0), count - 1 if low_zero else count
-    share = Share(nbytes=size[""] // parts + int(1.25 * largest), total=size[""], parts=parts, largest=largest)
+    total, parts = counted.size[""], count - 1 if low_zero else count
+    share = Share(
+        nbytes=total // parts + int(1.25 * counted.largest), total=total, parts=parts, largest=counted.largest
+    )
 
     filled = [device for device in numbered if limits[device] > 0]
     zero = next((device for device in numbered if device.id == 0), filled[0] if filled else None)
@@ -86,7 +94,7 @@ def _balance(
                 f"the GPUs {', '.join(str(device) for device in numbered)} do not count up from 0: transformers raises "
                 f"KeyError here; devctl keeps {zero} low"
             )
-        limits[zero] = min(limits[zero], max(0, size[""] - sum(limits[device] for device in others)))
+        limits[zero] = min(limits[zero], max(0, total - sum(limits[device] for device in others)))
     return limits, share if count > 1 else None
 
 
@@ -95,41 +103,49 @@ class _Walkthrough:
     """One pass over the model, filling device after device and never going back."""
 
     tree: ModuleTree
-    size: dict[str, int]
-    moved: dict[str, int]
+    size: Mapping[str, int]
+    moved: Mapping[str, int]
     limits: dict[Device, int]
     notes: list[str]
+    keeps_trail: bool
     lost_buffers: list[Tensor] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    layers: dict[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.devices = [*self.limits, *(() if _DISK in self.limits else (_DISK,))]
-        self.accelerators = [device for device in self.devices if is_accelerator(device)]
-        self.runs = [d for d in self.accelerators if self.limits[d] > 0] or [Device.cpu()]
+        self.accelerators = {device: None for device in self.devices if is_accelerator(device)}
+        self.runs = {d for d in self.accelerators if self.limits[d] > 0} or {Device.cpu()}
         self.main = self._main_devices()
         self.tie_groups = _tie_groups(self.tree)
+        self.tied = "\n".join(f"{name}." for group in self.tie_groups for name in group)
         root = self.tree.root
-        self.queue: list[_Entry] = [*root.parameters, *root.children, *root.buffers]
+        self.waiting: list[_Entry] = [*root.parameters, *root.children, *root.buffers]
+        self.waiting.reverse()  # the next is the last
         self.assigned: dict[str, Device] = {}
         self.used = dict.fromkeys(self.devices, 0)
         self.current = 0
         # bytes and names of the largest layers to come: what the main devices must have room to run
-        self.largest, self.largest_names = _largest_layers(self.queue, self.size, self.tree.no_split)
+        self.largest, self.largest_names = 0, dict.fromkeys(("",))
+        self._update_largest(tensors_too=True)
 
     def _main_devices(self) -> tuple[Device, ...]:
         """The devices that keep room for the largest layer that may be offloaded."""
         for device in self.accelerators:
             if device.type == DeviceType.MPS:
                 return (device,)
-        return (*self.accelerators[:1], Device.cpu())
+        return (*list(self.accelerators)[:1], Device.cpu())
 
     def run(self) -> dict[str, Device]:
-        while self.queue:
-            self._treat(self.queue.pop(0))
+        while self.waiting:
+            self._treat(self.waiting.pop())
         return collapse(self.assigned) if self.tree.unplaced is None else self.assigned
 
     def _treat(self, entry: _Entry) -> None:
-        self.largest_names = [n for n in self.largest_names if not is_under(n, entry.name)]
+        if self._is_atomic(entry):
+            self.largest_names.pop(entry.name, None)
+        else:
+            self.largest_names = {n: None for n in self.largest_names if not is_under(n, entry.name)}
         if not self.largest_names:
             self._update_largest()
         partners = self._partners(entry)
@@ -141,7 +157,7 @@ class _Walkthrough:
                 size = self._size(entry, anchor)
                 if self._room(anchor) is None or self.used[anchor] + size <= self.limits[anchor]:
                     self._decide(Step.JOINED, entry, anchor, size, partners)
-                    self._assign([entry], anchor)
+                    self._assign(entry, (), anchor)
                     return
             else:
                 self._decide(Step.SPLIT_TO_JOIN, entry, anchor, self._size(entry, anchor), partners)
@@ -153,7 +169,7 @@ class _Walkthrough:
         room = self._room(device)
         if room is None or self.used[device] + with_owners <= room:
             self._decide(Step.PLACED, entry, device, with_owners, [owner.name for owner in owners])
-            self._assign([entry, *owners], device)
+            self._assign(entry, owners, device)
             return
         if partners and self.used[device] + size <= room and self._split_owner(entry, owners):
             return
@@ -166,7 +182,7 @@ class _Walkthrough:
             return
         self._decide(Step.NEXT, entry, device, with_owners)
         self.current += 1
-        self.queue.insert(0, entry)
+        self.waiting.append(entry)
 
     def _size(self, entry: _Entry, device: Device) -> int:
         """Bytes of ``entry`` on ``device``: what it needs beside its weights is on the devices that run it."""
@@ -185,6 +201,8 @@ class _Walkthrough:
         """
         inside = entry.name + "."
         found: list[str] = []
+        if inside not in self.tied:
+            return found
         for group in self.tie_groups:
             outside = [name for name in group if inside not in name + "."]
             if 0 < len(outside) < len(group):
@@ -196,7 +214,7 @@ class _Walkthrough:
         owners: list[_Entry] = []
         anchor: Device | None = None
         for partner in partners:
-            owner = next((e for e in self.queue if is_under(partner, e.name)), None)
+            owner = next((e for e in reversed(self.waiting) if is_under(partner, e.name)), None)
             if owner is None:
                 anchor = anchor or next((d for name, d in self.assigned.items() if is_under(partner, name)), None)
             elif owner not in owners:
@@ -208,12 +226,12 @@ class _Walkthrough:
                 )
         return owners, anchor
 
-    def _assign(self, entries: Sequence[_Entry], device: Device) -> None:
-        for entry in entries:
-            self.used[device] += self._size(entry, device)
-            self.assigned[entry.name] = device
-            if entry in self.queue:
-                self.queue.remove(entry)
+    def _assign(self, entry: _Entry, owners: Iterable[_Entry], device: Device) -> None:
+        for each in (entry, *owners):
+            self.used[device] += self._size(each, device)
+            self.assigned[each.name] = device
+        for owner in owners:
+            self.waiting.remove(owner)
 
     def _split_owner(self, entry: _Entry, owners: Iterable[_Entry]) -> bool:
         """Replace the first owner that can be split by its parts, and treat ``entry`` again."""
@@ -223,16 +241,16 @@ class _Walkthrough:
             assert isinstance(owner, Module)
             device = self.devices[self.current]
             self._decide(Step.SPLIT_TO_BRING, owner, device, self._size(owner, device), [entry.name])
-            at = self.queue.index(owner)
-            self.queue[at : at + 1] = self._parts(owner)
-            self.queue.insert(0, entry)
+            at = self.waiting.index(owner)
+            self.waiting[at : at + 1] = self._parts(owner)[::-1]
+            self.waiting.append(entry)
             self._update_largest()
             return True
         return False
 
     def _split(self, entry: _Entry) -> None:
         assert isinstance(entry, Module)
-        self.queue[:0] = self._parts(entry)
+        self.waiting += self._parts(entry)[::-1]
         self._update_largest()
 
     def _parts(self, module: Module) -> list[_Entry]:
@@ -256,14 +274,41 @@ class _Walkthrough:
         ):
             return False
         below.sort(key=lambda t: t.kind, reverse=True)  # parameters, then buffers
-        self.queue[:0] = [t for t in below if t.name not in unplaced]
+        self.waiting += [t for t in below if t.name not in unplaced][::-1]
         return True
 
-    def _update_largest(self) -> None:
-        modules = [entry for entry in self.queue if isinstance(entry, Module)]
-        self.largest, self.largest_names = _largest_layers(modules, self.size, self.tree.no_split)
+    def _update_largest(self, *, tensors_too: bool = False) -> None:
+        """Look for the largest layers (a leaf or a no-split block) among what waits, and below."""
+        largest, found = 0, []
+        for entry in reversed(self.waiting):
+            if tensors_too or isinstance(entry, Module):
+                nbytes, names = self._largest_in(entry)
+                if nbytes > largest:
+                    largest, found = nbytes, [names]
+                elif nbytes == largest:
+                    found.append(names)
+        self.largest, self.largest_names = largest, dict.fromkeys(chain.from_iterable(found))
+
+    def _largest_in(self, entry: _Entry) -> tuple[int, Sequence[str]]:
+        """The most bytes in one layer of ``entry``, and the names of all layers that have them."""
+        if self._is_atomic(entry):
+            return self.size[entry.name], (entry.name,)
+        assert isinstance(entry, Module)
+        if (known := self.layers.get(entry.name)) is not None:
+            return known
+        largest, found = 0, list[str]()
+        for child in entry.children:
+            nbytes, names = self._largest_in(child)
+            if nbytes > largest:
+                largest, found = nbytes, [*names]
+            elif nbytes == largest:
+                found += names
+        self.layers[entry.name] = largest, found
+        return largest, found
 
     def _decide(self, step: Step, entry: _Entry, device: Device, needs: int, tied: Iterable[str] = ()) -> None:
+        if not self.keeps_trail:
+            return
         kept = self.largest if device in self.main else 0
         decision = Decision(
             step=step,
@@ -273,7 +318,7 @@ class _Walkthrough:
             used=self.used[device],
             limit=None if device.type == DeviceType.DISK else self.limits[device],
             kept=kept,
-            kept_for=self.largest_names[0] if kept and self.largest_names else None,
+            kept_for=next(iter(self.largest_names)) if kept and self.largest_names else None,
             tied=tuple(tied),
         )
         self.decisions.append(decision)
@@ -281,20 +326,6 @@ class _Walkthrough:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-
-
-def _without_runtime(tree: ModuleTree, size: dict[str, int]) -> dict[str, int]:
-    """The same bytes without what stands for needs beside the weights."""
-    found = dict(size)
-
-    def take_off(module: Module) -> int:
-        own = sum(size[buffer.name] for buffer in module.buffers if is_runtime(buffer.name))
-        needs = own + sum(map(take_off, module.children))
-        found[module.name] -= needs
-        return needs
-
-    take_off(tree.root)
-    return found
 
 
 def _tie_groups(tree: ModuleTree) -> list[list[str]]:
@@ -305,25 +336,10 @@ def _tie_groups(tree: ModuleTree) -> list[list[str]]:
     return [sorted(group) for group in groups.values()]
 
 
-def _largest_layers(entries: Iterable[_Entry], size: dict[str, int], no_split: frozenset[str]) -> tuple[int, list[str]]:
-    """The most bytes in one layer (a leaf or a no-split block) among ``entries`` and below, and all that have them."""
-    largest, found = 0, []
-    stack = list(entries)[::-1]
-    while stack:
-        entry = stack.pop()
-        if not is_atomic(entry, no_split):
-            assert isinstance(entry, Module)
-            stack += entry.children[::-1]
-        elif size[entry.name] > largest:
-            largest, found = size[entry.name], [entry.name]
-        elif size[entry.name] == largest:
-            found.append(entry.name)
-    return largest, found
-
-
 def _with_lost_buffers(assigned: dict[str, Device], lost: Sequence[Tensor], notes: list[str]) -> dict[str, Device]:
     """Add the buffers that upstream drops when it splits a module, unless a collapsed prefix covers them."""
-    missing = {b.name: b for b in lost if not any(is_under(b.name, key) for key in assigned)}
+    covering = FrozenMap.of(assigned)
+    missing = {b.name: b for b in lost if covering.device_of(b.name) is None}
     if not missing:
         return assigned
     notes.append(

@@ -43,6 +43,10 @@ def _run(kind_of: Sequence[int], start: int, counts: Sequence[int]) -> int:
     return len(kind_of) - start
 
 
+_Key = tuple[int, ...]
+"""A block, the device before it, the moves left, whether the first device is empty though needed, and all room left."""
+
+
 @dataclass(slots=True)
 class FewestMoves:
     """Looks for the placement with the fewest moves, and of those the one whose devices' numbers come first.
@@ -63,7 +67,7 @@ class FewestMoves:
     largest_moved: int
     needs_first: bool
     work: Work
-    _failed: set[tuple[int, ...]] = field(default_factory=set)
+    _failed: set[_Key] = field(default_factory=set)
     _rest: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,63 +103,75 @@ class FewestMoves:
     def _place(self, allowed: int) -> list[int] | None:
         """The first placement with no more moves than ``allowed``."""
         self._failed.clear()
+        failed, count = self._failed, len(self.held)
         state = [*self.limits, self.on_cpu, self.on_disk]
         found: list[int] = []
-        stack = [0]  # for each block, the device to try next
-        left = allowed
-        while stack:
-            place, device = len(found), stack[-1]
-            if place == len(self.held):
+        tries = [0]  # for each block, the device to try next
+        keys: list[_Key] = []  # what each was tried in
+        left, last = allowed, -1
+        while tries:
+            place, device, chosen = len(found), tries[-1], -1
+            if device == 0:
+                empty = self.needs_first and state[0] == self.limits[0]
+                keys.append((place, last, left, empty, *state))
+            if place == count:
                 if not any(state[-2:]) and (not self.needs_first or 0 in found):
                     return found
-                stack.pop()
-                left = self._back(found, state, left)
+            elif device or (self._has_room(place, last, state, left) and keys[-1] not in failed):
+                chosen = self._next(place, device, state, last, free=left > 0 or not found)
+                if chosen < 0:
+                    failed.add(keys[-1])
+            if chosen >= 0:
+                tries[-1] = chosen + 1
+                tries.append(0)
+                state[chosen] -= self._sizes(chosen)[place]
+                left -= bool(found) and chosen != last
+                last = chosen
+                found.append(chosen)
                 continue
-            if device == 0 and not self._has_hope(place, found, state, left):
-                stack.pop()
-                left = self._back(found, state, left)
-                continue
-            if device == len(state):
-                self._failed.add(self._key(place, found, state, left))
-                stack.pop()
-                left = self._back(found, state, left)
-                continue
-            stack[-1] += 1
-            self.work.take(1)
-            move = bool(found) and found[-1] != device
-            if self._can(place, device, state) and move <= left:
-                state[device] -= self._size(place, device)
-                left -= move
-                found.append(device)
-                stack.append(0)
+            tries.pop()
+            keys.pop()
+            if found:
+                device = found.pop()
+                state[device] += self._sizes(device)[len(found)]
+                last = found[-1] if found else -1
+                left += bool(found) and device != last
         return None
 
-    def _back(self, found: list[int], state: list[int], left: int) -> int:
-        """Take the last block away again; the moves that are left then."""
-        if not found:
-            return left
-        device = found.pop()
-        state[device] += self._size(len(found), device)
-        return left + bool(found and found[-1] != device)
+    def _sizes(self, device: int) -> Sequence[int]:
+        return self.held if device < len(self.limits) else self.moved
 
-    def _size(self, place: int, device: int) -> int:
-        return self.held[place] if device < len(self.limits) else self.moved[place]
+    def _next(self, place: int, device: int, state: Sequence[int], last: int, *, free: bool) -> int:
+        """The first device from ``device`` on that can have a block, or -1; a step for each that is looked at.
 
-    def _can(self, place: int, device: int, state: Sequence[int]) -> bool:
-        off = device >= len(self.limits)
-        return self._size(place, device) <= state[device] and not (off and self.moved[place] > self.largest_moved)
+        Args:
+            free: whether it may be another than the ``last``.
+        """
+        gpus, size, moved = len(self.limits), len(state), self.moved[place]
+        end = size if moved <= self.largest_moved else gpus
+        chosen = -1
+        if free:
+            held = self.held[place]
+            chosen = next((d for d in range(device, gpus) if held <= state[d]), -1)
+            if chosen < 0:
+                chosen = next((d for d in range(max(device, gpus), end) if moved <= state[d]), -1)
+        elif device <= last < end and (self.held[place] if last < gpus else moved) <= state[last]:
+            chosen = last
+        self.work.take(size - device if chosen < 0 else chosen + 1 - device)
+        return chosen
 
-    def _has_hope(self, place: int, found: Sequence[int], state: Sequence[int], left: int) -> bool:
-        to_keep = self._rest[place] - state[-2] - state[-1]
-        last = found[-1] if found else -1
-        ahead = sum(1 for device in (-2, -1) if state[device] and last != len(state) + device)  # runs yet to come
+    def _has_room(self, place: int, last: int, state: Sequence[int], left: int) -> bool:
+        """Whether the blocks from ``place`` on could be placed if they were as fine as dust."""
+        gpus = len(self.limits)
+        to_keep = self._rest[place] - state[gpus] - state[gpus + 1]
+        ahead = (state[gpus] > 0 and last != gpus) + (state[gpus + 1] > 0 and last != gpus + 1)  # runs yet to come
         if to_keep < 0 or ahead > left:
             return False
-        room = 0 if not 0 <= last < len(self.limits) else state[last]
-        others = sorted((s for d, s in enumerate(state[:-2]) if d != last), reverse=True)
-        runs = left - ahead + (not found)
-        return to_keep <= room + sum(others[:runs]) and self._key(place, found, state, left) not in self._failed
-
-    def _key(self, place: int, found: Sequence[int], state: Sequence[int], left: int) -> tuple[int, ...]:
-        empty = self.needs_first and state[0] == self.limits[0]
-        return (place, found[-1] if found else -1, left, empty, *state)
+        others = [*state[:gpus]]
+        room = 0
+        if 0 <= last < gpus:
+            room, others[last] = others[last], 0
+        if to_keep <= room:
+            return True
+        others.sort(reverse=True)
+        return to_keep <= room + sum(others[: left - ahead + (last < 0)])

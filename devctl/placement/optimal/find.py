@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
-from devctl.placement.blocks import Block, blocks_of
+from devctl.placement.blocks import Block
 from devctl.placement.budget import Budgets, is_accelerator, less_for_one
+from devctl.placement.counted import Counted
+from devctl.placement.device_map import FrozenMap
 from devctl.placement.optimal.latency import Fastest, Speeds, fastest
 from devctl.placement.optimal.solve import Best, Row, solve
 from devctl.placement.strategy import FoundMap, collapse, in_order
@@ -19,17 +21,22 @@ ENDED_EARLY = "the search ended early"
 """How a note begins that says what is not proven to be the best."""
 
 
-def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
+def optimal_map(counted: Counted, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
     """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
-    limits = limits_of(tree, budgets)
+    limits = limits_of(counted.tree, budgets)
     accelerators = [device for device in limits if is_accelerator(device)]
-    blocks = blocks_of(tree)
-    row = row_of(blocks)
+    blocks = counted.blocks
+    moved = tuple(block.nbytes for block in blocks)
+    row = Row(held=tuple(nbytes + more for nbytes, more in zip(moved, counted.runtime, strict=True)), moved=moved)
     if not any(row.moved):
-        return FoundMap(device_map={"": next(iter(limits), Device.disk())}, notes=())
+        return FoundMap(device_map=FrozenMap((("", next(iter(limits), Device.disk())),)), notes=())
     own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
+    least_off = 0
     if speeds is None or not accelerators:
         best = solve(row, own, cpu)
+        off = sum(nbytes for nbytes, device in zip(moved, best.devices, strict=True) if device >= len(accelerators))
+        if off < sum(moved):
+            least_off = off if best.off_bound is None else best.off_bound
         devices, notes = best.devices, tuple(_not_proven(best, row.moved, len(accelerators)))
     else:
         memory = [speeds.memory[device] for device in accelerators]
@@ -37,7 +44,7 @@ def optimal_map(tree: ModuleTree, budgets: Budgets, speeds: Speeds | None = None
         devices, notes = quick.devices, (_predicted(quick),)
     places = [*accelerators, Device.cpu(), Device.disk()]
     found = {name: places[at] for block, at in zip(blocks, devices, strict=True) for name in block.names}
-    return FoundMap(device_map=in_order(tree, collapse(found)), notes=notes)
+    return FoundMap(device_map=in_order(counted.tree, collapse(found)), notes=notes, least_off=least_off)
 
 
 def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:

@@ -6,14 +6,13 @@ from fractions import Fraction
 from itertools import pairwise
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree, tensors
+from devctl.models.tree import ModuleTree
 from devctl.placement.blocks import Block, blocks_of
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.optimal.find import ENDED_EARLY, limits_of
 from devctl.placement.pieces import Piece, pieces_of
 from devctl.placement.placement import Placement
 from devctl.placement.reason import Reason, joined
-from devctl.placement.strategy import device_of
 from devctl.units import format_bytes
 
 
@@ -52,8 +51,8 @@ class _Sums:
 
 
 def _sums(tree: ModuleTree, budgets: Budgets, placement: Placement) -> _Sums:
-    device_map = dict(placement.device_map)
-    blocks = tuple((block, device_of(block.names[0], device_map) or Device.cpu()) for block in blocks_of(tree))
+    device_map = placement.device_map
+    blocks = tuple((block, device_map.device_of(block.names[0]) or Device.cpu()) for block in blocks_of(tree))
     limits = limits_of(tree, budgets)
     computing = {device: limit for device, limit in limits.items() if is_accelerator(device)}
     if not any(device in computing for _, device in blocks):
@@ -207,9 +206,8 @@ def _off(sums: _Sums, device: Device, nbytes: int) -> list[str]:
 def _tied_before(tree: ModuleTree, pieces: tuple[Piece, ...]) -> dict[str, str]:
     """For each piece with a tensor that is one with an earlier piece's, the name of that piece."""
     names = {piece.name: place for place, piece in enumerate(pieces)}
-    same = [(t.name, t.same_as) for t in tensors(tree.root) if t.same_as is not None]
     found: dict[str, str] = {}
-    for target, source in (*tree.ties, *same):
+    for target, source in tree.index.same:
         there, here = _holder(target, names), _holder(source, names)
         if there is not None and here is not None and there != here:
             first, second = sorted((there, here), key=names.__getitem__)
