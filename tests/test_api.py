@@ -90,7 +90,7 @@ def test_the_other_answers_are_what_the_commands_print(devctl_command):
     found = devctl.capacity(LLAMA, "24GiB")
     assert [case["fits"] for case in json.loads(tried.out)["cases"]] == [case.fits for case in found.what_if]
     most = devctl.plan(LLAMA, "24GiB", strategy="optimal", max_context=True).max_context
-    assert found.max_context == most.optimal
+    assert found.max_context == pytest.approx(most.optimal, rel=0.001), "told to a part in a thousand"
     filled = devctl.plan(LLAMA, "24GiB", target_context=found.context_length)
     assert filled.runtime.footprint.workload.batch_size == found.max_batch
     listed = json.loads(devctl_command("list", "--json").out)

@@ -63,6 +63,16 @@ def place(
     return replace(found, notes=(*found.notes, note))
 
 
+def place_within(tree: ModuleTree, budgets: Budgets, runtime: Runtime, offloaded: int) -> Placement:
+    """The best placement that leaves no more than ``offloaded`` bytes off the accelerators, without a note.
+
+    Where every one leaves more, it is one of them, and not the best: that is soon known, and which is best is not.
+    """
+    has_accelerators = any(is_accelerator(device) and size for device, size in budgets.devices)
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=None)
+    return search.best(Strategy.OPTIMAL, None, offloaded if has_accelerators else None).placement
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """A map that was found, and what it comes to."""
@@ -84,8 +94,8 @@ class _Search:
     _ways: list[Counted] = field(default_factory=list)
     _free: list[tuple[Device, int]] = field(default_factory=list)
 
-    def best(self, strategy: Strategy, speeds: Speeds | None) -> _Way:
-        """The best way by ``strategy``."""
+    def best(self, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None) -> _Way:
+        """The best way by ``strategy``; of ways that all offload more than ``most_off``, one that is soon found."""
         if self.runtime is None:
             found = _find(as_it_is(self.tree), self.budgets, strategy, speeds)
             if self.installed is not None:
@@ -100,7 +110,8 @@ class _Search:
         # the quick ones first: what they fit spares the others most of their rounds; of equal ways the exact one counts
         quick = min((self._with_room(way, other) for way in ways for other in _DISTINCT), key=_worth)
         exact = []
-        most = self._offloaded_if_fits(quick)
+        fits = self._offloaded_if_fits(quick)
+        most = min((off for off in (fits, most_off) if off is not None), default=None)
         for at in ways:
             if (way := self._rounds(at, strategy, most_off=most)) is not None:
                 exact.append(way)
@@ -155,7 +166,7 @@ class _Search:
             left = less_kept(self.budgets, self._free, kept)
             way = known_found.get(left)
             if way is None:
-                found = _find(self._ways[at], left, strategy, speeds)
+                found = _find(self._ways[at], left, strategy, speeds, most_off)
                 way = known_found[left] = _Way(self._weigh(found.device_map), found)
             same = bool(tried) and tried[-1].placement.device_map == way.placement.device_map
             tried.append(way)
@@ -184,7 +195,9 @@ _DISTINCT = tuple(strategy for strategy in OF_TRANSFORMERS if strategy is not St
 """Without another name for ``auto``."""
 
 
-def _find(counted: Counted, budgets: Budgets, strategy: Strategy, speeds: Speeds | None) -> FoundMap:
+def _find(
+    counted: Counted, budgets: Budgets, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None
+) -> FoundMap:
     if strategy is Strategy.OPTIMAL:
-        return optimal_map(counted, budgets, speeds)
+        return optimal_map(counted, budgets, speeds, most_off)
     return greedy_map(counted, budgets, strategy)

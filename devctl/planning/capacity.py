@@ -136,7 +136,7 @@ def largest_context(
         workload = with_context(question.workload, context + new)
         if device_map is not None:
             return margin(question.on(device_map, workload))
-        return spare(question.placed(Strategy.OPTIMAL, workload), allowed)
+        return spare(question.best(workload, allowed.offloaded), allowed)
 
     found = largest(left, max(1, most - new))
     return found + new if found else 0
@@ -147,7 +147,8 @@ def largest_batch(question: Question) -> int:
     allowed = may_offload(question)
 
     def left(batch: int) -> int:
-        return spare(question.scaled(replace(question.workload, batch_size=batch)), allowed)
+        workload = replace(question.workload, batch_size=batch)
+        return spare(question.best(workload, allowed.offloaded, scaled=True), allowed)
 
     return largest(left, MOST_SEQUENCES)
 
@@ -208,7 +209,8 @@ def what_if(question: Question) -> tuple[Case, ...]:
     allowed = may_offload(question)
 
     def case(context: int, batch: int) -> Case:
-        placement = question.scaled(replace(question.workload, context_length=context, batch_size=batch))
+        workload = replace(question.workload, context_length=context, batch_size=batch)
+        placement = question.best(workload, allowed.offloaded, scaled=True)
         fits = spare(placement, allowed) >= 0
         return Case(context_length=context, batch_size=batch, fits=fits, fullest=float(placement.fullest))
 

@@ -9,7 +9,7 @@ from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
-from devctl.placement import Placement, Strategy, place
+from devctl.placement import Placement, Strategy, place, place_within
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.placement import make_placement
 from devctl.placement.runtime import Runtime
@@ -55,10 +55,15 @@ class Question:
         """The placement by ``strategy`` for ``workload``."""
         return place(self.tree, self.budgets, strategy, None, self.runtime(workload))
 
-    def scaled(self, workload: Workload) -> Placement:
-        """The best placement for ``workload``, whose batch is not traced but scaled."""
-        runtime = Runtime(footprint=self.footprints.scaled(workload), overhead=self.overhead)
-        return place(self.tree, self.budgets, Strategy.OPTIMAL, None, runtime)
+    def best(self, workload: Workload, offloaded: int, *, scaled: bool = False) -> Placement:
+        """The best placement for ``workload`` that offloads no more than that; one that does, where none does not.
+
+        Args:
+            scaled: the batch is not traced, but on the line through one sequence and two.
+        """
+        footprint = self.footprints.scaled(workload) if scaled else self.footprints.of(workload)
+        runtime = Runtime(footprint=footprint, overhead=self.overhead)
+        return place_within(self.tree, self.budgets, runtime, offloaded)
 
     def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
         """The given map, with what ``workload`` adds."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, Workload, peak_beside_weights
-from devctl.placement import Strategy, place
+from devctl.placement import Strategy, place, place_within
 from devctl.placement.budget import from_max_memory
 from devctl.placement.runtime import Runtime, brought_weights, common_need, less, main_of, needs, with_runtime
 from devctl.placement.strategy import OF_TRANSFORMERS
@@ -188,6 +188,26 @@ def test_no_strategy_of_transformers_does_better_than_optimal(blocks, gpus, cpu)
         assert (not best.fits, best.offloaded, best.on_disk) <= (not other.fits, other.offloaded, other.on_disk)
         if not best.fits:
             assert not any("need not be" in note for note in other.notes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
+    st.lists(st.integers(10, 90), min_size=1, max_size=3),
+    st.integers(0, 40),
+    st.integers(0, 30),
+)
+def test_the_best_within_is_the_best_there_is_or_is_not_within(blocks, gpus, cpu, offloaded):
+    model = layers(*(size for size, _ in blocks))
+    found = runtime(footprint(*((f"layers.{i}", *need) for i, (_, need) in enumerate(blocks))))
+    best = place(model, budgets(*gpus, cpu=cpu), Strategy.OPTIMAL, None, found)
+    within = place_within(model, budgets(*gpus, cpu=cpu), found, offloaded)
+    if best.fits and best.offloaded <= offloaded:
+        assert within.device_map == best.device_map
+        assert [(use.device, use.total) for use in within.devices] == [(use.device, use.total) for use in best.devices]
+    else:
+        assert not within.fits or within.offloaded > offloaded
+    assert sum(use.used for use in within.devices) == sum(use.used for use in best.devices)
 
 
 def test_the_cpu_keeps_no_state_of_layers_that_an_accelerator_runs():

@@ -21,8 +21,14 @@ ENDED_EARLY = "the search ended early"
 """How a note begins that says what is not proven to be the best."""
 
 
-def optimal_map(counted: Counted, budgets: Budgets, speeds: Speeds | None = None) -> FoundMap:
-    """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest."""
+def optimal_map(
+    counted: Counted, budgets: Budgets, speeds: Speeds | None = None, most_off: int | None = None
+) -> FoundMap:
+    """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest.
+
+    Args:
+        most_off: bytes off the accelerators above which any map will do.
+    """
     limits = limits_of(counted.tree, budgets)
     accelerators = [device for device in limits if is_accelerator(device)]
     blocks = counted.blocks
@@ -33,7 +39,7 @@ def optimal_map(counted: Counted, budgets: Budgets, speeds: Speeds | None = None
     own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
     least_off = 0
     if speeds is None or not accelerators:
-        best = solve(row, own, cpu)
+        best = solve(row, own, cpu, most_off)
         off = sum(nbytes for nbytes, device in zip(moved, best.devices, strict=True) if device >= len(accelerators))
         if off < sum(moved):
             least_off = off if best.off_bound is None else best.off_bound

@@ -65,19 +65,21 @@ class Best:
         return moves(self.devices)
 
 
-def solve(row: Row, budgets: Sequence[int], cpu: int | None) -> Best:
+def solve(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None) -> Best:
     """Place a row.
 
     Args:
         budgets: bytes that each accelerator may hold, in the order of their numbers.
         cpu: bytes that the CPU may hold; None where nothing may be there. The disk holds all the rest.
+        most_off: bytes off the accelerators above which nothing is worth a search. Where every way takes more, the
+            answer is one of them, with a bound that says so.
     """
     if not budgets:
         return _without_accelerators(row, 0, cpu)
     whole = _one_run_each(row.held, budgets)
     if whole is not None:
         return whole
-    found = _packed(row, budgets, cpu)
+    found = _packed(row, budgets, cpu, most_off)
     if found is None:
         return _without_accelerators(row, len(budgets), cpu)
     return found
@@ -187,8 +189,10 @@ def _cases(row: Row, budgets: Sequence[int]) -> Iterator[_Case]:
                     yield _Case(main=main, largest=largest)
 
 
-def _packed(row: Row, budgets: Sequence[int], cpu: int | None) -> Best | None:
+def _packed(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None) -> Best | None:
     """Any packing, offloading what must be; None where no accelerator can hold anything."""
+    if most_off is not None and (least := sum(row.moved) - sum(budgets)) > most_off:
+        return _worthless(row, budgets, cpu, least)
     kinds, kind_of = _kinds(row)
     try:
         packer = Packer(kinds, Work(6 * _STEPS))
@@ -198,6 +202,8 @@ def _packed(row: Row, budgets: Sequence[int], cpu: int | None) -> Best | None:
     if not found or found[0][1].off == sum(row.moved):
         return None
     off, disk = found[0][1].off, found[0][1].disk
+    if most_off is not None and (least := off if bound is None else bound) > most_off:
+        return _worthless(row, budgets, cpu, least)
     best = _runs_around(row, budgets, off, disk) or _spread(row, budgets, cpu, packer, kind_of, found)
     return best if bound is None else replace(best, off_bound=bound)
 
@@ -388,6 +394,12 @@ def _runs_of(sizes: Sequence[int], total: int, device: int) -> Iterator[Hole]:
     for end, index in start.items():
         if end - total in start:
             yield Hole(start=start[end - total], stop=index, device=device)
+
+
+def _worthless(row: Row, budgets: Sequence[int], cpu: int | None, least: int) -> Best | None:
+    """A way that is soon found, where every way takes ``least`` bytes off the accelerators, which are too many."""
+    quick = _by_filling(row, budgets, cpu)
+    return None if quick is None else replace(quick, off_bound=least)
 
 
 def _by_filling(row: Row, budgets: Sequence[int], cpu: int | None) -> Best | None:
