@@ -86,12 +86,14 @@ def devctl_command(request):
 def test_the_other_answers_are_what_the_commands_print(devctl_command):
     compared = devctl_command("plan", LLAMA, "--devices", "2x8GiB,cpu=64GiB", "--compare", "--json")
     assert devctl.compare(LLAMA, "2x8GiB,cpu=64GiB").to_document() == json.loads(compared.out)
-    tried = devctl_command("plan", LLAMA, "--devices", "24GiB", "--what-if", "--json")
-    found = devctl.capacity(LLAMA, "24GiB")
+    tiny, box = CONFIGS / "tiny-llama", "48MiB"
+    tried = devctl_command("plan", tiny, "--devices", box, "--overhead", "0B", "--what-if", "--json")
+    found = devctl.capacity(tiny, box, overhead="0B")
+    assert found.max_context > 0 and found.max_batch > 0
     assert [case["fits"] for case in json.loads(tried.out)["cases"]] == [case.fits for case in found.what_if]
-    most = devctl.plan(LLAMA, "24GiB", strategy="optimal", max_context=True).max_context
+    most = devctl.plan(tiny, box, strategy="optimal", max_context=True, overhead=0).max_context
     assert found.max_context == pytest.approx(most.optimal, rel=0.001), "told to a part in a thousand"
-    filled = devctl.plan(LLAMA, "24GiB", target_context=found.context_length)
+    filled = devctl.plan(tiny, box, target_context=found.context_length, overhead=0)
     assert filled.runtime.footprint.workload.batch_size == found.max_batch
     listed = json.loads(devctl_command("list", "--json").out)
     assert listed["host"]["cpu"] == devctl.take_inventory().host.cpu
