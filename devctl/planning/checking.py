@@ -55,11 +55,11 @@ def _used(file: MapFile, model: ModelRequest | None) -> tuple[dict[Device, int |
         # a plan may name devices that hold nothing; they need not be there
         said = {device: size for device, size in (file.used or {}).items() if size or device in devices}
         return {**devices, **said}, ()
-    from devctl.placement import placement
+    from devctl.placement import judge, placement
     from devctl.planning.model import open_model
 
     tree = open_model(model).tree
     # which devices are here is a question of its own, with an answer for each
-    problems = placement.validate(tree, file.device_map, tuple(file.device_map.values()))
-    problems += placement.find_faults(tree, file.device_map)
+    problems = judge.validate(tree, file.device_map, tuple(file.device_map.values()))
+    problems += judge.find_faults(tree, file.device_map)
     return {**devices, **placement.bytes_per_device(tree, file.device_map)}, problems

@@ -21,14 +21,8 @@ from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.document import parse_map
-from devctl.placement.placement import (
-    bytes_per_device,
-    disjoint,
-    find_faults,
-    make_placement,
-    over_budget,
-    validate,
-)
+from devctl.placement.judge import disjoint, find_faults, validate
+from devctl.placement.placement import bytes_per_device, make_placement, over_budget
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -30,7 +30,8 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import is_under, sizes, walk
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
-from devctl.placement.placement import bytes_per_device, disjoint, make_placement, to_hf, validate
+from devctl.placement.judge import disjoint, validate
+from devctl.placement.placement import bytes_per_device, make_placement, to_hf
 from tests import simulated, small_models
 
 MODELS = ("llama", "llama-tied", "mixtral", "gemma2", "phi3", "t5", "bart", "bert")

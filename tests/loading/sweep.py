@@ -26,7 +26,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
-from devctl.placement.placement import validate
+from devctl.placement.judge import validate
 from tests import small_models
 
 TABLE = Path(__file__).with_name("sweep.json")

@@ -9,7 +9,8 @@ from devctl.errors import UsageError
 from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.document import PlannedModel, parse_map
-from devctl.placement.placement import bytes_per_device, disjoint, holder, make_placement, to_hf, validate
+from devctl.placement.judge import disjoint, holder, validate
+from devctl.placement.placement import bytes_per_device, make_placement, to_hf
 from devctl.placement.plan import Plan
 from devctl.placement.strategy import device_of
 from tests.trees import layers, random_trees, tree

@@ -10,7 +10,7 @@ from devctl.devices import Device, DeviceType
 from devctl.loading.weights.hooks import hooks_of
 from devctl.loading.weights.loader import main_device, to_device
 from devctl.models.tree import ModuleTree
-from devctl.placement.placement import holder, split_ties
+from devctl.placement.judge import holder, split_ties
 from devctl.placement.strategy import device_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from devctl.loading.proofs.watch import block_of
-from devctl.placement.placement import shorten
+from devctl.placement.judge import shorten
 
 if TYPE_CHECKING:
     from devctl.loading.proofs.compare import Difference

@@ -10,7 +10,7 @@ from devctl.devices import Device
 from devctl.errors import ModelError
 from devctl.loading.weights.hooks import hooks_of
 from devctl.models.files.safetensors import read_header
-from devctl.placement.placement import shorten
+from devctl.placement.judge import shorten
 from devctl.placement.strategy import device_of
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.weights import weights_folder
 from devctl.models.tree import ModuleTree, counted_bytes
 from devctl.placement.document import normal
-from devctl.placement.placement import bytes_per_device, disjoint, to_hf
+from devctl.placement.judge import disjoint
+from devctl.placement.placement import bytes_per_device, to_hf
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.greedy.decisions import Decision, Step, Trail
-from devctl.placement.placement import Placement, shorten
+from devctl.placement.judge import shorten
+from devctl.placement.placement import Placement
 from devctl.placement.reason import Reason, joined
 from devctl.units import format_bytes
 

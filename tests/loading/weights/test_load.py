@@ -20,7 +20,7 @@ from devctl.loading.weights.loader import LoadFormat
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import TensorKind, sizes, tensors, walk
-from devctl.placement.placement import disjoint
+from devctl.placement.judge import disjoint
 from tests import small_models
 
 CPU, DISK = Device.cpu(), Device.disk()
