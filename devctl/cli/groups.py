@@ -83,7 +83,8 @@ def given(*groups: Any) -> frozenset[str]:
         for field in fields(group):
             if (value := getattr(group, field.name)) not in (None, field.default):
                 info = get_args(of_field[field.name])[1]
-                names = [n for n in (info.param_decls or ()) if n.startswith("--")]
+                # of an annotation, Typer keeps the first name where a default would be
+                names = [n for n in (info.default, *(info.param_decls or ())) if str(n).startswith("--")]
                 name = names[0].removeprefix("--") if names else field.name.replace("_", "-")
                 found |= {name, f"{name} {value}"}
     return frozenset(found)
