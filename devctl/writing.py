@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -43,6 +42,8 @@ def _mode(path: Path) -> int | None:
 
 def _replace(path: Path, text: str, mode: int | None) -> None:
     # a name of its own, since that of the file may be as long as names can be
+    import secrets  # and what it needs, which no answer on stdout does
+
     temporary = path.parent / f".devctl-{secrets.token_hex(8)}"
     # the system takes the umask off: asking for the umask would mean setting it, for all threads
     descriptor = os.open(temporary, _NEW, 0o666 if mode is None else stat.S_IMODE(mode))

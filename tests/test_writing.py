@@ -130,7 +130,7 @@ def test_names_of_temporary_files_can_not_be_guessed(tmp_path, monkeypatch):
 
 
 def test_a_temporary_file_never_goes_through_a_link_that_waits_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("devctl.writing.secrets.token_hex", lambda size: "0")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0")
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".devctl-0").symlink_to(victim)

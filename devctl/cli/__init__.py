@@ -14,10 +14,8 @@ from typer.core import TyperGroup
 
 import devctl
 from devctl.cli.groups import PanelledCommand
-from devctl.cli.reporter import Terminal
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode
-from devctl.planning.progress import reporting
 
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
@@ -62,8 +60,7 @@ class _Devctl(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with reporting(Terminal()):
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except DevctlError as error:
             if os.environ.get("DEVCTL_DEBUG"):
                 traceback.print_exc()

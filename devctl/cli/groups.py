@@ -5,12 +5,13 @@ import inspect
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from devctl.planning import clashes
+if TYPE_CHECKING:
+    from devctl.planning.clashes import Clash
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -35,7 +36,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """``command``, which takes option groups, as Typer can read it: with an option for each field of each group.
 
     A group is a frozen dataclass whose fields are annotated as Typer's options are. Its ``PANEL`` is the section of the
-    help that they are in. Parameters that are no group stay as they are.
+    help that they are in. Parameters that are no group stay as they are. What takes long is shown on a terminal.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -61,7 +62,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def spread(**values: Any) -> None:
         groups = {name: kind(**{each: values.pop(each) for each in names}) for name, (kind, names) in members.items()}
-        command(**groups, **values)
+        from devctl.cli.reporter import Terminal
+        from devctl.planning.progress import reporting
+
+        with reporting(Terminal()):
+            command(**groups, **values)
 
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -90,10 +95,12 @@ def given(*groups: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def refuse_clashes(table: Iterable[clashes.Clash], *groups: Any) -> None:
+def refuse_clashes(table: "Iterable[Clash]", *groups: Any) -> None:
     """Refuse options that make no sense together, or change nothing where they stand.
 
     Raises:
         UsageError: naming those to leave out.
     """
-    clashes.refuse(table, given(*groups))
+    from devctl.planning.clashes import refuse
+
+    refuse(table, given(*groups))

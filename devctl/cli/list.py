@@ -15,7 +15,6 @@ from devctl.cli.show import inventory as show_inventory
 from devctl.cli.show import streams
 from devctl.errors import ExitCode, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
-from devctl.planning import clashes
 
 _SHORTEST_TICK = 0.1
 """Seconds. Asking a driver more often keeps it from the work it is asked about."""
@@ -45,7 +44,10 @@ def list_(
     if watch is not None and not _SHORTEST_TICK <= watch <= _LONGEST_TICK:
         raise UsageError(f"--watch {watch:g}: from {_SHORTEST_TICK:g} to {_LONGEST_TICK:g} seconds")
     asked = {"watch": watch is not None, "benchmark": benchmark, "offload-folder": offload_folder is not None}
-    clashes.refuse(clashes.OF_LIST, {*(name for name, is_asked in asked.items() if is_asked), f"only {only}"})
+    if any(asked.values()):
+        from devctl.planning import clashes  # which a plain look does without
+
+        clashes.refuse(clashes.OF_LIST, {*(name for name, is_asked in asked.items() if is_asked), f"only {only}"})
     folders = () if offload_folder is None else (("offload folder", offload_folder.expanduser()),)
 
     def look() -> Inventory:

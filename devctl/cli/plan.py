@@ -1,5 +1,7 @@
 """``devctl plan``: where each layer should go."""
 
+from typing import TYPE_CHECKING
+
 from devctl.cli.groups import grouped, refuse_clashes
 from devctl.cli.options import (
     GoalOptions,
@@ -10,13 +12,12 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
-from devctl.placement.plan import Plan
 from devctl.planning import clashes
-from devctl.planning.machine import open_machine
-from devctl.planning.map_file import read_map
-from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
 from devctl.planning.request import Objective
 from devctl.writing import write_whole
+
+if TYPE_CHECKING:
+    from devctl.placement.plan import Plan
 
 
 @grouped
@@ -36,6 +37,11 @@ def plan(
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
     """
     refuse_clashes(clashes.OF_PLAN, machine, goal, workload, output)
+
+    from devctl.planning.machine import open_machine  # which the help does without
+    from devctl.planning.map_file import read_map
+    from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
+
     wanted = goal_of(strategy=goal.strategy, objective=goal.objective, target_context=goal.target_context)
     asked = workload.request()
     here = open_machine(machine.request(timed=goal.objective is Objective.LATENCY))
@@ -55,7 +61,7 @@ def plan(
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
 
 
-def _show(plan: Plan, output: OutputOptions) -> None:
+def _show(plan: "Plan", output: OutputOptions) -> None:
     """Write and print the plan.
 
     Raises:
@@ -76,7 +82,7 @@ def _show(plan: Plan, output: OutputOptions) -> None:
 # what most plans do without is imported when it is asked for
 
 
-def _write(plan: Plan, output: OutputOptions) -> None:
+def _write(plan: "Plan", output: OutputOptions) -> None:
     if output.report is not None:
         write_whole(output.report, streams.dumps(plan.to_document()))
     if output.svg is None and output.html is None:

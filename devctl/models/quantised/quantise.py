@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import UsageError, first_line
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
-from devctl.models.quantised.methods import METHODS
 from devctl.models.tree import ModuleTree, sizes
 from devctl.units import format_bytes
 
@@ -177,6 +176,8 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
     Raises:
         CannotCountError: the method is unknown, or its settings are; the model may be half-way.
     """
+    from devctl.models.quantised.methods import METHODS  # which a plan that was made before does without
+
     method = method_of(settings)
     plain = _bytes(model)
     try:
