@@ -70,10 +70,10 @@ def workload(config):
     return Workload(context_length=min(wanted, most - most // 8), new_tokens=4)
 
 
-def sweep(report=lambda *_: None):
-    """What came of each: its footprint, why it could not be traced, or None where there is no model to trace."""
+def sweep(report=lambda *_: None, among=None):
+    """What came of each, or of those ``among`` them: its footprint, why it is not traced, or None if none is built."""
     found = {}
-    for config_class, model_class in classes():
+    for config_class, model_class in classes() if among is None else among:
         try:
             built = skeleton(config_class, model_class)
         except Exception as error:  # noqa: BLE001 - a default config need not build
