@@ -21,7 +21,8 @@ def test_the_table_names_classes_that_there_are():
 def test_every_architecture_is_traced_or_in_the_table(part):
     found = sweep(among=classes()[part::PARTS])
     table = json.loads(TABLE.read_text())
-    assert untraced(found).keys() == table.keys() & found.keys()
+    # LwDetr warns as it is built, which is an error here and none to `python -m tests.models.tracing.sweep`
+    assert untraced(found).keys() == table.keys() & {name for name, each in found.items() if each is not None}
     traced = {name: each for name, each in found.items() if isinstance(each, Footprint)}
     assert len(traced) > 250 // PARTS
     configs = {model_class.__name__: config_class for config_class, model_class in classes()}
