@@ -214,7 +214,15 @@ def what_if(question: Question) -> tuple[Case, ...]:
         fits = spare(placement, allowed) >= 0
         return Case(context_length=context, batch_size=batch, fits=fits, fullest=float(placement.fullest))
 
-    return tuple(case(context, batch) for context in contexts[-8:] for batch in BATCHES)
+    found: list[Case] = []
+    for context in contexts[-8:]:
+        last: Case | None = None
+        for batch in BATCHES:
+            # more sequences need more: where some do not fit, more of them do not, and are not placed
+            is_too_much = last is not None and not last.fits
+            last = replace(last, batch_size=batch) if last is not None and is_too_much else case(context, batch)
+            found.append(last)
+    return tuple(found)
 
 
 def with_context(workload: Workload, context: int) -> Workload:
