@@ -7,10 +7,8 @@ from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
 from devctl.models.tree import Module, ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator
-from devctl.placement.counted import common_need, with_runtime
+from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
-
-__all__ = ["Need", "Runtime", "brought_weights", "common_need", "less", "main_of", "needs", "with_runtime"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

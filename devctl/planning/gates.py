@@ -10,11 +10,12 @@ from devctl.inventory import Inventory
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
+from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
 from devctl.placement.placement import over_budget
 from devctl.placement.plan import Refusal
-from devctl.placement.runtime import Runtime, common_need, less, with_runtime
+from devctl.placement.runtime import Runtime, less
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.request import Limits

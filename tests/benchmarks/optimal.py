@@ -17,7 +17,6 @@ from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, Strategy, place
-from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import from_max_memory, is_accelerator, parse_max_memory
 from devctl.placement.optimal.solve import Row, solve
 from devctl.placement.placement import make_placement
@@ -86,7 +85,7 @@ def can_run(tree: ModuleTree, placement: Placement) -> bool:
     """Whether the device that runs the offloaded blocks has room for the largest."""
     devices = dict(placement.device_map)
     main = main_of(devices)
-    off = [b.nbytes for b in blocks_of(tree) if not on_gpu(device_of(b.names[0], devices))]
+    off = [b.nbytes for b in tree.index.blocks if not on_gpu(device_of(b.names[0], devices))]
     use = next(use for use in placement.devices if use.device == main)
     return use.budget is None or use.used + max(off, default=0) <= use.budget
 

@@ -8,7 +8,8 @@ from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, Workload, peak_beside_weights
 from devctl.placement import Strategy, place, place_within
 from devctl.placement.budget import from_max_memory
-from devctl.placement.runtime import Runtime, brought_weights, common_need, less, main_of, needs, with_runtime
+from devctl.placement.counted import common_need, with_runtime
+from devctl.placement.runtime import Runtime, brought_weights, less, main_of, needs
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests.trees import layers, tree
 

@@ -19,9 +19,6 @@ from devctl.units import format_bytes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCHEMA = 1
-"""Version of the JSON documents; it grows when a key changes its meaning or goes."""
-
 UNKNOWN = "–"
 
 _NARROWEST = 60
@@ -145,13 +142,6 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.advance(task, done)
-
-
-def to_json(kind: str, value: Any) -> str:
-    """A frozen record as one JSON document, with the schema's version and its kind first."""
-    from devctl.as_json import to_json_values
-
-    return dumps({"schema": SCHEMA, "kind": kind, **to_json_values(value)})
 
 
 def dumps(value: Any) -> str:

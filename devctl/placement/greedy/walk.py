@@ -21,12 +21,8 @@ _Entry = Module | Tensor
 _DISK = Device.disk()
 
 
-def greedy_map(counted: Counted, budgets: Budgets, strategy: Strategy, *, keeps_trail: bool = True) -> FoundMap:
-    """The device map that transformers computes for ``device_map=strategy``.
-
-    Args:
-        keeps_trail: whether every decision is written down, for `explain`.
-    """
+def greedy_map(counted: Counted, budgets: Budgets, strategy: Strategy) -> FoundMap:
+    """The device map that transformers computes for ``device_map=strategy``, with every decision for `explain`."""
     tree = counted.tree
     limits = dict(budgets.devices)
     notes: list[str] = []
@@ -36,18 +32,16 @@ def greedy_map(counted: Counted, budgets: Budgets, strategy: Strategy, *, keeps_
         limits, share = _balance(counted, limits, given=budgets.given, low_zero=low_zero, notes=notes)
     if tree.budget_share != 1:
         limits = {device: int(limit * tree.budget_share) for device, limit in limits.items()}
-    walkthrough = _Walkthrough(tree, counted.size, counted.moved, limits, notes, keeps_trail)
+    walkthrough = _Walkthrough(tree, counted.size, counted.moved, limits, notes)
     assigned = walkthrough.run()
     if tree.unplaced is None:
         assigned = _with_lost_buffers(assigned, walkthrough.lost_buffers, notes)
-    trail = None
-    if keeps_trail:
-        trail = Trail(
-            share=share,
-            limits=tuple(limits.items()),
-            main=walkthrough.main,
-            decisions=tuple(walkthrough.decisions),
-        )
+    trail = Trail(
+        share=share,
+        limits=tuple(limits.items()),
+        main=walkthrough.main,
+        decisions=tuple(walkthrough.decisions),
+    )
     return FoundMap(device_map=in_order(tree, assigned), notes=tuple(notes), trail=trail)
 
 
@@ -107,7 +101,6 @@ class _Walkthrough:
     moved: Mapping[str, int]
     limits: dict[Device, int]
     notes: list[str]
-    keeps_trail: bool
     lost_buffers: list[Tensor] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     layers: dict[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
@@ -307,8 +300,6 @@ class _Walkthrough:
         return largest, found
 
     def _decide(self, step: Step, entry: _Entry, device: Device, needs: int, tied: Iterable[str] = ()) -> None:
-        if not self.keeps_trail:
-            return
         kept = self.largest if device in self.main else 0
         decision = Decision(
             step=step,

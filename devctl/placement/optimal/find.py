@@ -7,8 +7,7 @@ it is found, is in `row`.
 from collections.abc import Sequence
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree
-from devctl.placement.blocks import Block
+from devctl.models.tree import Block, ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator, less_for_one
 from devctl.placement.counted import Counted
 from devctl.placement.device_map import FrozenMap

@@ -6,8 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from devctl.devices import Device
-from devctl.models.tree import ModuleTree
-from devctl.placement.blocks import Block, blocks_of
+from devctl.models.tree import Block, ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.optimal.find import ENDED_EARLY, limits_of
 from devctl.placement.pieces import Piece, pieces_of
@@ -52,7 +51,7 @@ class _Sums:
 
 def _sums(tree: ModuleTree, budgets: Budgets, placement: Placement) -> _Sums:
     device_map = placement.device_map
-    blocks = tuple((block, device_map.device_of(block.names[0]) or Device.cpu()) for block in blocks_of(tree))
+    blocks = tuple((block, device_map.device_of(block.names[0]) or Device.cpu()) for block in tree.index.blocks)
     limits = limits_of(tree, budgets)
     computing = {device: limit for device, limit in limits.items() if is_accelerator(device)}
     if not any(device in computing for _, device in blocks):

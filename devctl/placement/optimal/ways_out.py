@@ -2,7 +2,6 @@
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
-from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.optimal.find import limits_of, row_of
 from devctl.placement.optimal.solve import Row, least_factor, solve
@@ -21,7 +20,7 @@ def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
     """
     limits = limits_of(tree, budgets)
     gpus = [limit for device, limit in limits.items() if is_accelerator(device)]
-    return _fits(row_of(blocks_of(tree)), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
+    return _fits(row_of(tree.index.blocks), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
 
 
 def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: int = 0) -> tuple[str, ...]:
@@ -32,7 +31,7 @@ def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: 
         beside: bytes that are taken on each accelerator, whatever it holds. ``budgets`` do not include them; the sizes
             in the lines do.
     """
-    row = row_of(blocks_of(tree))
+    row = row_of(tree.index.blocks)
     limits = limits_of(tree, budgets)
     gpus = {device: limit for device, limit in limits.items() if is_accelerator(device) and limit}
     cpu = limits.get(Device.cpu())

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from devctl.devices import Device
 from devctl.models.tree import is_under, tensors
 from devctl.placement import Strategy, place
-from devctl.placement.blocks import blocks_of
 from devctl.placement.budget import Budgets, from_max_memory, parse_max_memory
 from devctl.placement.optimal import solve as row_module
 from devctl.placement.optimal.solve import Row, solve
@@ -100,7 +99,7 @@ def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
         return
     placement = place(model, from_max_memory(budgets), Strategy.OPTIMAL)
     found = dict(placement.device_map)
-    for block in blocks_of(model):
+    for block in model.index.blocks:
         assert len({device_of(name, found) for name in block.names}) == 1
         assert device_of(block.names[0], found) is not None
     known = {t.name for t in tensors(model.root)}
@@ -122,9 +121,9 @@ def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
 def keeps_no_room(model, placement):
     """Whether a placement splits a block, or has no room on its main device to run what it offloads."""
     devices = dict(placement.device_map)
-    off = [b.nbytes for b in blocks_of(model) if device_of(b.names[0], devices) in (Device.cpu(), Device.disk())]
+    off = [b.nbytes for b in model.index.blocks if device_of(b.names[0], devices) in (Device.cpu(), Device.disk())]
     main = next((use for use in placement.devices if use.device.type == "cuda" and use.used), None)
-    for block in blocks_of(model):
+    for block in model.index.blocks:
         parts = [t.name for t in tensors(model.root) if any(is_under(t.name, name) for name in block.names)]
         if len({device_of(name, devices) for name in parts}) > 1:
             return True
@@ -185,7 +184,7 @@ def test_blocks_are_cut_where_a_model_may_be_cut():
         no_split=["Block"],
         ties=[("part.leaf.w", "x")],
     )
-    assert [(block.names, block.nbytes) for block in blocks_of(model)] == [
+    assert [(block.names, block.nbytes) for block in model.index.blocks] == [
         (("x", "part.leaf"), 1),
         (("part.y", "part.z"), 5),
         (("part.a", "part.act"), 9),
