@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class LoadReport:
         return {
             "schema": SCHEMA,
             "kind": "devctl.load",
-            **{field.name: to_json_values(getattr(self, field.name)) for field in fields(self)},
+            **to_json_values(self),
         }
 
 

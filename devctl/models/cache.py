@@ -136,7 +136,7 @@ def load_footprint(key: str) -> Footprint | None:
 def load_comparison(key: str) -> bool | None:
     """What is kept under ``key`` of whether two planners agree; None if nothing is, or it can't be read."""
     try:
-        found = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+        found = json.loads(_load(key))
     except (OSError, ValueError, RecursionError):
         return None
     equal = found.get("equal") if isinstance(found, dict) else None

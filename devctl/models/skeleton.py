@@ -17,7 +17,7 @@ from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.headers import disagreement
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.weights import checkpoint_dtype
-from devctl.models.quantised.counting import CannotCountError, Counting
+from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
@@ -158,7 +158,7 @@ def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | Non
     Args:
         counting: bytes of the tensors that are not counted as they are built.
     """
-    return _tree_of(model, _dtype_name(dtype), dict(model.all_tied_weights_keys), counting)
+    return _tree_of(model, dtype_name(dtype), dict(model.all_tied_weights_keys), counting)
 
 
 def live_tree(module: torch.nn.Module) -> ModuleTree:
@@ -171,7 +171,7 @@ def live_tree(module: torch.nn.Module) -> ModuleTree:
     from transformers import PreTrainedModel
 
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
-    dtype = _dtype_name(next(floats, torch.float32))
+    dtype = dtype_name(next(floats, torch.float32))
     ties = dict(module.all_tied_weights_keys.items()) if isinstance(module, PreTrainedModel) else {}
     return _tree_of(module, dtype, ties, None)
 
@@ -214,7 +214,7 @@ def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting:
             kind=kind,
             nbytes=planned.get(name, value.numel() * value.element_size()),
             shape=tuple(value.shape),
-            dtype=dtypes.get(name, _dtype_name(value.dtype)),
+            dtype=dtypes.get(name, dtype_name(value.dtype)),
             persistent=persistent,
             same_as=None if first == name else first,
         )
@@ -410,9 +410,5 @@ def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
         return []
     return [
         f"{', '.join(sorted(plan))} stay in float32 when loaded: {format_bytes(extra)} more than the "
-        f"{_dtype_name(dtype)} sizes that transformers plans with"
+        f"{dtype_name(dtype)} sizes that transformers plans with"
     ]
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -56,6 +56,11 @@ def is_accelerator(device: Device) -> bool:
     return device.type in ACCELERATORS
 
 
+def accelerators_of(budgets: Budgets) -> list[Device]:
+    """The accelerators that may hold something."""
+    return [device for device, size in budgets.devices if is_accelerator(device) and size > 0]
+
+
 def less_for_one(limits: Mapping[Device, int]) -> dict[Device, int]:
     """Measured ``limits``, less what the first numbered accelerator keeps free when it is the only one."""
     first = next((device for device in limits if device.type in NUMBERED), None)

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
-from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement.budget import Budgets, accelerators_of
 from devctl.placement.counted import Counted, as_it_is, counted
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.walk import greedy_map
@@ -63,14 +63,16 @@ def place(
     return replace(found, notes=(*found.notes, note))
 
 
-def place_within(tree: ModuleTree, budgets: Budgets, runtime: Runtime, offloaded: int) -> Placement:
+def place_within(tree: ModuleTree, budgets: Budgets, runtime: Runtime, offloaded: int | None) -> Placement:
     """The best placement that leaves no more than ``offloaded`` bytes off the accelerators, without a note.
 
     Where every one leaves more, it is one of them, and not the best: that is soon known, and which is best is not.
+
+    Args:
+        offloaded: None for any number of bytes.
     """
-    has_accelerators = any(is_accelerator(device) and size for device, size in budgets.devices)
     search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=None)
-    return search.best(Strategy.OPTIMAL, None, offloaded if has_accelerators else None).placement
+    return search.best(Strategy.OPTIMAL, None, offloaded if accelerators_of(budgets) else None).placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +112,18 @@ class _Search:
         # the quick ones first: what they fit spares the others most of their rounds; of equal ways the exact one counts
         quick = min((self._with_room(way, other) for way in ways for other in _DISTINCT), key=_worth)
         exact = []
-        fits = self._offloaded_if_fits(quick)
-        most = min((off for off in (fits, most_off) if off is not None), default=None)
+        most = self._no_more(most_off, quick)
         for at in ways:
             if (way := self._rounds(at, strategy, most_off=most)) is not None:
                 exact.append(way)
-                fits = self._offloaded_if_fits(way)
-                most = fits if most is None else most if fits is None else min(most, fits)
+                most = self._no_more(most, way)
         return min([*exact, quick], key=_worth)
 
-    def _offloaded_if_fits(self, way: _Way) -> int | None:
-        """Bytes off the accelerators, if there are any, of a way that fits."""
-        has_accelerators = any(is_accelerator(device) and size for device, size in self.budgets.devices)
-        return way.placement.offloaded if has_accelerators and way.placement.fits else None
+    def _no_more(self, most_off: int | None, way: _Way) -> int | None:
+        """Bytes off the accelerators above which no way is worth a search, once ``way`` is known."""
+        if not (way.placement.fits and accelerators_of(self.budgets)):
+            return most_off
+        return way.placement.offloaded if most_off is None else min(most_off, way.placement.offloaded)
 
     def _count(self, runtime: Runtime, *, all_ways: bool) -> None:
         """Count what runs beside the weights, in one way or in all that differ."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree, is_under, sizes
-from devctl.placement.budget import NUMBERED, Budgets, from_max_memory
+from devctl.placement.budget import Budgets, from_max_memory
 from devctl.placement.counted import as_it_is
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.walk import greedy_map
+from devctl.placement.placement import hf_device
 from devctl.placement.strategy import OF_TRANSFORMERS, FoundMap, Strategy, collapse, device_of
 
 _OTHERWISE = "plans this otherwise than devctl's transcription: its map is used"
@@ -101,15 +102,11 @@ def planned_otherwise(notes: tuple[str, ...]) -> str | None:
 
 def to_max_memory(budgets: Budgets) -> dict[int | str, int]:
     """``max_memory`` as transformers takes it: a numbered accelerator is its id."""
-    return {_to_hf(device): size for device, size in budgets.devices}
-
-
-def _to_hf(device: Device) -> int | str:
-    return device.id if device.type in NUMBERED and device.id is not None else str(device)
+    return {hf_device(device): size for device, size in budgets.devices}
 
 
 def _devices(answer: Mapping[str, int | str], budgets: Budgets) -> dict[str, Device]:
-    known = {_to_hf(device): device for device, _ in budgets.devices}
+    known = {hf_device(device): device for device, _ in budgets.devices}
     return {name: known.get(value) or Device.from_str(str(value)) for name, value in answer.items()}
 
 

@@ -176,10 +176,12 @@ def worth(placement: Placement) -> tuple[bool, int, int, Fraction, int]:
 
 def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
     """The map as ``from_pretrained(device_map=…)`` takes it: a numbered accelerator is its id."""
-    return {
-        name: device.id if device.type in NUMBERED and device.id is not None else str(device)
-        for name, device in device_map
-    }
+    return {name: hf_device(device) for name, device in device_map}
+
+
+def hf_device(device: Device) -> HfDevice:
+    """A device as Hugging Face's libraries take it: a numbered accelerator is its id."""
+    return device.id if device.type in NUMBERED and device.id is not None else str(device)
 
 
 def bytes_per_device(tree: ModuleTree, device_map: AnyMap) -> dict[Device, int]:

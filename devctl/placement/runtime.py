@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
 from devctl.models.tree import Module, ModuleTree
-from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
 from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
 
@@ -49,8 +49,7 @@ def less(budgets: Budgets, runtime: Runtime, kept: Mapping[Device, int] | None =
 def free_for_blocks(budgets: Budgets, runtime: Runtime) -> list[tuple[Device, int]]:
     """The same with nothing kept, by device; negative where more is taken than there is."""
     common = common_need(runtime.footprint)
-    accelerators = {device for device, size in budgets.devices if is_accelerator(device) and size > 0}
-    runs = accelerators or {Device.cpu()}
+    runs = set(accelerators_of(budgets)) or {Device.cpu()}
     return [
         (device, size - runtime.overhead.get(device, 0) - (common if device in runs else 0))
         for device, size in budgets.devices

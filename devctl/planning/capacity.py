@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -115,7 +115,7 @@ def may_offload(question: Question) -> Allowed:
     if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
         return Allowed()
     shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
-    return Allowed.by(question.placed(Strategy.OPTIMAL, shortest))
+    return Allowed.by(question.best(shortest))
 
 
 def largest_context(
@@ -214,15 +214,15 @@ def what_if(question: Question) -> tuple[Case, ...]:
         fits = spare(placement, allowed) >= 0
         return Case(context_length=context, batch_size=batch, fits=fits, fullest=float(placement.fullest))
 
-    found: list[Case] = []
-    for context in contexts[-8:]:
-        last: Case | None = None
-        for batch in BATCHES:
+    def row(context: int) -> Iterator[Case]:
+        found = case(context, BATCHES[0])
+        yield found
+        for batch in BATCHES[1:]:
             # more sequences need more: where some do not fit, more of them do not, and are not placed
-            is_too_much = last is not None and not last.fits
-            last = replace(last, batch_size=batch) if last is not None and is_too_much else case(context, batch)
-            found.append(last)
-    return tuple(found)
+            found = case(context, batch) if found.fits else replace(found, batch_size=batch)
+            yield found
+
+    return tuple(each for context in contexts[-8:] for each in row(context))
 
 
 def with_context(workload: Workload, context: int) -> Workload:

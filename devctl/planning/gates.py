@@ -9,7 +9,7 @@ from devctl.errors import RefusedError
 from devctl.inventory import Inventory
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import is_accelerator
+from devctl.placement.budget import accelerators_of
 from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
@@ -83,7 +83,7 @@ def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cp
         return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold)
     beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
     left = less(budgets, runtime)
-    gpus = [device for device, size in budgets.devices if is_accelerator(device) and size]
+    gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):
         return (
             f"beside weights and cache each GPU needs {format_need(beside)}, which none has: "

@@ -8,7 +8,7 @@ from dataclasses import replace
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.placement import Placement, Strategy, place
-from devctl.placement.placement import make_placement
+from devctl.placement.placement import make_placement, worth
 from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
@@ -178,7 +178,7 @@ def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:
 
     The first of equal ones, so that transformers' own default is left only for something better.
     """
-    best = min(placements, key=lambda p: (not p.fits, p.offloaded, p.on_disk, p.fullest, p.crossings))
+    best = min(placements, key=worth)
     first = placements[0]
     if best is first:
         return (

@@ -9,8 +9,8 @@ from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
-from devctl.placement import Placement, Strategy, place, place_within
-from devctl.placement.budget import Budgets, is_accelerator
+from devctl.placement import Placement, place_within
+from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
 from devctl.placement.placement import make_placement
 from devctl.placement.runtime import Runtime
 from devctl.planning.footprints import Footprints
@@ -47,23 +47,24 @@ class Question:
     made_for: int | None
     workload: Workload
 
-    def runtime(self, workload: Workload) -> Runtime:
-        """What ``workload`` adds to the weights."""
-        return Runtime(footprint=self.footprints.of(workload), overhead=self.overhead)
-
-    def placed(self, strategy: Strategy, workload: Workload) -> Placement:
-        """The placement by ``strategy`` for ``workload``."""
-        return place(self.tree, self.budgets, strategy, None, self.runtime(workload))
-
-    def best(self, workload: Workload, offloaded: int, *, scaled: bool = False) -> Placement:
-        """The best placement for ``workload`` that offloads no more than that; one that does, where none does not.
+    def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
+        """What ``workload`` adds to the weights.
 
         Args:
             scaled: the batch is not traced, but on the line through one sequence and two.
         """
         footprint = self.footprints.scaled(workload) if scaled else self.footprints.of(workload)
-        runtime = Runtime(footprint=footprint, overhead=self.overhead)
-        return place_within(self.tree, self.budgets, runtime, offloaded)
+        return Runtime(footprint=footprint, overhead=self.overhead)
+
+    def best(self, workload: Workload, offloaded: int | None = None, *, scaled: bool = False) -> Placement:
+        """The best placement for ``workload``.
+
+        Args:
+            offloaded: bytes that it may leave off the accelerators, where not all may be; where every placement leaves
+                more, it is one of them.
+            scaled: as in `runtime`.
+        """
+        return place_within(self.tree, self.budgets, self.runtime(workload, scaled=scaled), offloaded)
 
     def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
         """The given map, with what ``workload`` adds."""
@@ -117,4 +118,4 @@ def _libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
 
 def _kernels(budgets: Budgets) -> Kernels:
     """Whose kernels run on these devices."""
-    return Kernels.ACCELERATOR if any(is_accelerator(d) and size for d, size in budgets.devices) else Kernels.CPU
+    return Kernels.ACCELERATOR if accelerators_of(budgets) else Kernels.CPU

@@ -20,6 +20,7 @@ from devctl.loading.run.inputs import Inputs
 from devctl.loading.run.out_of_memory import is_out_of_memory
 from devctl.loading.run.timing import Spread, spread, synchronize
 from devctl.models.inputs import codebooks
+from devctl.models.quantised.counting import dtype_name
 from devctl.placement.budget import is_accelerator
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _repeated(
     forward: dict[str, torch.Tensor],
     device: Device,
 ) -> Repeated:
-    allowed = tolerance_of(str(model.dtype).removeprefix("torch.")).outputs
+    allowed = tolerance_of(dtype_name(model.dtype)).outputs
     found = worst(compare_all(second, first, allowed))
     equal = found is None or found.absolute == 0
     return Repeated(
