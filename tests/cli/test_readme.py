@@ -17,6 +17,7 @@ def masked(text):
 
 def test_the_demo_is_as_it_looks(devctl, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))  # what is shown is a first plan's
     plan = devctl("plan", "tests/configs/tiny-llama", "--max-memory", "cpu=12MiB")
     assert masked(plan.err + plan.out) in masked(DEMO)
     (tmp_path / "map.json").write_text(plan.out)
