@@ -136,7 +136,7 @@ def plan(
         ModelError: the model can't be read.
         UsageError: an argument can't be meant, or changes nothing beside the others.
     """
-    latency = objective is not None and objective == "latency"
+    latency = objective == "latency"
     given = {
         "strategy": strategy is not None,
         "objective": objective is not None,
@@ -162,13 +162,7 @@ def plan(
                 speed=(_entries(speed) or ()) if latency else None,
             )
         )
-        workload = WorkloadRequest(
-            context_length=context_length,
-            batch_size=1 if batch_size is None else batch_size,
-            new_tokens=new_tokens,
-            kv_dtype=kv_dtype,
-            overhead=None if overhead is None else str(overhead),
-        )
+        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
         goal = answers.goal_of(
             strategy=strategy,
             objective=objective,
@@ -358,14 +352,14 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
 
 def _workload(
     context_length: int | None,
-    batch_size: int,
+    batch_size: int | None,
     new_tokens: int | None,
     kv_dtype: str | None,
     overhead: int | str | None,
 ) -> WorkloadRequest:
     return WorkloadRequest(
         context_length=context_length,
-        batch_size=batch_size,
+        batch_size=1 if batch_size is None else batch_size,
         new_tokens=new_tokens,
         kv_dtype=kv_dtype,
         overhead=None if overhead is None else str(overhead),

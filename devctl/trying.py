@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from devctl.devices import Device
 from devctl.errors import UntracedError
-from devctl.inventory import Inventory, take_inventory
+from devctl.inventory import Inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
 from devctl.placement import Placement, Strategy, place
@@ -101,9 +101,9 @@ class Prepared:
         from devctl.loading.trial import try_out
 
         options = self._options()
-        for warning in tight(self.placement, options.beside, self.inventory):
-            reporter().warn(warning)
         show = reporter()
+        for warning in tight(self.placement, options.beside, self.inventory):
+            show.warn(warning)
         return try_out(
             self.name,
             self.source,
@@ -160,7 +160,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         ModelError: the model can't be read.
         UsageError: it can't be loaded so.
     """
-    machine = open_machine(MachineRequest(inventory=inventory or take_inventory(), max_memory=request.max_memory))
+    machine = open_machine(MachineRequest(inventory=inventory, max_memory=request.max_memory))
     source, skeleton = open_skeleton(request.model, random_weights=request.random_weights)
     if request.device_map is None:
         strategy = request.strategy or Strategy.AUTO

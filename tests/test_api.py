@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import devctl
+from devctl.inventory import Accelerator, Host, Inventory
 from devctl.planning.progress import reporting
 from devctl.planning.request import MachineRequest, ModelRequest, WorkloadRequest
 from tests import small_models
@@ -265,6 +266,15 @@ def test_a_map_is_checked_in_any_of_its_forms(tmp_path, checkpoint):
     refused = devctl.check(device_map={"": 7}, inventory=inventory)
     assert not refused.ok
     assert "cuda:7: is not here" in refused.reasons[0]
+
+
+def test_a_number_is_the_accelerator_that_the_machine_has_by_it():
+    xpu = devctl.Device.from_str("xpu:0")
+    gpu = Accelerator(device=xpu, index=0, name="X", uuid=None, memory_total=2**35, memory_free=2**35)
+    host = Host(cpu="X", cores_physical=1, cores_logical=1, ram_total=2**30, ram_available=2**30)
+    plan = devctl.plan(LLAMA, Inventory(accelerators=(gpu,), host=host, disks=()), device_map={"": 0})
+    assert plan.fits
+    assert plan.placement.device_map[""] == xpu
 
 
 PAGE = (ROOT / "docs/library.md").read_text()

@@ -111,7 +111,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     inventory = take_inventory()
     request = LoadRequest(
         model=model.request(),
-        device_map=None if place.map is None else read_map(place.map, inventory),
+        device_map=None if place.map is None else read_map(place.map),
         strategy=place.strategy,
         max_memory=None if place.max_memory is None else tuple(place.max_memory),
         load_format=place.load_format,

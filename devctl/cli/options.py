@@ -1,6 +1,6 @@
 """The options of commands about models, as frozen groups."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -86,15 +86,8 @@ class PlannedModelOptions(ModelOptions):
 
     def request(self) -> ModelRequest:
         """The same, checked."""
-        return ModelRequest(
-            model=self.model,
-            dtype=self.dtype,
-            model_class=self.model_class,
-            trust_remote_code=self.trust_remote_code,
-            revision=self.revision,
-            quantize=self.quantize,
-            cache=not self.no_cache,
-        )
+        # super() knows no class that dataclass has made anew for its slots
+        return replace(ModelOptions.request(self), quantize=self.quantize, cache=not self.no_cache)
 
 
 def _help_on_devices(context: typer.Context, value: str | None) -> str | None:

@@ -13,7 +13,7 @@ from devctl.cli.options import (
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
 from devctl.planning import clashes
-from devctl.planning.request import Objective
+from devctl.planning.request import JudgeMap, Objective
 from devctl.writing import write_whole
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(
     asked = workload.request()
     here = open_machine(machine.request(timed=goal.objective is Objective.LATENCY))
     if goal.map is not None:
-        wanted = goal_of(device_map=read_map(goal.map, here.inventory))
+        wanted = JudgeMap(device_map=read_map(goal.map))
 
     from devctl.planning.model import open_model  # after the options are known to make sense
 

@@ -25,29 +25,26 @@ def planner_of(skeleton: Skeleton) -> Installed:
 
 def planner_for(
     key: str | None, tree: ModuleTree, skeleton: Skeleton | None, build: Callable[[], Skeleton]
-) -> Installed | None:
-    """The installed planner, for a model that may not be built yet; None where devctl's maps are known to be its own.
+) -> Installed:
+    """The installed planner, for a model that may not be built yet.
 
     Args:
         key: under which the tree is kept; None where it is not.
         skeleton: the model, where it is built; it is asked about then in any case.
-        build: builds it, once the first question is put.
+        build: builds it, once the first question is put, where devctl's maps are not known to be the planner's own.
     """
     quantised = tree.quantisation is not None
-    compared = is_compared(key, quantised=quantised)
     if skeleton is not None:
         here = planner_of(skeleton)
-        if key is not None and not compared:
+        if key is not None and not is_compared(key, quantised=quantised):
             keep_comparison(key, quantised=quantised, equal=agrees(tree, here))
         return here
-    if compared:
-        return None
-    found: list[Installed] = []
+    found: list[Installed | None] = []
 
     def ask(memory: Mapping[int | str, int], strategy: str, given: bool) -> Mapping[str, int | str] | str | None:
         if not found:
-            found.append(planner_of(build()))
-        return found[0].ask(memory, strategy, given)
+            found.append(None if is_compared(key, quantised=quantised) else planner_of(build()))
+        return None if found[0] is None else found[0].ask(memory, strategy, given)
 
     return Installed(release=version("transformers"), ask=ask)
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
-from devctl.inventory import Inventory
-from devctl.placement.budget import as_here
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.strategy import Strategy
 
@@ -79,10 +77,8 @@ def _used(value: Any, origin: str) -> dict[Device, int]:
     return used
 
 
-def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:
+def read_map(argument: str) -> dict[str, Device]:
     """The map that ``--map`` names: a file, "-" for stdin, or a bare device for the whole model.
-
-    A number is the accelerator that ``inventory`` has by it.
 
     Raises:
         UsageError: it can't be read, or is no map.
@@ -91,10 +87,9 @@ def read_map(argument: str, inventory: Inventory) -> dict[str, Device]:
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
-        found = {"": bare_device(argument)}
+        return {"": bare_device(argument)}
     except ValueError:
-        found = dict(read_map_file(Path(argument)).device_map)
-    return {name: as_here(device, inventory) for name, device in found.items()}
+        return dict(read_map_file(Path(argument)).device_map)
 
 
 def bare_device(text: str) -> Device:

@@ -35,8 +35,7 @@ class Model:
         made_for: tokens that it is made for; None where its config does not say.
         footprints: what it holds beside its weights, by workload: traced as it is asked for.
         key: under which its tree is kept; None where it is not.
-        installed: the planner of the transformers that is installed, to be held against; None where devctl's own maps
-            are known to be its maps, or it can't be asked.
+        installed: the planner of the transformers that is installed, to be held against; None of a live module.
     """
 
     request: ModelRequest

@@ -8,6 +8,7 @@ from dataclasses import replace
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.placement import Placement, Strategy, place
+from devctl.placement.budget import as_here
 from devctl.placement.placement import make_placement, worth
 from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
 from devctl.placement.runtime import Runtime
@@ -58,7 +59,8 @@ def make_plan(
         question, notes, refusal = _filled(question)
     runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
     if isinstance(goal, JudgeMap):
-        device_map = dict(goal.device_map)
+        # a number is the accelerator that the machine has by it
+        device_map = {name: as_here(device, machine.inventory) for name, device in goal.device_map.items()}
         placement = make_placement(model.tree, device_map, machine.budgets, strategy=None, runtime=runtime)
         refusal = map_refusal(model.tree, placement, machine.budgets)
     else:
