@@ -71,7 +71,7 @@ def place_within(tree: ModuleTree, budgets: Budgets, runtime: Runtime, offloaded
     Args:
         offloaded: None for any number of bytes.
     """
-    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=None)
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=None, few_moves=False)
     return search.best(Strategy.OPTIMAL, None, offloaded if accelerators_of(budgets) else None).placement
 
 
@@ -83,41 +83,72 @@ class _Way:
     found: FoundMap
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _By:
+    """How a map is looked for.
+
+    Attributes:
+        speeds: with ``optimal``, for the least time for a token.
+        few_moves: with ``optimal``, in an order with the fewest moves.
+    """
+
+    strategy: Strategy
+    speeds: Speeds | None = None
+    few_moves: bool = True
+
+    def find(self, counted: Counted, budgets: Budgets, most_off: int | None = None) -> FoundMap:
+        """A map of what is counted; of maps that offload more than ``most_off``, any."""
+        if self.strategy is Strategy.OPTIMAL:
+            return optimal_map(counted, budgets, self.speeds, most_off, few_moves=self.few_moves)
+        return greedy_map(counted, budgets, self.strategy)
+
+
+_QUICK = (
+    *(_By(strategy=strategy) for strategy in OF_TRANSFORMERS if strategy is not Strategy.BALANCED),  # auto's other name
+    _By(strategy=Strategy.OPTIMAL, few_moves=False),
+)
+"""What is soon found, the quickest first."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """Placements of one model on one set of devices; what was found for one of them serves the others."""
+    """Placements of one model on one set of devices; what was found for one of them serves the others.
+
+    Attributes:
+        few_moves: whether ``optimal`` looks for the fewest moves too: among other ways, so that nothing fits without it
+            that does not fit with it.
+    """
 
     tree: ModuleTree
     budgets: Budgets
     runtime: Runtime | None
     installed: Installed | None
+    few_moves: bool = True
     _weighed: dict[FrozenMap, Placement] = field(default_factory=dict)
-    _roomy: dict[tuple[int, Strategy], _Way] = field(default_factory=dict)
+    _roomy: dict[tuple[int, "_By"], _Way] = field(default_factory=dict)
     _ways: list[Counted] = field(default_factory=list)
     _free: list[tuple[Device, int]] = field(default_factory=list)
 
     def best(self, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None) -> _Way:
         """The best way by ``strategy``; of ways that all offload more than ``most_off``, one that is soon found."""
         if self.runtime is None:
-            found = _find(as_it_is(self.tree), self.budgets, strategy, speeds)
+            found = _By(strategy=strategy, speeds=speeds).find(as_it_is(self.tree), self.budgets)
             if self.installed is not None:
                 found = as_installed(self.tree, found, self.budgets, strategy, self.installed)
             return _Way(self._weigh(found.device_map), found)
         self._count(self.runtime, all_ways=strategy is Strategy.OPTIMAL)
         if strategy is not Strategy.OPTIMAL:
-            return self._with_room(0, strategy)
+            return self._with_room(0, _By(strategy=strategy))
         ways = range(len(self._ways))
         if speeds is not None:
-            return min((self._with_room(way, strategy, speeds) for way in ways), key=_worth)
-        # the quick ones first: what they fit spares the others most of their rounds; of equal ways the exact one counts
-        quick = min((self._with_room(way, other) for way in ways for other in _DISTINCT), key=_worth)
-        exact = []
-        most = self._no_more(most_off, quick)
-        for at in ways:
-            if (way := self._rounds(at, strategy, most_off=most)) is not None:
-                exact.append(way)
-                most = self._no_more(most, way)
-        return min([*exact, quick], key=_worth)
+            return min((self._with_room(at, _By(strategy=strategy, speeds=speeds)) for at in ways), key=_worth)
+        # what the quick ones fit spares the others most of their rounds; of equal ways the exact one counts
+        tried: list[_Way] = []
+        for by in (*_QUICK, *((_By(strategy=strategy),) if self.few_moves else ())):
+            for at in ways:
+                tried.append(self._with_room(at, by, most_off))
+                most_off = self._no_more(most_off, tried[-1])
+        return min(reversed(tried), key=_worth)
 
     def _no_more(self, most_off: int | None, way: _Way) -> int | None:
         """Bytes off the accelerators above which no way is worth a search, once ``way`` is known."""
@@ -136,29 +167,22 @@ class _Search:
                 if all(way.extra != other.extra for other in self._ways):
                     self._ways.append(way)
 
-    def _with_room(self, at: int, strategy: Strategy, speeds: Speeds | None = None) -> _Way:
-        """The best of the rounds of one of the ways to count; those of a greedy strategy are kept."""
-        if speeds is None and (known := self._roomy.get((at, strategy))) is not None:
-            return known
-        best = self._rounds(at, strategy, speeds)
-        assert best is not None, "there is a first round"
-        if speeds is None:
-            self._roomy[at, strategy] = best
-        return best
+    def _with_room(self, at: int, by: _By, most_off: int | None = None) -> _Way:
+        """The best of the rounds of one of the ways to count; where none is left out, it is kept."""
+        if (known := self._roomy.get((at, by))) is None:
+            known = self._rounds(at, by, most_off)
+            if most_off is None:
+                self._roomy[at, by] = known
+        return known
 
-    def _rounds(
-        self, at: int, strategy: Strategy, speeds: Speeds | None = None, most_off: int | None = None
-    ) -> _Way | None:
+    def _rounds(self, at: int, by: _By, most_off: int | None = None) -> _Way:
         """Place one of the ways to count, keeping room on devices for what they hold beside their blocks.
 
         That is what is offloaded and runs on the main device, its states and weights, and what blocks hand from one
         device to another. How much it is depends on the map, so that it is found by trying.
 
         Args:
-            most_off: what is known to fit offloads so many bytes.
-
-        Returns:
-            None where it is not better than that: each round leaves less room, and so offloads no less.
+            most_off: what offloads more bytes is of no use: each round leaves less room, and so offloads no less.
         """
         kept: dict[Device, int] = {}
         tried: list[_Way] = []
@@ -167,20 +191,26 @@ class _Search:
             left = less_kept(self.budgets, self._free, kept)
             way = known_found.get(left)
             if way is None:
-                found = _find(self._ways[at], left, strategy, speeds, most_off)
+                found = by.find(self._ways[at], left, most_off)
                 way = known_found[left] = _Way(self._weigh(found.device_map), found)
             same = bool(tried) and tried[-1].placement.device_map == way.placement.device_map
             tried.append(way)
             over = {u.device: u.total - u.budget for u in way.placement.devices if u.budget and u.total > u.budget}
             if not over:
                 break
-            if most_off is not None and way.found.least_off > most_off:
-                return None
+            if most_off is not None and self._least_off(way, by.strategy) > most_off:
+                break
             for device, nbytes in over.items():
                 before = kept.get(device, 0)
                 # a little more makes no difference until a whole block finds no room
                 kept[device] = before + (max(nbytes, before) if same else nbytes)
         return min(tried, key=_worth)
+
+    def _least_off(self, way: _Way, strategy: Strategy) -> int:
+        """Bytes off the accelerators that no later round is below; of a greedy strategy, as a rule."""
+        if strategy is Strategy.OPTIMAL:
+            return way.found.least_off
+        return way.placement.offloaded if accelerators_of(self.budgets) else 0
 
     def _weigh(self, device_map: FrozenMap) -> Placement:
         if device_map not in self._weighed:
@@ -190,15 +220,3 @@ class _Search:
 
 def _worth(way: _Way) -> tuple[bool, int, int, Fraction, int]:
     return worth(way.placement)
-
-
-_DISTINCT = tuple(strategy for strategy in OF_TRANSFORMERS if strategy is not Strategy.BALANCED)
-"""Without another name for ``auto``."""
-
-
-def _find(
-    counted: Counted, budgets: Budgets, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None
-) -> FoundMap:
-    if strategy is Strategy.OPTIMAL:
-        return optimal_map(counted, budgets, speeds, most_off)
-    return greedy_map(counted, budgets, strategy)

@@ -201,12 +201,20 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Whether a context and a batch size fit on the best placement, and how full the fullest device is (1 is full)."""
+    """Whether a context and a batch size fit on the best placement.
+
+    Attributes:
+        fullest: how full the fullest device is, 1 is full; None where they do not fit.
+    """
 
     context_length: int
     batch_size: int
-    fits: bool
-    fullest: float
+    fullest: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether they fit."""
+        return self.fullest is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,4 +226,13 @@ class WhatIf:
 
     def to_document(self) -> dict[str, Any]:
         """The cases as JSON values."""
-        return {"schema": SCHEMA, "kind": "devctl.what_if", "cases": [asdict(case) for case in self.cases]}
+        cases = [
+            {
+                "context_length": case.context_length,
+                "batch_size": case.batch_size,
+                "fits": case.fits,
+                "fullest": case.fullest,
+            }
+            for case in self.cases
+        ]
+        return {"schema": SCHEMA, "kind": "devctl.what_if", "cases": cases}

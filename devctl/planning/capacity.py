@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -208,21 +208,19 @@ def what_if(question: Question) -> tuple[Case, ...]:
     contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
     allowed = may_offload(question)
 
-    def case(context: int, batch: int) -> Case:
+    def fullest(context: int, batch: int) -> float | None:
         workload = replace(question.workload, context_length=context, batch_size=batch)
         placement = question.best(workload, allowed.offloaded, scaled=True)
-        fits = spare(placement, allowed) >= 0
-        return Case(context_length=context, batch_size=batch, fits=fits, fullest=float(placement.fullest))
+        return float(placement.fullest) if spare(placement, allowed) >= 0 else None
 
-    def row(context: int) -> Iterator[Case]:
-        found = case(context, BATCHES[0])
-        yield found
-        for batch in BATCHES[1:]:
-            # more sequences need more: where some do not fit, more of them do not, and are not placed
-            found = case(context, batch) if found.fits else replace(found, batch_size=batch)
-            yield found
-
-    return tuple(each for context in contexts[-8:] for each in row(context))
+    cases, too_many = [], math.inf
+    for context in contexts[-8:]:
+        for batch in BATCHES:
+            # longer texts and more of them need more: where some do not fit, more do not, and are not placed
+            found = fullest(context, batch) if batch < too_many else None
+            too_many = batch if found is None and batch < too_many else too_many
+            cases.append(Case(context_length=context, batch_size=batch, fullest=found))
+    return tuple(cases)
 
 
 def with_context(workload: Workload, context: int) -> Workload:

@@ -179,7 +179,11 @@ def what_if_table(found: WhatIf) -> str:
     for batch in batches:
         table.add_column(str(batch), justify="right", no_wrap=True)
     for context in dict.fromkeys(case.context_length for case in found.cases):
-        row = [f"{case.fullest:.0%}" if case.fits else "–" for case in found.cases if case.context_length == context]
+        row = [
+            f"{case.fullest:.0%}" if case.fullest is not None else "–"
+            for case in found.cases
+            if case.context_length == context
+        ]
         table.add_row(str(context), *row)
     model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")

@@ -43,7 +43,11 @@ def below(budgets: Sequence[int], fraction: Fraction) -> list[int]:
 
 def largest_fraction(budgets: Sequence[int], used: Sequence[int]) -> Fraction:
     """The used part of the device that is fullest; 0 where nothing is used."""
-    return max((Fraction(u, b) for u, b in zip(used, budgets, strict=True) if u), default=Fraction(0))
+    most, of = 0, 1
+    for u, b in zip(used, budgets, strict=True):
+        if u * of > most * b:
+            most, of = u, b
+    return Fraction(most, of)
 
 
 def smallest_fraction(

@@ -82,7 +82,7 @@ class FewestMoves:
         Args:
             known: a placement that holds, which is the answer where the search ends before it is sure.
         """
-        allowed = min(self._least(), moves(known))
+        allowed = min(self.least(), moves(known))
         try:
             while (found := self._place(allowed)) is None:
                 allowed += 1
@@ -90,7 +90,7 @@ class FewestMoves:
             return list(known), allowed
         return found, allowed
 
-    def _least(self) -> int:
+    def least(self) -> int:
         """As many moves as the fewest devices that can hold the model need."""
         kept = self._rest[0] - self.on_cpu - self.on_disk
         devices, room = 0, 0

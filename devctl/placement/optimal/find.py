@@ -21,12 +21,18 @@ ENDED_EARLY = "the search ended early"
 
 
 def optimal_map(
-    counted: Counted, budgets: Budgets, speeds: Speeds | None = None, most_off: int | None = None
+    counted: Counted,
+    budgets: Budgets,
+    speeds: Speeds | None = None,
+    most_off: int | None = None,
+    *,
+    few_moves: bool = True,
 ) -> FoundMap:
     """The best device map there is: the one with the most headroom, or with ``speeds`` the fastest.
 
     Args:
         most_off: bytes off the accelerators above which any map will do.
+        few_moves: whether to search for an order with the fewest moves.
     """
     limits = limits_of(counted.tree, budgets)
     accelerators = [device for device in limits if is_accelerator(device)]
@@ -38,7 +44,7 @@ def optimal_map(
     own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
     least_off = 0
     if speeds is None or not accelerators:
-        best = solve(row, own, cpu, most_off)
+        best = solve(row, own, cpu, most_off, few_moves=few_moves)
         off = sum(nbytes for nbytes, device in zip(moved, best.devices, strict=True) if device >= len(accelerators))
         if off < sum(moved):
             least_off = off if best.off_bound is None else best.off_bound

@@ -65,7 +65,9 @@ class Best:
         return moves(self.devices)
 
 
-def solve(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None) -> Best:
+def solve(
+    row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None, *, few_moves: bool = True
+) -> Best:
     """Place a row.
 
     Args:
@@ -73,13 +75,15 @@ def solve(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | Non
         cpu: bytes that the CPU may hold; None where nothing may be there. The disk holds all the rest.
         most_off: bytes off the accelerators above which nothing is worth a search. Where every way takes more, the
             answer is one of them, with a bound that says so.
+        few_moves: whether to search for an order with the fewest moves, where a device has more than one run. It takes
+            most of the time, and whether all fits hardly depends on it.
     """
     if not budgets:
         return _without_accelerators(row, 0, cpu)
     whole = _one_run_each(row.held, budgets)
     if whole is not None:
         return whole
-    found = _packed(row, budgets, cpu, most_off)
+    found = _packed(row, budgets, cpu, most_off, few_moves=few_moves)
     if found is None:
         return _without_accelerators(row, len(budgets), cpu)
     return found
@@ -189,7 +193,9 @@ def _cases(row: Row, budgets: Sequence[int]) -> Iterator[_Case]:
                     yield _Case(main=main, largest=largest)
 
 
-def _packed(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None) -> Best | None:
+def _packed(
+    row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | None = None, *, few_moves: bool = True
+) -> Best | None:
     """Any packing, offloading what must be; None where no accelerator can hold anything."""
     if most_off is not None and (least := sum(row.moved) - sum(budgets)) > most_off:
         return _worthless(row, budgets, cpu, least)
@@ -204,7 +210,9 @@ def _packed(row: Row, budgets: Sequence[int], cpu: int | None, most_off: int | N
     off, disk = found[0][1].off, found[0][1].disk
     if most_off is not None and (least := off if bound is None else bound) > most_off:
         return _worthless(row, budgets, cpu, least)
-    best = _runs_around(row, budgets, off, disk) or _spread(row, budgets, cpu, packer, kind_of, found)
+    best = _runs_around(row, budgets, off, disk) or _spread(
+        row, budgets, cpu, packer, kind_of, found, few_moves=few_moves
+    )
     return best if bound is None else replace(best, off_bound=bound)
 
 
@@ -271,6 +279,8 @@ def _spread(
     packer: Packer,
     kind_of: Sequence[int],
     found: Sequence[tuple[_Case, Packing]],
+    *,
+    few_moves: bool,
 ) -> Best:
     """The packing with the smallest largest fraction, and its blocks in an order with few moves."""
     off, disk = found[0][1].off, found[0][1].disk
@@ -312,7 +322,8 @@ def _spread(
             needs_first=case.main is not None,
             work=Work(_STEPS // 4),
         )
-        devices, fewest = search.find(arrange(kind_of, packing))
+        known = arrange(kind_of, packing)
+        devices, fewest = search.find(known) if few_moves else (known, search.least())
         ways.append((moves(devices), [device + shift for device in devices], fewest))
     count, devices, _ = min(ways)
     moves_bound = min(bound for _, _, bound in ways)
