@@ -1,7 +1,7 @@
 """The modules of a model as plain data: names, bytes, ties, and the blocks that must not be split."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -20,6 +20,8 @@ class Tensor:
         name: full dotted name, as ``named_parameters`` gives it.
         nbytes: bytes that transformers' planner counts for it: those of its elements; of a quantised tensor fewer than
             its shape says.
+        held: bytes that it is held with once it is loaded and has been used, scales and the like that belong to it
+            among them; None where those are ``nbytes``.
         shape: sizes of its dimensions.
         dtype: torch's name without ``torch.``, like "bfloat16".
         persistent: whether it is in the state dict; False only for some buffers.
@@ -33,6 +35,7 @@ class Tensor:
     dtype: str
     persistent: bool = True
     same_as: str | None = None
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +100,14 @@ class Block:
 
     Attributes:
         names: their names, as keys of a device map, in the order of definition.
-        nbytes: bytes of their weights and buffers, tied ones counted once.
+        nbytes: bytes that their weights and buffers are held with, tied ones counted once.
+        brought: the most of those that are at once where they run, when they are held elsewhere.
         runtime: bytes that they need beside those where they run.
     """
 
     names: tuple[str, ...]
     nbytes: int
+    brought: int
     runtime: int = 0
 
 
@@ -117,10 +122,11 @@ class TreeIndex:
         spans: for each module and tensor (first, behind the last) of its tensors in ``tensors``.
         weights: how many of the tensors before each place are weights: parameters with bytes of their own, or tied.
         nbytes: bytes under every module and of every tensor, each byte counted once in the model.
+        held: the same of what is held once the model is loaded and has run.
         own: bytes of the tensors directly in each module, counted so.
         most_own: the most of those, in the modules within the model.
-        brought: the most bytes of parameters in each module and what is within it, on one way down: what is there at
-            once where each module's tensors are brought when its forward begins, and let go of when it ends.
+        brought: the most bytes held of parameters in each module and what is within it, on one way down: what is there
+            at once where each module's tensors are brought when its forward begins, and let go of when it ends.
         unsplit: names of the modules of classes that must not be split.
         parts: what is placed whole, in the order of definition.
         same: (target, source) names of tensors that are one: tied, or registered twice.
@@ -136,6 +142,7 @@ class TreeIndex:
     spans: Mapping[str, tuple[int, int]]
     weights: tuple[int, ...]
     nbytes: Mapping[str, int]
+    held: Mapping[str, int]
     own: Mapping[str, int]
     most_own: int
     brought: Mapping[str, int]
@@ -159,6 +166,7 @@ def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozense
     spans: dict[str, tuple[int, int]] = {}
     weights = [0]
     nbytes: dict[str, int] = {}
+    more: dict[str, int] = {}  # held, beyond those
     own: dict[str, int] = {}
     brought: dict[str, int] = {}
     parts: list[Part] = []
@@ -178,6 +186,8 @@ def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozense
             places[tensor.name] = place
             place += 1
             nbytes[tensor.name] = counted
+            if counted and tensor.held is not None and tensor.held != tensor.nbytes:
+                more[tensor.name] = tensor.held - tensor.nbytes
             size += counted
             is_weight = tensor.kind is TensorKind.PARAMETER and (counted > 0 or tensor.name in targets)
             weights.append(weights[-1] + is_weight)
@@ -191,14 +201,15 @@ def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozense
             size += nbytes[child.name]
             below = max(below, brought[child.name])
         nbytes[module.name] = size
-        brought[module.name] = sum(tensor.nbytes for tensor in module.parameters) + below
+        brought[module.name] = sum(map(held_bytes, module.parameters)) + below
         spans[module.name] = start, len(found)
         if is_part:
             parts.append(((module.name,), tuple(tensor.name for tensor in found[start:])))
 
     add(root, True)
     same = (*ties, *((tensor.name, tensor.same_as) for tensor in found if tensor.same_as is not None))
-    blocks = _blocks(parts, same, nbytes)
+    held = _and_more(nbytes, more)
+    blocks = _blocks(parts, same, held, brought)
     return TreeIndex(
         modules=modules,
         tensors=tuple(found),
@@ -206,6 +217,7 @@ def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozense
         spans=spans,
         weights=tuple(weights),
         nbytes=nbytes,
+        held=held,
         own=own,
         most_own=max((nbytes for name, nbytes in own.items() if name), default=0),
         brought=brought,
@@ -217,7 +229,28 @@ def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozense
     )
 
 
-def _blocks(parts: Sequence[Part], same: Sequence[tuple[str, str]], size: Mapping[str, int]) -> tuple[Block, ...]:
+def held_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor is held with."""
+    return tensor.nbytes if tensor.held is None else tensor.held
+
+
+def _and_more(nbytes: dict[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by name with ``more`` of some tensors, and of all that they are in."""
+    if not more:
+        return nbytes
+    found = dict(nbytes)
+    for name, change in more.items():
+        at = name
+        found[at] += change
+        while at:
+            at = at.rpartition(".")[0]
+            found[at] += change
+    return found
+
+
+def _blocks(
+    parts: Sequence[Part], same: Sequence[tuple[str, str]], size: Mapping[str, int], brought: Mapping[str, int]
+) -> tuple[Block, ...]:
     blocks: list[Block] = []
     empty: list[str] = []
     waiting = 0  # what the empty ones need where they run
@@ -225,7 +258,7 @@ def _blocks(parts: Sequence[Part], same: Sequence[tuple[str, str]], size: Mappin
 
     def close() -> None:
         if blocks and len(last) > len(blocks[-1].names):
-            blocks[-1] = Block(names=tuple(last), nbytes=blocks[-1].nbytes, runtime=blocks[-1].runtime)
+            blocks[-1] = replace(blocks[-1], names=tuple(last))
 
     for members in _groups(parts, same):
         names = [name for at in members for name in parts[at][0]]
@@ -239,19 +272,27 @@ def _blocks(parts: Sequence[Part], same: Sequence[tuple[str, str]], size: Mappin
         if nbytes:
             close()
             last = empty + names
-            blocks.append(Block(names=tuple(last), nbytes=nbytes, runtime=runtime + waiting))
+            # a module's tensors are brought together, those of tied modules one after the other
+            most = max(_brought(parts[at], size, brought) for at in members)
+            blocks.append(Block(names=tuple(last), nbytes=nbytes, brought=most, runtime=runtime + waiting))
             empty, waiting = [], 0
         elif blocks:
             last += names
             if runtime:
-                blocks[-1] = Block(
-                    names=blocks[-1].names, nbytes=blocks[-1].nbytes, runtime=blocks[-1].runtime + runtime
-                )
+                blocks[-1] = replace(blocks[-1], runtime=blocks[-1].runtime + runtime)
         else:
             empty += names
             waiting += runtime
     close()
-    return tuple(blocks) if blocks or not empty else (Block(names=tuple(empty), nbytes=0, runtime=waiting),)
+    return tuple(blocks) if blocks or not empty else (Block(names=tuple(empty), nbytes=0, brought=0, runtime=waiting),)
+
+
+def _brought(part: Part, size: Mapping[str, int], brought: Mapping[str, int]) -> int:
+    """The most bytes of a part that are at once where it runs, when it is held elsewhere."""
+    keys, inner = part
+    if len(keys) == 1 and keys[0] in brought:
+        return brought[keys[0]]
+    return sum(size[name] for name in inner if not is_runtime(name))
 
 
 def _groups(parts: Sequence[Part], same: Sequence[tuple[str, str]]) -> Sequence[Sequence[int]]:

@@ -42,29 +42,33 @@ class Counted:
         return self.tree.index.blocks
 
 
-def as_it_is(tree: ModuleTree) -> Counted:
-    """The model with the bytes of its tensors."""
-    size = tree.index.nbytes
+def as_it_is(tree: ModuleTree, *, held: bool = False) -> Counted:
+    """The model with the bytes that transformers' planner counts for its tensors.
+
+    Args:
+        held: with what they are held with.
+    """
+    size = tree.index.held if held else tree.index.nbytes
     return Counted(
         tree=tree,
         extra={},
         size=size,
-        moved=_without_runtime(tree),
+        moved=_without_runtime(tree, size),
         largest=_largest(tree, {}, size),
         runtime=tuple(block.runtime for block in tree.index.blocks),
     )
 
 
 def counted(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) -> Counted:
-    """The model with each block's state, and what it needs beyond the common need, as bytes of the block.
+    """The model with what is held, and each block's state and what it needs beyond the common need as bytes of it.
 
     Args:
         needs: whether to count that need; it is there only while the block executes, perhaps before there is any state.
     """
     index, extra = tree.index, _extra(tree, footprint, needs=needs)
     if is_atomic(tree.root, tree.no_split) or tree.unplaced:
-        return replace(as_it_is(_with_buffers(tree, extra)), extra=extra)
-    size = dict(index.nbytes)
+        return replace(as_it_is(_with_buffers(tree, extra), held=True), extra=extra)
+    size = dict(index.held)
     runtime = [0] * len(index.blocks)
     for name, nbytes in extra.items():
         key, at = name, name
@@ -79,7 +83,7 @@ def counted(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) -> Co
         tree=tree,
         extra=extra,
         size=size,
-        moved=index.nbytes,
+        moved=index.held,
         largest=_largest(tree, extra, size),
         runtime=tuple(runtime),
     )
@@ -128,9 +132,8 @@ def _with_buffers(tree: ModuleTree, extra: Mapping[str, int]) -> ModuleTree:
     return replace(tree, root=changed(tree.root))
 
 
-def _without_runtime(tree: ModuleTree) -> Mapping[str, int]:
+def _without_runtime(tree: ModuleTree, size: Mapping[str, int]) -> Mapping[str, int]:
     """The bytes of modules without those of the buffers that stand for needs beside the weights."""
-    size = tree.index.nbytes
     if not any(block.runtime for block in tree.index.blocks):
         return size
     found = dict(size)

@@ -26,7 +26,7 @@ class Piece:
 def pieces_of(tree: ModuleTree, placement: Placement) -> tuple[Piece, ...]:
     """Every piece that has a tensor, in the order of definition; their bytes add up to those of the model."""
     device_map, cpu = placement.device_map, Device.cpu()
-    size, source = tree.index.nbytes, dict(tree.index.same)
+    size, source = tree.index.held, dict(tree.index.same)
     cut = device_map.cut
     found = []
     for whole, whole_tensors in _wholes(tree):

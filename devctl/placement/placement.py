@@ -23,7 +23,7 @@ class DeviceUse:
     """What a placement puts on one device.
 
     Attributes:
-        used: bytes of the weights and buffers placed there.
+        used: bytes that the weights and buffers placed there are held with.
         state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
         activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
         overhead: bytes that the device's libraries take for themselves.
@@ -192,7 +192,7 @@ def bytes_per_device(tree: ModuleTree, device_map: AnyMap) -> dict[Device, int]:
 
 def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, int]:
     """Bytes on each device when ``place`` says where a tensor is."""
-    size = tree.index.nbytes
+    size = tree.index.held
     used: dict[Device, int] = {}
     for tensor in tree.index.tensors:
         device = place(tensor)
@@ -202,7 +202,7 @@ def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, 
 
 def _used(tree: ModuleTree, device_map: FrozenMap) -> tuple[dict[Device, int], bool]:
     """The same from what is under each key, and whether any key is above another."""
-    size, is_nested = tree.index.nbytes, False
+    size, is_nested = tree.index.held, False
     rest = size[""]
     used = dict.fromkeys(device_map.devices, 0)
     before, sum_before = Device.cpu(), 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
-from devctl.models.tree import Module, ModuleTree
+from devctl.models.tree import Module, ModuleTree, held_bytes
 from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
 from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
@@ -85,11 +85,19 @@ def brought_weights(tree: ModuleTree, device_map: AnyMap, names: Iterable[str]) 
     def at_once(module: Module) -> int:
         if module.name not in cut:
             return index.brought[module.name] if device_map.device_of(module.name) in fetched else 0
-        own = sum(t.nbytes for t in module.parameters if device_map.device_of(t.name) in fetched)
+        own = sum(held_bytes(t) for t in module.parameters if device_map.device_of(t.name) in fetched)
         return own + max(map(at_once, module.children), default=0)
 
     found = {name: at_once(index.modules[name]) for name in names if name in index.modules}
     return {name: nbytes for name, nbytes in found.items() if nbytes}
+
+
+def brought_at_most(tree: ModuleTree, device_map: AnyMap) -> int:
+    """The most bytes of offloaded weights that are on the main device at once."""
+    index = tree.index
+    device_map = FrozenMap.of(device_map)
+    off = [device for device in device_map.devices if device != main_of(device_map) and not is_accelerator(device)]
+    return max((block.brought for block in index.blocks if device_map.device_of(block.names[0]) in off), default=0)
 
 
 def needs(tree: ModuleTree, device_map: AnyMap, footprint: Footprint, *, weights: bool = True) -> dict[Device, Need]:

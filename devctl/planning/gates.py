@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.inventory import Inventory
-from devctl.models.tree import ModuleTree, sizes
+from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import accelerators_of
 from devctl.placement.counted import common_need, with_runtime
@@ -47,7 +47,9 @@ def room_refusal(
     left there. The first of the smaller models that fits is told.
     """
     may_offload, may_use_disk = limits.offload, limits.offload and limits.disk and not machine.lacks_disk
-    over = over_budget(placement.devices) if runtime is not None else ()
+    # a map of weights alone, by transformers' own counting, is refused only where somebody asks for what it is not
+    is_asked = runtime is not None or not (limits.offload and limits.disk)
+    over = over_budget(placement.devices) if is_asked else ()
     missing = 0 if may_use_disk else placement.on_disk if may_offload else placement.offloaded
     if not missing and not over:
         return None
@@ -55,7 +57,7 @@ def room_refusal(
     def holds(tree: ModuleTree) -> bool:
         best = place(tree, machine.budgets, Strategy.OPTIMAL, None, runtime)
         left = 0 if may_use_disk else best.on_disk if may_offload else best.offloaded
-        return not left and (runtime is None or best.fits)
+        return not left and best.fits
 
     # room that is missing for the cache is not gained by offloading, as that is where the layers run
     cpu_may_hold = may_offload and not over
@@ -65,7 +67,7 @@ def room_refusal(
         ways = _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
-                now, then = format_bytes(sizes(model.tree)[""]), format_bytes(sizes(other)[""])
+                now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
                 ways += (f"{option} fits: {then} instead of {now}",)
                 break
     hint = "or add disk to --devices" if machine.lacks_disk and limits.offload and limits.disk else ""

@@ -12,7 +12,7 @@ from devctl.errors import DevctlError
 from devctl.models.cache import load_tree, store_tree, tree_key
 from devctl.models.files.resolve import ModelSource
 from devctl.models.quantised.quantise import Quantize
-from devctl.models.tree import ModuleTree, sizes
+from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
 from devctl.planning.building import BUILDING, find_source, made_for, read
@@ -54,7 +54,7 @@ class Model:
             revision=self.source.revision if self.source is not None else None,
             class_name=self.tree.class_name,
             dtype=self.tree.dtype,
-            nbytes=sizes(self.tree)[""],
+            nbytes=self.tree.index.held[""],
             quantisation=self.tree.quantisation,
         )
 

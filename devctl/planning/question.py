@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
@@ -11,6 +11,7 @@ from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
 from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
+from devctl.placement.finding import OwnMaps
 from devctl.placement.placement import make_placement
 from devctl.placement.runtime import Runtime
 from devctl.planning.footprints import Footprints
@@ -46,6 +47,7 @@ class Question:
     footprints: Footprints
     made_for: int | None
     workload: Workload
+    _own: OwnMaps = field(default_factory=dict, repr=False, compare=False)
 
     def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
         """What ``workload`` adds to the weights.
@@ -64,7 +66,8 @@ class Question:
                 more, it is one of them.
             scaled: as in `runtime`.
         """
-        return place_within(self.tree, self.budgets, self.runtime(workload, scaled=scaled), offloaded)
+        runtime = self.runtime(workload, scaled=scaled)
+        return place_within(self.tree, self.budgets, runtime, offloaded, self._own)
 
     def on(self, device_map: dict[str, Device], workload: Workload) -> Placement:
         """The given map, with what ``workload`` adds."""

@@ -128,8 +128,8 @@ def test_optimal_offloads_what_has_no_room():
     found = why(layers(10, 10, 10, 10), "0=20,1=15,cpu=15", Strategy.OPTIMAL)
     assert found.rules[:3] == (
         "the accelerators may hold 35 B, and can hold at most 20 B of these 40 B",
-        "10 B of cuda:0 are kept free to run the largest offloaded block, layers.2",
-        "the most room left is 5 B, on cuda:1; the smallest offloaded block has 10 B",
+        "5 B of cuda:0 are kept free for what is brought to it to run layers.2",
+        "the most room left is 5 B, on cuda:0; the smallest offloaded block has 10 B",
     )
     assert told(found)[-2:] == [
         ("layers.2", "cpu", "the accelerators have no room for 10 B"),

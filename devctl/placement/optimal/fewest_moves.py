@@ -53,18 +53,20 @@ class FewestMoves:
 
     Args:
         held, moved: bytes of each block on an accelerator, and elsewhere.
+        brought: bytes of each at once on the accelerator that runs it from elsewhere.
         limits: bytes that each accelerator may hold.
         on_cpu, on_disk: bytes that have to be there, neither more nor less.
-        largest_moved: no block with more bytes may be there.
+        most_brought: no block of which more is brought may be there.
         needs_first: the first accelerator has to hold something.
     """
 
     held: Sequence[int]
     moved: Sequence[int]
+    brought: Sequence[int]
     limits: Sequence[int]
     on_cpu: int
     on_disk: int
-    largest_moved: int
+    most_brought: int
     needs_first: bool
     work: Work
     _failed: set[_Key] = field(default_factory=set)
@@ -148,7 +150,7 @@ class FewestMoves:
             free: whether it may be another than the ``last``.
         """
         gpus, size, moved = len(self.limits), len(state), self.moved[place]
-        end = size if moved <= self.largest_moved else gpus
+        end = size if self.brought[place] <= self.most_brought else gpus
         chosen = -1
         if free:
             held = self.held[place]

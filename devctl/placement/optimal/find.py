@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from devctl.devices import Device
 from devctl.models.tree import Block, ModuleTree
-from devctl.placement.budget import Budgets, is_accelerator, less_for_one
+from devctl.placement.budget import Budgets, is_accelerator
 from devctl.placement.counted import Counted
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.optimal.latency import Fastest, Speeds, fastest
@@ -38,7 +38,11 @@ def optimal_map(
     accelerators = [device for device in limits if is_accelerator(device)]
     blocks = counted.blocks
     moved = tuple(block.nbytes for block in blocks)
-    row = Row(held=tuple(nbytes + more for nbytes, more in zip(moved, counted.runtime, strict=True)), moved=moved)
+    row = Row(
+        held=tuple(nbytes + more for nbytes, more in zip(moved, counted.runtime, strict=True)),
+        moved=moved,
+        brought=tuple(block.brought for block in blocks),
+    )
     if not any(row.moved):
         return FoundMap(device_map=FrozenMap((("", next(iter(limits), Device.disk())),)), notes=())
     own, cpu = [limits[device] for device in accelerators], limits.get(Device.cpu())
@@ -61,19 +65,17 @@ def optimal_map(
 def limits_of(tree: ModuleTree, budgets: Budgets) -> dict[Device, int]:
     """What may be used of each device.
 
-    As in transformers, a measured GPU that is the only one keeps a tenth free, and every device a share for what
-    quantised weights hold beside themselves.
+    As in transformers, every device keeps a share for what quantised weights take while they are loaded and used.
     """
-    limits = dict(budgets.devices)
-    alone = sum(1 for device, limit in limits.items() if is_accelerator(device) and limit > 0) == 1
-    limits = less_for_one(limits) if alone and not budgets.given else limits
-    return {device: int(limit * tree.budget_share) for device, limit in limits.items()}
+    return {device: int(limit * tree.budget_share) for device, limit in budgets.devices}
 
 
 def row_of(blocks: Sequence[Block]) -> Row:
     """The blocks as the search takes them."""
     return Row(
-        held=tuple(block.nbytes + block.runtime for block in blocks), moved=tuple(block.nbytes for block in blocks)
+        held=tuple(block.nbytes + block.runtime for block in blocks),
+        moved=tuple(block.nbytes for block in blocks),
+        brought=tuple(block.brought for block in blocks),
     )
 
 

@@ -104,7 +104,7 @@ def _runs(
     if all(device < gpus for device in known.devices):
         return
     for main, budget in enumerate(budgets):
-        for largest in sorted(set(row.moved)):
+        for largest in sorted(set(row.brought)):
             if largest < budget:
                 limits = [0] * main + [budget - largest, *budgets[main + 1 :]]
                 off = [gpus + 1] if cpu is None else [gpus, gpus + 1]
@@ -174,7 +174,7 @@ def _last(
     if device < len(limits):
         return bisect_right(held, held[at] + limits[device]) - 1
     end = bisect_right(moved, moved[at] + cpu) - 1 if device == len(limits) else len(row.moved)
-    return next((place for place in range(at, end) if row.moved[place] > largest), end)
+    return next((place for place in range(at, end) if row.brought[place] > largest), end)
 
 
 def _by_speed(row: Row, budgets: Sequence[int], memory: Sequence[int]) -> tuple[int, ...] | None:

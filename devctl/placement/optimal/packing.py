@@ -22,11 +22,13 @@ class Kind:
     Attributes:
         held: bytes of one on an accelerator, more than 0.
         moved: bytes of one elsewhere, more than 0.
+        brought: bytes of one at once on the device that runs it from elsewhere.
         count: how many there are.
     """
 
     held: int
     moved: int
+    brought: int
     count: int
 
 
@@ -90,7 +92,7 @@ class Packer:
             limits: bytes that each device may hold.
             cpu: bytes that the CPU may hold; None where there is none.
             needs_first: the first device has to hold something.
-            all_of: every block with more than so many bytes has to be on a device.
+            all_of: every block of which more than so many bytes are brought has to be on a device.
 
         Raises:
             TooMuchWorkError: it would take more steps than there are.
@@ -103,7 +105,7 @@ class Packer:
         found: tuple[int, int, int, int] | None = None  # (bytes off, bytes on disk, state, the many on devices)
         for state, most in layers[-1].items():
             rest = full - state  # in mixed radix, the vector of what is left
-            if all_of is not None and self._leaves_larger(rest, many.count - most, all_of):
+            if all_of is not None and self._leaves_more(rest, many.count - most, all_of):
                 continue
             off = self.moved[rest] + (many.count - most) * many.moved
             if found is not None and off > found[0]:
@@ -178,9 +180,9 @@ class Packer:
                     break
         return tuple(reversed(found))
 
-    def _leaves_larger(self, rest: int, many_left: int, bound: int) -> bool:
-        return (many_left > 0 and self.kinds[self.many].moved > bound) or any(
-            n and self.kinds[k].moved > bound for n, k in zip(self.vectors[rest], self.few, strict=True)
+    def _leaves_more(self, rest: int, many_left: int, bound: int) -> bool:
+        return (many_left > 0 and self.kinds[self.many].brought > bound) or any(
+            n and self.kinds[k].brought > bound for n, k in zip(self.vectors[rest], self.few, strict=True)
         )
 
     def _on_cpu(self, rest: int, many_left: int, cpu: int | None) -> tuple[int, tuple[int, ...]]:

@@ -24,7 +24,7 @@ class _Sums:
         limits: bytes that each device that computes may hold: the accelerators that are used, or else the CPU.
         used: bytes that each of them holds.
         main: which of them runs what is offloaded, and keeps ``kept`` bytes free for that.
-        kept_for: the block that they are kept for.
+        kept_for: the block of which most is brought at once.
         off_limits: bytes that each device which does not compute may hold.
     """
 
@@ -59,13 +59,13 @@ def _sums(tree: ModuleTree, budgets: Budgets, placement: Placement) -> _Sums:
     used = {device: sum(b.nbytes for b, at in blocks if at == device) for device in computing}
     main = next((device for device, nbytes in used.items() if nbytes), None)
     offloaded = [block for block, device in blocks if device not in computing]
-    largest = max(offloaded, key=lambda block: block.nbytes) if main is not None and offloaded else None
+    largest = max(offloaded, key=lambda block: block.brought) if main is not None and offloaded else None
     return _Sums(
         blocks=blocks,
         limits=computing,
         used=used,
         main=main,
-        kept=0 if largest is None else largest.nbytes,
+        kept=0 if largest is None else largest.brought,
         kept_for="" if largest is None else largest.names[0],
         off_limits={device: limit for device, limit in limits.items() if device not in computing},
         is_proven=not any(note.startswith(ENDED_EARLY) for note in placement.notes),
@@ -107,7 +107,7 @@ def _have(sums: _Sums) -> str:
 def _main(sums: _Sums) -> str | None:
     if not sums.kept:
         return None
-    return f"{format_bytes(sums.kept)} of {sums.main} are kept free to run the largest offloaded block, {sums.kept_for}"
+    return f"{format_bytes(sums.kept)} of {sums.main} are kept free for what is brought to it to run {sums.kept_for}"
 
 
 def _no_room(sums: _Sums) -> str | None:

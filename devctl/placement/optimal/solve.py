@@ -5,11 +5,12 @@ accelerator, the fewest moves between devices, the lowest numbers of devices fir
 that is as good in the first two, any packing otherwise.
 
 An accelerator runs what is offloaded: the lowest that is used, as with accelerate. Only when something is offloaded, it
-keeps room for the largest block of it.
+keeps room for the most that accelerate brings to it at once.
 
 The searches count their steps. One that runs out of them leaves a placement that holds, and says what is not proven.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -37,10 +38,12 @@ class Row:
     Attributes:
         held: bytes of each on an accelerator, with what it needs beside its weights.
         moved: bytes of each elsewhere, no more than ``held``.
+        brought: bytes of each that are on the accelerator at once which runs it from elsewhere.
     """
 
     held: tuple[int, ...]
     moved: tuple[int, ...]
+    brought: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ def _without_accelerators(row: Row, count: int, cpu: int | None) -> Best:
     """The CPU is what runs then, and the disk what is offloaded."""
     if cpu is None:
         return Best(devices=(count + 1,) * len(row.moved))
-    alone = Row(held=row.moved, moved=row.moved)
+    alone = replace(row, held=row.moved)
     best = _one_run_each(alone.held, [cpu]) or _packed(alone, [cpu], None)
     if best is None:
         return Best(devices=(count + 1,) * len(row.moved))
@@ -169,7 +172,7 @@ class _Case:
 
     Attributes:
         main: the accelerator that runs it; those before hold nothing. None: nothing is offloaded.
-        largest: bytes of the largest block that may be offloaded.
+        largest: the most bytes that may be brought at once of what is offloaded.
     """
 
     main: int | None
@@ -188,7 +191,7 @@ def _cases(row: Row, budgets: Sequence[int]) -> Iterator[_Case]:
     yield _Case(main=None, largest=0)
     for main, budget in enumerate(budgets):
         if budget > max(budgets[:main], default=0):
-            for largest in sorted(set(row.moved)):
+            for largest in sorted(set(row.brought)):
                 if largest < budget:
                     yield _Case(main=main, largest=largest)
 
@@ -315,10 +318,11 @@ def _spread(
         search = FewestMoves(
             held=row.held,
             moved=row.moved,
+            brought=row.brought,
             limits=limits,
             on_cpu=off - disk,
             on_disk=disk,
-            largest_moved=case.largest,
+            most_brought=case.largest,
             needs_first=case.main is not None,
             work=Work(_STEPS // 4),
         )
@@ -336,10 +340,11 @@ def _spread(
 
 def _kinds(row: Row) -> tuple[list[Kind], list[int]]:
     """The kinds of a row's blocks, and for each block its kind's number."""
-    pairs = list(zip(row.held, row.moved, strict=True))
-    distinct = list(dict.fromkeys(pairs))
-    kinds = [Kind(held=held, moved=moved, count=pairs.count((held, moved))) for held, moved in distinct]
-    return kinds, [distinct.index(pair) for pair in pairs]
+    alike = list(zip(row.held, row.moved, row.brought, strict=True))
+    count = Counter(alike)  # in the order in which they come
+    number = {kind: at for at, kind in enumerate(count)}
+    kinds = [Kind(held=held, moved=moved, brought=brought, count=n) for (held, moved, brought), n in count.items()]
+    return kinds, [number[kind] for kind in alike]
 
 
 def _runs_around(row: Row, budgets: Sequence[int], off: int, disk: int) -> Best | None:
@@ -350,7 +355,7 @@ def _runs_around(row: Row, budgets: Sequence[int], off: int, disk: int) -> Best 
     best: tuple[Fraction, int, list[int]] | None = None
     try:
         for holes in _holes(row.moved, len(budgets), off - disk, disk, work):
-            largest = max(max(row.moved[hole.start : hole.stop]) for hole in holes)
+            largest = max(max(row.brought[hole.start : hole.stop]) for hole in holes)
             for case in _cases(row, budgets):
                 if case.main is None or case.largest != largest:
                     continue
@@ -418,14 +423,14 @@ def _by_filling(row: Row, budgets: Sequence[int], cpu: int | None) -> Best | Non
     ways: list[tuple[int, int, list[int]]] = []
     first = next((main for main, budget in enumerate(budgets) if budget), 0)
     largest_first = max(range(len(budgets)), key=lambda device: (budgets[device], -device))
-    for largest in (0, *sorted(set(row.moved), reverse=True)[:8]):
+    for largest in (0, *sorted(set(row.brought), reverse=True)[:8]):
         for main in {first, largest_first}:
             case = _Case(main=main, largest=largest)
             devices = _fill(row, [*([0] * main), *case.limits(budgets, budgets)], cpu)
-            off = [size for size, device in zip(row.moved, devices, strict=True) if device >= len(budgets)]
-            if max(off, default=0) <= largest and (not off or main in devices):
-                disk = sum(size for size, d in zip(row.moved, devices, strict=True) if d > len(budgets))
-                ways.append((sum(off), disk, devices))
+            off = [place for place, device in enumerate(devices) if device >= len(budgets)]
+            if max((row.brought[place] for place in off), default=0) <= largest and (not off or main in devices):
+                disk = sum(row.moved[place] for place in off if devices[place] > len(budgets))
+                ways.append((sum(row.moved[place] for place in off), disk, devices))
     if not ways:
         return None
     off_bytes, _, devices = min(ways)

@@ -23,7 +23,7 @@ def seconds(row, rates, devices):
     st.none() | st.integers(0, 20_000),
 )
 def test_no_run_each_is_faster(sizes, gpus, cpu):
-    row = Row(held=sizes, moved=sizes)
+    row = Row(held=sizes, moved=sizes, brought=sizes)
     budgets, memory = [budget for budget, _ in gpus], [rate for _, rate in gpus]
     rates = [*memory, 10**7, 10**6]
     found = fastest(row, budgets, cpu, memory, 10**7, 10**6)
@@ -40,6 +40,6 @@ def test_no_run_each_is_faster(sizes, gpus, cpu):
 
 def test_a_search_that_ends_early_fills_the_fastest_first(monkeypatch):
     monkeypatch.setattr(latency, "_STEPS", 1)
-    row = Row(held=(5,) * 4, moved=(5,) * 4)
+    row = Row(held=(5,) * 4, moved=(5,) * 4, brought=(5,) * 4)
     found = fastest(row, [20, 10, 10], None, [10, 30, 20], 1, 1)
     assert found.devices == (1, 1, 2, 2)
