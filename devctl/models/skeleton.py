@@ -19,14 +19,17 @@ from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
 from devctl.models.files.resolve import ModelSource
 from devctl.models.files.untied import find_untied
+from devctl.models.quantised.by_headers import count_by_headers, is_packed
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
+    label_of,
     loads_here,
-    method_of,
+    not_loaded,
     notes_on,
     quantise,
+    too_large,
     uncounted,
     wanted_settings,
 )
@@ -97,10 +100,17 @@ def read_skeleton(
     notes: list[str] = []
     config = load_config(source, trust_remote_code=trust_remote_code)
     found, config = find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
-    settings = wanted_settings(config, source, quantize)
+    checkpoint = Checkpoint() if purpose is Purpose.RANDOM else read_checkpoint(source)
+    if checkpoint.note is not None and purpose is Purpose.PLAN:
+        notes.append(checkpoint.note)
+    settings = wanted_settings(config, source, quantize, checkpoint, notes)
     built_in = set_dtype(config, source, dtype, notes, quantised=settings is not None and quantize is None)
+    if settings is not None and quantize is None and (why := not_loaded(settings)) is not None:
+        if purpose is Purpose.LOAD:
+            raise ModelError(why, hint="another engine may load it, as the one that it was made for")
+        notes.append(f"{why}. Other engines may")
     with models_own(found, source):
-        return _read(source, config, found, built_in, settings, quantize, purpose, notes)
+        return _read(source, config, found, built_in, settings, quantize, purpose, checkpoint, notes)
 
 
 def _read(
@@ -111,11 +121,9 @@ def _read(
     settings: dict[str, Any] | None,
     quantize: Quantize | None,
     purpose: Purpose,
+    checkpoint: Checkpoint,
     notes: list[str],
 ) -> Skeleton:
-    checkpoint = Checkpoint() if purpose is Purpose.RANDOM else read_checkpoint(source)
-    if checkpoint.note is not None and purpose is Purpose.PLAN:
-        notes.append(checkpoint.note)
     if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
         notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
         settings = None
@@ -124,10 +132,10 @@ def _read(
         model = _build(found, config, built_in)
     else:
         built_in = forced_dtype(settings, built_in, notes)
-        model, counting = _build_quantised(found, config, built_in, settings, quantize, notes)
+        model, counting = _build_quantised(found, config, built_in, settings, quantize, checkpoint, notes)
     tree = tree_of(model, built_in, counting)
     if settings is not None and counting is not None:
-        label = str(quantize or method_of(settings))
+        label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
         notes += notes_on(tree, counting, quantize)
     notes += _kept_in_fp32(model, built_in)
@@ -160,9 +168,14 @@ def _build_quantised(
     dtype: torch.dtype,
     settings: dict[str, Any],
     quantize: Quantize | None,
+    checkpoint: Checkpoint,
     notes: list[str],
 ) -> tuple[PreTrainedModel, Counting | None]:
-    """The quantised model and how it is counted; where that is not known, the model as it is built, and a note."""
+    """The quantised model and how it is counted.
+
+    Where that is not known, the headers of its files tell; where there are none, it is the model as it is built, with a
+    note.
+    """
     found: list[Counting] = []
 
     def finish(model: PreTrainedModel) -> None:
@@ -171,8 +184,12 @@ def _build_quantised(
     try:
         return _build(model_class, config, dtype, finish), found[0]
     except CannotCountError as error:
-        notes.append(uncounted(settings, quantize, dtype, str(error)))
-        return _build(model_class, config, dtype), None
+        model = _build(model_class, config, dtype)
+        if quantize is None and is_packed(checkpoint.tensors):
+            return model, count_by_headers(model, checkpoint.tensors)
+        more = "" if quantize is not None else too_large(settings, dtype)
+        notes.append(uncounted(settings, quantize, dtype, str(error)) + more)
+        return model, None
 
 
 def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | None = None) -> ModuleTree:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.models.quantised.compressed_tensors import count_compressed
 from devctl.models.quantised.counting import INT32_BITS, CannotCountError, Counting, Tensors, replace_tensors
+from devctl.models.quantised.modelopt import METHOD, count_modelopt
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +67,13 @@ def _torchao(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtyp
 
     quant_type = settings.get("quant_type") or {}
     kind = quant_type.get("default", quant_type) if isinstance(quant_type, dict) else quant_type
-    data = (kind.get("_data") or {}) if isinstance(kind, dict) else {}
+    data = kind.get("_data") if isinstance(kind, dict) else settings.get("quant_type_kwargs")
+    data = data if isinstance(data, dict) else {}
     kind = str(kind.get("_type") or "") if isinstance(kind, dict) else str(kind)
-    if not kind or "Fqn" in kind:
+    found = re.search(r"(\d)_?weight", kind.lower())
+    if found is None or "Fqn" in kind:
         raise CannotCountError(f"torchao's {kind or 'quant_type'} says no one size")
-    found = re.search(r"(\d)weight", kind.lower())
-    four = found is not None and found[1] == "4"
+    four = found[1] == "4"
     embeddings = bool(settings.get("include_input_output_embeddings"))
     skipped = _skipped(model, settings.get("modules_to_not_convert"))
     if embeddings:
@@ -253,5 +255,6 @@ METHODS: dict[str, Callable[[PreTrainedModel, dict[str, Any], torch.dtype], Coun
     "awq": _awq,
     "auto-round": _auto_round,
     "compressed-tensors": count_compressed,
+    METHOD: count_modelopt,
 }
 """What each method makes of a model, by transformers' name for it."""
