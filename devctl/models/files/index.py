@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from devctl.errors import ModelError, first_line
 
@@ -20,7 +20,7 @@ def read_index(path: Path) -> dict[str, str]:
     (``utils/hub.py::get_checkpoint_shard_files``).
 
     Raises:
-        ModelError: it is no index, or names no file.
+        ModelError: it is no index, names no file, or one that is not in its folder.
     """
     return _parsed(path)["weight_map"]
 
@@ -54,10 +54,19 @@ def _parsed(path: Path) -> dict[str, dict[str, str]]:
         for tensor, file in weights.items():
             if not isinstance(file, str) or not file or "\0" in file:
                 raise ValueError(f"{tensor[:80]!r} is in {json.dumps(file)[:40]}, which is no file's name")
+            if not _is_within(file):
+                raise ValueError(f"it names {file[:80]!r}, which is not in its folder")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise ModelError(f"{path} is no index of a checkpoint: {reason}", hint=DOWNLOAD_AGAIN) from None
     return index
+
+
+def _is_within(file: str) -> bool:
+    """Whether ``file`` is the name of one below the folder that it is looked for in, on any system."""
+    parts = PurePosixPath(file.replace("\\", "/")).parts
+    rooted = PureWindowsPath(file).anchor or PurePosixPath(file).anchor
+    return bool(parts) and not rooted and ".." not in parts
 
 
 def shards(path: Path) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ MALFORMED = {
     "a file that is a list": '{"metadata": {}, "weight_map": {"a": ["b"]}}',
     "a file without a name": '{"metadata": {}, "weight_map": {"a": ""}}',
     "a name with a zero": '{"metadata": {}, "weight_map": {"a": "b\\u0000c"}}',
+    "a file elsewhere": '{"metadata": {}, "weight_map": {"a": "../b.safetensors"}}',
+    "a file of the root": '{"metadata": {}, "weight_map": {"a": "/b.safetensors"}}',
     "nested": "[" * 100_000,
     "a number of many digits": '{"metadata": {}, "weight_map": ' + "9" * 10_000 + "}",
 }
