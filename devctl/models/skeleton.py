@@ -108,7 +108,7 @@ def read_skeleton(
     if settings is not None and quantize is None and (why := not_loaded(settings)) is not None:
         if purpose is Purpose.LOAD:
             raise ModelError(why, hint="another engine may load it, as the one that it was made for")
-        notes.append(f"{why}. Other engines may")
+        notes.append(f"{why} (another engine may load them)")
     with models_own(found, source):
         return _read(source, config, found, built_in, settings, quantize, purpose, checkpoint, notes)
 

@@ -103,8 +103,8 @@ def _group_weights(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _algorithm_of(weights: Mapping[str, Any]) -> str | None:
-    known = {(8, "float"): "FP8", (4, "float"): "NVFP4", (4, "int"): "W4A16_AWQ", (8, "int"): "W8A16"}
-    return known.get((weights.get("num_bits", 0), str(weights.get("type"))))
+    known = {"float8": "FP8", "float4": "NVFP4", "int4": "W4A16_AWQ", "int8": "W8A16"}
+    return known.get(f"{weights.get('type')}{weights.get('num_bits')}")
 
 
 def label_of(settings: Mapping[str, Any]) -> str:

@@ -372,7 +372,13 @@ def test_layers_that_the_model_does_not_build_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("int4_weight_only", 4), ("int8_weight_only", 8), ("float8_dynamic_activation_float8_weight", 8)]
+    ("kind", "bits"),
+    [
+        ("int4_weight_only", 4),
+        ("int8_weight_only", 8),
+        ("float8_dynamic_activation_float8_weight", 8),
+        ("int8_dynamic_activation_int4_weight", 8),  # four bits in an int8 each
+    ],
 )
 def test_torchaos_strings_are_counted_by_their_bits_and_refused_by_transformers(tmp_path, kind, bits):
     folder = saved(tmp_path)
@@ -382,6 +388,41 @@ def test_torchaos_strings_are_counted_by_their_bits_and_refused_by_transformers(
     assert linears
     assert all(t.nbytes * 8 == t.shape[0] * t.shape[1] * bits for t in linears)
     assert f"no longer reads torchao's '{kind}': a quant_type that is a string is refused" in tree.notes[0]
+
+
+HOSTILE = {
+    "no list of names": {"quant_algo": "NVFP4", "exclude_modules": "lm_head"},
+    "names that are none": {"quant_algo": "NVFP4", "exclude_modules": [None, 3, ["a"], "[", "*", "re:("]},
+    "layers that are none": {"quant_algo": "MIXED_PRECISION", "quantized_layers": [1]},
+    "a layer that is none": {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0.mlp.up_proj": 3}},
+    "an algorithm that is a list": {"quant_algo": ["NVFP4"]},
+    "an algorithm that is a number": {"quant_algo": 4},
+    "a group that is text": {"quant_algo": "NVFP4", "group_size": "16"},
+    "a group of less than none": {"quant_algo": "NVFP4", "group_size": -1},
+    "a group beyond all": {"quant_algo": "NVFP4", "group_size": 10**30},
+    "a cache that is a list": {"quant_algo": "FP8", "kv_cache_quant_algo": [1]},
+    "bits that are a list": {"quant_algo": None, "config_groups": {"g": {"weights": {"num_bits": [8]}}}},
+    "groups that are none": {"quant_algo": None, "config_groups": [1]},
+}
+
+
+@pytest.mark.parametrize("settings", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("where", ["file", "config"])
+def test_settings_that_are_none_are_counted_or_noted(tmp_path, settings, where):
+    folder = saved(tmp_path)
+    if where == "file":
+        beside(folder, settings["quant_algo"], **{k: v for k, v in settings.items() if k != "quant_algo"})
+    else:
+        configure(folder, quantization_config={"quant_method": "modelopt", **settings})
+    tree = read(folder / "config.json")
+    assert sizes(tree)[""] > 0
+    assert tree.notes or not settings["quant_algo"]
+
+
+def test_gptqs_rules_for_single_modules_are_told(tmp_path):
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:.*down.*": {"bits": 8}}}
+    configure(saved(tmp_path), quantization_config=settings)
+    assert 'gptq\'s rules for single modules ("dynamic") are not counted' in read(tmp_path / "config.json").notes[0]
 
 
 def test_nothing_is_off_where_nothing_is_quantised(tmp_path):
