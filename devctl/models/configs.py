@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.errors import DevctlError, ModelError, UsageError, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.weights import checkpoint_dtype
+from devctl.models.own_code import contained
 from devctl.models.quantised.counting import dtype_name
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def models_own(found: type[PreTrainedModel], source: ModelSource) -> Iterator[No
     import transformers
 
     try:
-        yield
+        with contained():
+            yield
     except DevctlError:
         raise
-    except (Exception, SystemExit) as error:  # whatever its code raises, or calls
+    except Exception as error:  # whatever its code raises
         if not is_remote(found):
             raise
         raise ModelError(
@@ -81,10 +83,11 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedCo
             hint="give the model's folder",
         )
     try:
-        config: object = AutoConfig.from_pretrained(
-            location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
-        )
-    except (Exception, SystemExit) as error:  # a config class, also one from remote code, may raise anything
+        with contained():
+            config: object = AutoConfig.from_pretrained(
+                location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # a config class, also one from remote code, may raise anything
         if model_type is None:
             raise ModelError(
                 f"{source.config_path} does not say its model_type", hint="is it the config of a transformers model?"
@@ -231,10 +234,11 @@ def _import_remote(reference: str, source: ModelSource) -> type[PreTrainedModel]
 
     try:
         location = source.location if source.kind is SourceKind.HUB else source.config_path.parent
-        found: object = get_class_from_dynamic_module(reference, location, revision=source.revision)
-    except (Exception, SystemExit) as error:  # it runs code that comes with the model
+        with contained():
+            found: object = get_class_from_dynamic_module(reference, location, revision=source.revision)
+    except Exception as error:  # it runs code that comes with the model
         raise ModelError(
-            f"the code of {source.location} can't be imported: {first_line(error) or type(error).__name__}",
+            f"the code of {source.location} can't be imported: {first_line(error)}",
             hint=OLD_CODE if isinstance(error, AttributeError | ImportError) else "",
         ) from error
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):

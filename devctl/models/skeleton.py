@@ -19,6 +19,7 @@ from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
 from devctl.models.files.resolve import ModelSource
 from devctl.models.files.untied import find_untied
+from devctl.models.own_code import contained
 from devctl.models.quantised.by_headers import count_by_headers, is_packed
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
@@ -295,6 +296,7 @@ def _build(
     """Build on the meta device; ``finish`` is done to the model where its dtype and device are the default ones."""
     try:
         with ExitStack() as stack:
+            stack.enter_context(contained())
             for context in model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model = model_class(config)
@@ -307,7 +309,7 @@ def _build(
         raise
     except ImportError as error:
         raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
-    except (Exception, SystemExit) as error:  # a constructor, also one from remote code, may raise anything
+    except Exception as error:  # a constructor, also one from remote code, may raise anything
         why = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(getattr(model_class, "_tied_weights_keys", None), list):
             why += " (its _tied_weights_keys is a list, as transformers 4 had it)"

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from devctl.errors import ModelError
 from devctl.models.files.resolve import resolve
+from devctl.models.own_code import ExitedError, contained
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
 from tests import small_models
@@ -341,3 +342,59 @@ def test_code_for_another_release_is_the_models_fault(devctl, tmp_path, monkeypa
     assert "bug in devctl" not in done.err
     assert len(done.err.splitlines()) <= 2
     assert done.out == ""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of a model whose code is ``CODE`` with changes: ``own(old, new)``."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def write(old, new):
+        assert old in CODE
+        folder = tmp_path / "own"
+        folder.mkdir()
+        (folder / "own.py").write_text(CODE.replace(old, new))
+        config = {
+            "model_type": "own",
+            "architectures": ["OwnModel"],
+            "dtype": "float32",
+            "vocab_size": 9,
+            "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        weights = {"body.weight": torch.ones(4, 4), "body.bias": torch.ones(4)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return write
+
+
+def test_what_a_models_code_prints_is_not_our_answer(devctl, own):
+    folder = own("class OwnConfig", 'print("imported")\nclass OwnConfig')
+    (folder / "own.py").write_text(
+        (folder / "own.py").read_text().replace("self.post_init()", 'print("made"); self.post_init()')
+    )
+    done = devctl("plan", folder, "--trust-remote-code", "--devices", "1GiB", "--json")
+    assert json.loads(done.out)["model"]["bytes"] == 80
+    assert "imported" in done.err
+    assert "made" in done.err
+
+
+def test_an_exit_of_a_models_code_while_it_runs_is_its_own(devctl, own):
+    folder = own(
+        "    def _init_weights",
+        "    def forward(self, input_ids=None, **given):\n        raise SystemExit(7)\n    def _init_weights",
+    )
+    done = devctl("plan", folder, "--trust-remote-code", "--devices", "1GiB", "--context-length", "20")
+    assert done.code == 0
+    assert "are not counted: the model's own code calls sys.exit(7)" in done.err
+    done = devctl("load", folder, "--trust-remote-code", "--map", "cpu")
+    assert done.code == 5
+    assert "can't run: the model's own code calls sys.exit(7)" in done.err
+
+
+def test_a_process_that_is_told_to_terminate_does():
+    with pytest.raises(SystemExit), contained():
+        raise SystemExit(143)
+    with pytest.raises(ExitedError, match=r"sys\.exit\('so'\)"), contained():
+        raise SystemExit("so")
