@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device
-from devctl.errors import UntracedError
+from devctl.errors import LoadError, UntracedError
 from devctl.inventory import Inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
+from devctl.models.own_code import ExitedError, contained
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.placement import make_placement, to_hf
@@ -104,16 +105,20 @@ class Prepared:
         show = reporter()
         for warning in tight(self.placement, options.beside, self.inventory):
             show.warn(warning)
-        return try_out(
-            self.name,
-            self.source,
-            self.skeleton,
-            self.placement,
-            self.inputs,
-            options,
-            progress=show.progress,
-            status=show.status,
-        )
+        try:
+            with contained():
+                return try_out(
+                    self.name,
+                    self.source,
+                    self.skeleton,
+                    self.placement,
+                    self.inputs,
+                    options,
+                    progress=show.progress,
+                    status=show.status,
+                )
+        except ExitedError as error:
+            raise LoadError(f"{self.name} can't run: {error}") from error
 
     def _options(self) -> TrialOptions:
         from devctl.loading.trial import TrialOptions

@@ -22,7 +22,7 @@ from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.writing import write_whole
 
-FORMAT = 2
+FORMAT = 3
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -31,6 +31,10 @@ LIMIT = 256 * 2**20
 
 _OURS = re.compile(r"[0-9a-f]{64}\.json|\.devctl-[0-9a-f]{16}")
 """Names of entries, and of what a killed process left half-written. Whatever else is in the folder stays there."""
+
+
+_DECIDING = re.compile(r"\.safetensors$|\.bin$|\.index\.json$|^hf_quant_config\.json$")
+"""Names of the files beside a config that decide what its model takes."""
 
 
 def cache_folder(platform: str = sys.platform) -> Path:
@@ -111,9 +115,10 @@ def _files(source: ModelSource) -> list[object]:
     found = []
     if source.kind is SourceKind.DIRECTORY:
         with contextlib.suppress(OSError):
-            for path in sorted(source.config_path.parent.glob("*.safetensors*")):
-                stat = path.stat()
-                found.append([path.name, stat.st_size, stat.st_mtime_ns])
+            for path in sorted(source.config_path.parent.iterdir()):
+                if _DECIDING.search(path.name):
+                    stat = path.stat()
+                    found.append([path.name, stat.st_size, stat.st_mtime_ns])
     return list(found)
 
 
@@ -200,6 +205,7 @@ def dump_tree(tree: ModuleTree) -> str:
             "class": tree.class_name,
             "dtype": tree.dtype,
             "ties": tree.ties,
+            "untied": sorted(tree.untied),
             "no_split": sorted(tree.no_split),
             "unplaced": None if tree.unplaced is None else sorted(tree.unplaced),
             "quantisation": tree.quantisation,
@@ -226,6 +232,7 @@ def parse_tree(text: str) -> ModuleTree:
             class_name=data["class"],
             dtype=data["dtype"],
             ties=tuple((target, source) for target, source in data["ties"]),
+            untied=frozenset(data["untied"]),
             no_split=frozenset(data["no_split"]),
             unplaced=None if data["unplaced"] is None else frozenset(data["unplaced"]),
             quantisation=data["quantisation"],

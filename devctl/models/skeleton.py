@@ -13,18 +13,24 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import ModelError, UsageError, first_line
+from devctl.errors import ModelError, first_line
+from devctl.models.configs import OLD_CODE, find_class, is_remote, load_config, models_own, set_dtype
+from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
-from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.files.weights import checkpoint_dtype
+from devctl.models.files.resolve import ModelSource
+from devctl.models.files.untied import find_untied
+from devctl.models.own_code import contained
+from devctl.models.quantised.by_headers import count_by_headers, is_packed
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
+    label_of,
     loads_here,
-    method_of,
+    not_loaded,
     notes_on,
     quantise,
+    too_large,
     uncounted,
     wanted_settings,
 )
@@ -93,10 +99,32 @@ def read_skeleton(
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     notes: list[str] = []
-    config = _load_config(source, trust_remote_code=trust_remote_code)
-    found = _find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
-    built_in = _set_dtype(config, source, dtype, notes)
-    settings = wanted_settings(config, source, quantize)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    found, config = find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
+    checkpoint = Checkpoint() if purpose is Purpose.RANDOM else read_checkpoint(source)
+    if checkpoint.note is not None and purpose is Purpose.PLAN:
+        notes.append(checkpoint.note)
+    settings = wanted_settings(config, source, quantize, checkpoint, notes)
+    built_in = set_dtype(config, source, dtype, notes, quantised=settings is not None and quantize is None)
+    if settings is not None and quantize is None and (why := not_loaded(settings)) is not None:
+        if purpose is Purpose.LOAD:
+            raise ModelError(why, hint="another engine may load it, as the one that it was made for")
+        notes.append(f"{why} (another engine may load them)")
+    with models_own(found, source):
+        return _read(source, config, found, built_in, settings, quantize, purpose, checkpoint, notes)
+
+
+def _read(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    found: type[PreTrainedModel],
+    built_in: torch.dtype,
+    settings: dict[str, Any] | None,
+    quantize: Quantize | None,
+    purpose: Purpose,
+    checkpoint: Checkpoint,
+    notes: list[str],
+) -> Skeleton:
     if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
         notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
         settings = None
@@ -105,15 +133,19 @@ def read_skeleton(
         model = _build(found, config, built_in)
     else:
         built_in = forced_dtype(settings, built_in, notes)
-        model, counting = _build_quantised(found, config, built_in, settings, quantize, notes)
+        model, counting = _build_quantised(found, config, built_in, settings, quantize, checkpoint, notes)
     tree = tree_of(model, built_in, counting)
     if settings is not None and counting is not None:
-        label = str(quantize or method_of(settings))
+        label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
         notes += notes_on(tree, counting, quantize)
     notes += _kept_in_fp32(model, built_in)
+    if purpose is not Purpose.RANDOM:
+        untied, told = find_untied(model, source, checkpoint, built_in)
+        tree = replace(tree, untied=untied)
+        notes += told
     if purpose is Purpose.PLAN and quantize is None and (settings is None or counting is not None):
-        note = disagreement(model, tree, source, hidden=counting.hidden if counting else 0)
+        note = disagreement(model, tree, checkpoint.tensors, hidden=counting.hidden if counting else 0)
         notes += [note] if note else []
     return Skeleton(
         config=config,
@@ -137,9 +169,14 @@ def _build_quantised(
     dtype: torch.dtype,
     settings: dict[str, Any],
     quantize: Quantize | None,
+    checkpoint: Checkpoint,
     notes: list[str],
 ) -> tuple[PreTrainedModel, Counting | None]:
-    """The quantised model and how it is counted; where that is not known, the model as it is built, and a note."""
+    """The quantised model and how it is counted.
+
+    Where that is not known, the headers of its files tell; where there are none, it is the model as it is built, with a
+    note.
+    """
     found: list[Counting] = []
 
     def finish(model: PreTrainedModel) -> None:
@@ -148,8 +185,12 @@ def _build_quantised(
     try:
         return _build(model_class, config, dtype, finish), found[0]
     except CannotCountError as error:
-        notes.append(uncounted(settings, quantize, dtype, str(error)))
-        return _build(model_class, config, dtype), None
+        model = _build(model_class, config, dtype)
+        if quantize is None and is_packed(checkpoint.tensors):
+            return model, count_by_headers(model, checkpoint.tensors)
+        more = "" if quantize is not None else too_large(settings, dtype)
+        notes.append(uncounted(settings, quantize, dtype, str(error)) + more)
+        return model, None
 
 
 def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | None = None) -> ModuleTree:
@@ -246,127 +287,6 @@ def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting:
     )
 
 
-def _load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedConfig:
-    import transformers
-    from transformers import AutoConfig
-
-    data = source.config
-    model_type = data.get("model_type")
-    if "auto_map" in data and not trust_remote_code and model_type not in transformers.CONFIG_MAPPING:
-        raise ModelError(
-            f"{source.location} comes with Python code of its own, which is not run unless you say so",
-            hint="read it, then add --trust-remote-code",
-        )
-    # the code of a hub model is fetched by its id; everything else is here already
-    remote = source.kind is SourceKind.HUB and trust_remote_code
-    if remote:
-        location = source.location
-    elif source.kind is SourceKind.CONFIG and not (trust_remote_code and "auto_map" in data):
-        location = str(source.config_path)
-    elif source.config_path.name == "config.json":
-        location = str(source.config_path.parent)
-    else:
-        raise UsageError(
-            f"{source.config_path} names code of its own, which is looked for beside a file called config.json",
-            hint="give the model's folder",
-        )
-    try:
-        config = AutoConfig.from_pretrained(
-            location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # a config class, also one from remote code, may raise anything
-        if model_type is None:
-            raise ModelError(
-                f"{source.config_path} does not say its model_type", hint="is it the config of a transformers model?"
-            ) from None
-        if model_type not in transformers.CONFIG_MAPPING and not trust_remote_code:
-            raise ModelError(
-                f"transformers {transformers.__version__} does not know the model type {model_type!r}",
-                hint="a newer transformers may, or code that comes with the model (--trust-remote-code)",
-            ) from None
-        raise ModelError(f"transformers can't read {source.config_path}: {first_line(error)}") from error
-    assert isinstance(config, transformers.PreTrainedConfig)
-    return config
-
-
-def _find_class(
-    config: PreTrainedConfig, source: ModelSource, *, name: str | None, trust_remote_code: bool, notes: list[str]
-) -> type[PreTrainedModel]:
-    import transformers
-
-    architectures = getattr(config, "architectures", None) or []
-    wanted = name or next(iter(architectures), None)
-    auto_map = getattr(config, "auto_map", None) or {}
-    if trust_remote_code and (remote := _remote_class(auto_map, wanted)):
-        return _import_remote(remote, source)
-    if wanted is None:
-        notes.append(f"the config names no architecture: planned for {type(config).__name__}'s base model (AutoModel)")
-        wanted = "AutoModel"
-    found: Any = getattr(transformers, wanted, None)
-    if hasattr(found, "_model_mapping"):
-        try:
-            found = found._model_mapping[type(config)]
-        except (KeyError, ValueError):  # ValueError: a mapping that names a class which is not exported
-            raise ModelError(f"{wanted} knows no model for the config {type(config).__name__}") from None
-        found = found[0] if isinstance(found, list | tuple) else found
-    base = transformers.PreTrainedModel
-    if isinstance(found, type) and issubclass(found, base) and found is not base:
-        return found
-    if name is not None:
-        raise UsageError(
-            f"transformers has no model class {name!r}",
-            hint="for example AutoModelForCausalLM, or a class like BertModel",
-        )
-    raise ModelError(
-        f"transformers {transformers.__version__} has no class {wanted!r}, which the config names as its architecture",
-        hint="a newer transformers may, or code that comes with the model (--trust-remote-code); "
-        "--model-class AutoModel plans the base model",
-    )
-
-
-def _remote_class(auto_map: dict[str, Any], wanted: str | None) -> str | None:
-    """The reference in ``auto_map`` whose class is ``wanted``, or that an Auto class of this name has."""
-    for auto, reference in auto_map.items():
-        if auto.startswith("AutoModel") and isinstance(reference, str):
-            class_name = reference.rpartition(".")[2]
-            if wanted in (None, auto, class_name):
-                return reference
-    return None
-
-
-def _import_remote(reference: str, source: ModelSource) -> type[PreTrainedModel]:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    try:
-        location = source.location if source.kind is SourceKind.HUB else source.config_path.parent
-        found = get_class_from_dynamic_module(reference, location, revision=source.revision)
-    except Exception as error:  # it runs code that comes with the model
-        raise ModelError(f"the code of {source.location} can't be imported: {first_line(error)}") from error
-    return found
-
-
-def _set_dtype(config: PreTrainedConfig, source: ModelSource, wanted: str, notes: list[str]) -> torch.dtype:
-    """Set the dtype on the config and its parts, as ``from_pretrained`` does, and return it."""
-    import torch
-
-    named = getattr(config, "dtype", None) if wanted == "auto" else wanted
-    dtype = getattr(torch, named, None) if isinstance(named, str) else named
-    if named is None:
-        found = checkpoint_dtype(source)
-        dtype = getattr(torch, found or "float32")
-        if found is None:
-            notes.append("neither the config nor a checkpoint at hand names a dtype: planned in float32")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        if wanted == "auto":
-            raise ModelError(f"the config's dtype {named!r} is not one to build in", hint="give another with --dtype")
-        raise UsageError(f"{wanted!r} is not a floating dtype", hint="for example bfloat16, float16 or float32")
-    config.dtype = dtype
-    for key in config.sub_configs:
-        if (part := getattr(config, key, None)) is not None:
-            part.dtype = dtype
-    return dtype
-
-
 def _build(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
@@ -376,9 +296,12 @@ def _build(
     """Build on the meta device; ``finish`` is done to the model where its dtype and device are the default ones."""
     try:
         with ExitStack() as stack:
+            stack.enter_context(contained())
             for context in model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model = model_class(config)
+            if not hasattr(model, "all_tied_weights_keys"):
+                raise AttributeError("its __init__ does not call self.post_init(), which transformers 5 needs")
             if finish is not None:
                 finish(model)
             return model
@@ -387,8 +310,12 @@ def _build(
     except ImportError as error:
         raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
     except Exception as error:  # a constructor, also one from remote code, may raise anything
+        why = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(getattr(model_class, "_tied_weights_keys", None), list):
+            why += " (its _tied_weights_keys is a list, as transformers 4 had it)"
         raise ModelError(
-            f"{model_class.__name__} can't be built from this config: {type(error).__name__}: {first_line(error)}"
+            f"{model_class.__name__} can't be built from this config: {why}",
+            hint=OLD_CODE if is_remote(model_class) else "",
         ) from error
 
 

@@ -58,6 +58,8 @@ class ModuleTree:
         class_name: the model's class.
         dtype: the dtype that it is built in.
         ties: (target, source) names of tensors that become one when the weights are tied; a target has no bytes.
+        untied: targets of ties that have bytes of their own all the same, as the checkpoint has them and they differ.
+            transformers plans them as tied, and compares them once loaded, for which both have to be on one device.
         no_split: classes of modules whose forward needs all of them on one device.
         unplaced: names, within a no-split module, of parameters that may stay out of the map
             (``_no_placement_params``); None where the model knows no such thing.
@@ -73,6 +75,7 @@ class ModuleTree:
     class_name: str
     dtype: str
     ties: tuple[tuple[str, str], ...] = ()
+    untied: frozenset[str] = frozenset()
     no_split: frozenset[str] = frozenset()
     unplaced: frozenset[str] | None = None
     quantisation: str | None = None
@@ -85,7 +88,7 @@ class ModuleTree:
     def index(self) -> "TreeIndex":
         """What is looked up in the tree again and again: made when it is first asked for, and kept."""
         if self._index is None:
-            object.__setattr__(self, "_index", _indexed(self.root, self.ties, self.no_split))
+            object.__setattr__(self, "_index", _indexed(self.root, self.ties, self.untied, self.no_split))
         assert self._index is not None
         return self._index
 
@@ -129,7 +132,7 @@ class TreeIndex:
             at once where each module's tensors are brought when its forward begins, and let go of when it ends.
         unsplit: names of the modules of classes that must not be split.
         parts: what is placed whole, in the order of definition.
-        same: (target, source) names of tensors that are one: tied, or registered twice.
+        same: (target, source) names of tensors that share a device: tied, or registered twice.
         blocks: parts that share a device, in the order in which the model defines, and so nearly always runs, their
             first ones. Parts with tied tensors are one block, at the place of the first of them. What has no bytes goes
             with the block before it.
@@ -158,8 +161,10 @@ class TreeIndex:
         return self.tensors[start:stop]
 
 
-def _indexed(root: Module, ties: tuple[tuple[str, str], ...], no_split: frozenset[str]) -> TreeIndex:
-    targets = {target for target, _ in ties}
+def _indexed(
+    root: Module, ties: tuple[tuple[str, str], ...], untied: frozenset[str], no_split: frozenset[str]
+) -> TreeIndex:
+    targets = {target for target, _ in ties} - untied
     modules: dict[str, Module] = {}
     found: list[Tensor] = []
     places: dict[str, int] = {}

@@ -10,6 +10,7 @@ from devctl.errors import UntracedError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
 from devctl.models.files.resolve import ModelSource
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.models.own_code import ExitedError, contained
 from devctl.planning.building import BUILDING, read
 from devctl.planning.progress import reporter
 from devctl.planning.request import ModelRequest
@@ -77,9 +78,9 @@ class Footprints:
         from devctl.models.tracing.trace import trace_prefill
 
         try:
-            with BUILDING:
+            with BUILDING, contained():
                 found = trace_prefill(self.skeleton, short)
-        except UntracedError:
+        except (UntracedError, ExitedError):
             return None
         if part is not None:
             store_footprint(part, found)
@@ -117,8 +118,11 @@ class Footprints:
             self.skeleton = read(self.source, replace(self.request, quantize=None), Purpose.RANDOM)
         from devctl.models.tracing.trace import trace_footprint
 
-        with reporter().status(f"tracing {workload.context_length} tokens"):
-            return trace_footprint(self.skeleton, workload, given=given)
+        try:
+            with reporter().status(f"tracing {workload.context_length} tokens"), contained():
+                return trace_footprint(self.skeleton, workload, given=given)
+        except ExitedError as error:
+            raise UntracedError(str(error)) from error
 
 
 def _told(name: str, tensor: torch.Tensor) -> list[object]:

@@ -62,6 +62,8 @@ def find_ties(model: PreTrainedModel, tree: ModuleTree) -> Ties:
     shared = 0
     copied, untied = [], []
     for target, source in tree.ties:
+        if target in tree.untied:  # two weights, which only share a device
+            continue
         ends = [_find_by_name(model, name) for name in (target, source)]
         if None in ends:
             continue

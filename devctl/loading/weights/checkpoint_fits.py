@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.errors import ModelError
 from devctl.loading.weights.hooks import hooks_of
+from devctl.models.files.headers import renamed
+from devctl.models.files.index import DOWNLOAD_AGAIN
 from devctl.models.files.safetensors import read_header
+from devctl.models.skeleton import empty_model
+from devctl.models.tree import tensors
 from devctl.placement.judge import shorten
 from devctl.placement.strategy import device_of
 
@@ -65,6 +69,33 @@ def require_fit(
     if unexpected:
         notes.append(f"in the checkpoint, and not of {type(model).__name__}: {shorten(unexpected)}")
     return tuple(notes)
+
+
+def require_unneeded(skeleton: Skeleton, device_map: Mapping[str, Device], nowhere: Sequence[str], name: str) -> None:
+    """See that the model called ``name`` does without the tensors ``nowhere``, which its index names and no file has.
+
+    A tied one is read under the other name, but on disk, where the index is believed.
+
+    Raises:
+        ModelError: it needs one.
+    """
+    if not nowhere:
+        return
+    tree = skeleton.tree
+    targets = {target for target, _ in tree.ties}
+    built = [t.name for t in tensors(tree.root) if t.persistent]
+    found = {old: new for old, (new, _) in renamed(empty_model(skeleton), nowhere, built).items()}
+    known = frozenset(built)
+    needed = [
+        old
+        for old, new in found.items()
+        if new in known and (new not in targets or device_of(new, device_map) == Device.disk())
+    ]
+    if needed:
+        raise ModelError(
+            f"the weights of {name} lack {shorten(sorted(needed))}, which the index names and no file has",
+            hint=DOWNLOAD_AGAIN,
+        )
 
 
 def _unreadable(model: PreTrainedModel, device_map: Mapping[str, Device]) -> list[str]:

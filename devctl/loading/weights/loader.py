@@ -24,10 +24,10 @@ from devctl.loading.weights.hooks import hooks_of
 from devctl.loading.weights.offload import LARGER_FOLDER
 from devctl.models.files.index import DOWNLOAD_AGAIN
 from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.files.weights import weights_folder
+from devctl.models.files.weights import whole_weights
 from devctl.models.tree import ModuleTree, counted_bytes
 from devctl.placement.document import normal
-from devctl.placement.judge import disjoint
+from devctl.placement.judge import disjoint, shorten
 from devctl.placement.placement import bytes_per_device, to_hf
 
 if TYPE_CHECKING:
@@ -74,12 +74,17 @@ def local_copy(source: ModelSource) -> ModelSource:
     Raises:
         ModelError: there are no weights, they can't be downloaded, or a file is missing, cut off or broken.
     """
+    return _local_copy(source)[0]
+
+
+def _local_copy(source: ModelSource) -> tuple[ModelSource, tuple[str, ...]]:
+    """The same, and the tensors that its index names and no file has."""
     if source.kind is SourceKind.CONFIG:
         raise ModelError(f"{source.location} is a config without weights", hint=_TRY_DUMMY)
-    folder = weights_folder(source)
+    folder, nowhere = whole_weights(source)
     if source.kind is SourceKind.DIRECTORY:
-        return source
-    return ModelSource(kind=SourceKind.DIRECTORY, location=str(folder), config_path=source.config_path)
+        return source, nowhere
+    return ModelSource(kind=SourceKind.DIRECTORY, location=str(folder), config_path=source.config_path), nowhere
 
 
 def load(
@@ -117,8 +122,11 @@ def load(
     }
     if load_format is LoadFormat.DUMMY:
         location, arguments["state_dict"] = None, dummy_weights(tree)
+        nowhere: tuple[str, ...] = ()
     else:
-        location = local_copy(source).location
+        local, nowhere = _local_copy(source)
+        location = local.location
+        checkpoint_fits.require_unneeded(skeleton, device_map, nowhere, location)
     # it warns of every offload that the map asks for
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     predicted = bytes_per_device(tree, device_map)
@@ -137,6 +145,8 @@ def load(
     if load_format is LoadFormat.DUMMY:
         return model, ()
     notes = checkpoint_fits.require_fit(skeleton, device_map, model, info, source.location)
+    if nowhere:
+        notes += (f"named by the index, in no file, and not of {type(model).__name__}: {shorten(nowhere)}",)
     return model, notes
 
 

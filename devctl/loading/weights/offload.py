@@ -11,7 +11,8 @@ from pathlib import Path
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
-from devctl.models.files.headers import renamed, stored_tensors
+from devctl.models.files.checkpoint import stored_tensors
+from devctl.models.files.headers import renamed
 from devctl.models.files.resolve import ModelSource
 from devctl.models.skeleton import Skeleton, empty_model
 from devctl.models.tree import TensorKind, counted_bytes, tensors

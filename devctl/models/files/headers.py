@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from devctl.models.files.index import shards
-from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.files.safetensors import read_header
-from devctl.models.files.weights import hub_headers
+from devctl.models.files.checkpoint import Stored
 from devctl.models.tree import ModuleTree, tensors
 from devctl.units import format_bytes
 
@@ -23,20 +17,11 @@ if TYPE_CHECKING:
 _QUANTISED_SLACK = 0.01
 """Share by which a quantised checkpoint may differ in bytes: what is not quantised may be in another dtype."""
 
-_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "F64": 64, "I64": 64, "U64": 64, "C64": 64}
-"""Bits of safetensors' dtypes whose names do not say them, like BF16, F8_E4M3 and I32."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """What a header says of a tensor."""
-
-    count: int
-    nbytes: int
-
-
-def disagreement(model: PreTrainedModel, tree: ModuleTree, source: ModelSource, *, hidden: int = 0) -> str | None:
-    """A line on how the checkpoint and ``model`` differ; None where they agree, or no header can be had.
+def disagreement(
+    model: PreTrainedModel, tree: ModuleTree, stored: Mapping[str, Stored], *, hidden: int = 0
+) -> str | None:
+    """A line on how the checkpoint with ``stored`` and ``model`` differ; None where they agree, or nothing is known.
 
     Elements are compared, since a checkpoint may be in another dtype than it is loaded in; of a checkpoint that is
     quantised, bytes. A weight that is tied counts once, and what the model's class ignores does not count.
@@ -44,13 +29,9 @@ def disagreement(model: PreTrainedModel, tree: ModuleTree, source: ModelSource, 
     Args:
         hidden: bytes of a quantised model that are not in its tree's tensors.
     """
-    try:
-        stored = stored_tensors(source)
-    except Exception:  # noqa: BLE001 - files and the hub may hold anything; loading tells what is wrong
-        return None
     if not stored:
         return None
-    targets = {target for target, _ in tree.ties}
+    targets = {target for target, _ in tree.ties} - tree.untied
     kept = {name: tensor for name, tensor in stored.items() if name not in targets}
     built = {
         t.name: Stored(count=math.prod(t.shape), nbytes=t.nbytes)
@@ -63,53 +44,6 @@ def disagreement(model: PreTrainedModel, tree: ModuleTree, source: ModelSource, 
     if tree.quantisation is not None:
         return _bytes_differ(kept, built, hidden)
     return _elements_differ(model, kept, built)
-
-
-def stored_tensors(source: ModelSource) -> dict[str, Stored]:
-    """The tensors of a checkpoint of safetensors by name; none where there is none, or the hub can't be reached.
-
-    Raises:
-        Exception: a file is broken.
-    """
-    if source.kind is SourceKind.CONFIG:
-        return {}
-    if source.kind is SourceKind.HUB:
-        return _on_hub(source)
-    found: dict[str, Stored] = {}
-    for path in _files(source.config_path.parent):
-        found |= {name: _stored(t.shape, t.dtype) for name, t in read_header(path).tensors.items()}
-    return found
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [folder / SAFE_WEIGHTS_NAME]
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return []
-    return [folder / name for name in shards(index)]
-
-
-def _on_hub(source: ModelSource) -> dict[str, Stored]:
-    metadata = hub_headers(source.location, source.revision)
-    return {
-        name: _stored(tensor.shape, tensor.dtype)
-        for file in metadata.files_metadata.values()
-        for name, tensor in file.tensors.items()
-    }
-
-
-def _stored(shape: Iterable[int], dtype: str) -> Stored:
-    count = math.prod(shape)
-    return Stored(count=count, nbytes=math.ceil(count * _bits(dtype) / 8))
-
-
-@cache
-def _bits(dtype: str) -> int:
-    named = re.match(r"[A-Z]+(\d+)", dtype)
-    return _BITS.get(dtype) or (int(named[1]) if named else 8)
 
 
 def _bytes_differ(stored: dict[str, Stored], built: dict[str, Stored], hidden: int) -> str | None:

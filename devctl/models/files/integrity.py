@@ -6,25 +6,30 @@ import zipfile
 from pathlib import Path
 
 from devctl.errors import ModelError
-from devctl.models.files.index import DOWNLOAD_AGAIN, read_index
+from devctl.models.files.index import DOWNLOAD_AGAIN, missing_shards, read_index
 from devctl.models.files.safetensors import SUFFIX, read_header
 
 _LFS = b"version https://git-lfs"
 """What a file begins with that git keeps elsewhere."""
 
 
-def require_whole(folder: Path) -> tuple[Path, ...]:
-    """The files of weights that ``from_pretrained`` would read from ``folder``.
+def require_whole(folder: Path) -> tuple[str, ...]:
+    """See that the files of weights that ``from_pretrained`` would read from ``folder`` are there, and whole.
+
+    Returns:
+        Tensors that the index names and no file has. Whether the model needs them is not known here: transformers reads
+        what the files have, and asks for nothing else.
 
     Raises:
-        ModelError: there are none, one is missing, cut off or broken, or lacks a tensor that the index says it has.
+        ModelError: there are none, one is missing, cut off or broken, or lacks a tensor that the index says it has and
+            another file has.
     """
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
     for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (folder / whole).is_file():
             _check(folder / whole)
-            return (folder / whole,)
+            return ()
         if (folder / index).is_file():
             return _shards(folder, index)
     raise ModelError(
@@ -33,18 +38,23 @@ def require_whole(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def _shards(folder: Path, index: str) -> tuple[Path, ...]:
+def _shards(folder: Path, index: str) -> tuple[str, ...]:
     weights = read_index(folder / index)
-    files = tuple(folder / name for name in sorted(set(weights.values())))
-    if missing := [path.name for path in files if not path.is_file()]:
+    files = sorted(set(weights.values()))
+    if missing := missing_shards(folder, files):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{folder} lacks {missing[0]}{more}, which {index} names", hint=DOWNLOAD_AGAIN)
-    found = {path.name: _check(path) for path in files}
+    found = {name: _check(folder / name) for name in files}
+    nowhere = []
+    anywhere = frozenset(tensor for tensors in found.values() for tensor in tensors or ())
     for tensor, name in weights.items():
-        there = found[Path(name).name]
-        if there is not None and tensor not in there:
+        there = found[name]
+        if there is None or tensor in there:
+            continue
+        if tensor in anywhere:
             raise ModelError(f"{folder / name} has no {tensor}, which {index} says it has", hint=DOWNLOAD_AGAIN)
-    return files
+        nowhere.append(tensor)
+    return tuple(nowhere)
 
 
 def _check(path: Path) -> frozenset[str] | None:

@@ -108,6 +108,8 @@ def read_config(path: Path) -> dict[str, object]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
     architectures = config.get("architectures") or []
+    if isinstance(architectures, str):  # transformers reads that too
+        architectures = [architectures]
     for key, good in (
         ("model_type", isinstance(config.get("model_type", ""), str)),
         ("architectures", isinstance(architectures, list) and all(isinstance(a, str) for a in architectures)),

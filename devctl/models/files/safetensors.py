@@ -21,10 +21,14 @@ _LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """What a header says of a tensor: safetensors' name of its dtype, like BF16, its shape, and where its bytes end."""
+    """What a header says of a tensor: safetensors' name of its dtype, like BF16, its shape, and where its bytes are.
+
+    Both places are counted from the first byte behind the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
     end: int
 
 
@@ -35,10 +39,12 @@ class Header:
     Attributes:
         tensors: by name, in the header's order, which is that of their bytes.
         file_size: bytes that the whole file has to have.
+        first: where the bytes of the tensors begin.
     """
 
     tensors: dict[str, StoredTensor]
     file_size: int
+    first: int
 
 
 def read_header(path: Path) -> Header:
@@ -80,7 +86,8 @@ def parse_header(data: bytes) -> Header:
     header.pop("__metadata__", None)
     found = {name: _tensor(name, entry) for name, entry in header.items()}
     end = max((tensor.end for tensor in found.values()), default=0)
-    return Header(tensors=found, file_size=_LENGTH + len(data) + end)
+    first = _LENGTH + len(data)
+    return Header(tensors=found, file_size=first + end, first=first)
 
 
 def _tensor(name: str, entry: Any) -> StoredTensor:
@@ -93,4 +100,4 @@ def _tensor(name: str, entry: Any) -> StoredTensor:
                 raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name!r} has no dtype, shape and data_offsets") from None
-    return StoredTensor(dtype, tuple(shape), end)
+    return StoredTensor(dtype, tuple(shape), start, end)

@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 
 from devctl.errors import ModelError, first_line
 from devctl.models.files.hub import fetch_weights
-from devctl.models.files.index import shards
+from devctl.models.files.index import index_dtype, missing_shards, read_index, shards
 from devctl.models.files.integrity import require_whole
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.safetensors import SUFFIX, read_header
@@ -24,16 +24,24 @@ _FLOATING_DTYPES = frozenset(_SAFETENSORS_DTYPES.values())
 
 
 def checkpoint_dtype(source: ModelSource) -> str | None:
-    """torch's name of the first floating dtype in the file that ``from_pretrained`` would read first.
+    """torch's name of the dtype that ``from_pretrained`` takes from a checkpoint whose config names none.
 
-    Only headers are read; of a model on the hub, only they are downloaded. None where there is no checkpoint.
+    That is the one that the index names, else the first floating one in the file that it would read first, but for
+    those of 8 bits or fewer, in which no model is built (``_get_dtype``). Only headers are read; of a model on the hub,
+    only they are downloaded. None where there is no checkpoint, or it has no such tensor.
 
     Raises:
         ModelError: a local file is broken.
     """
     if source.kind is SourceKind.CONFIG:
         return None
-    names = _hub_dtypes(source) if source.kind is SourceKind.HUB else _local_dtypes(source.config_path.parent)
+    folder = folder_at_hand(source)
+    if folder is None:
+        names = _hub_dtypes(source)
+    else:
+        index = folder_index(folder)
+        named = None if index is None else index_dtype(index)
+        names = iter([named]) if named is not None else _local_dtypes(folder)
     return next((name for name in names if name in _FLOATING_DTYPES), None)
 
 
@@ -53,18 +61,60 @@ def weights_file(folder: Path) -> Path | None:
     return None
 
 
+def folder_at_hand(source: ModelSource) -> Path | None:
+    """The folder on this machine that weights of ``source`` are read from; None where they are on the hub alone."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+    folder = source.config_path.parent
+    if source.kind is SourceKind.DIRECTORY:
+        return folder
+    if source.kind is SourceKind.CONFIG:
+        return None
+    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)):
+        return folder
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        if (folder / name).is_file():
+            return None if missing_shards(folder, shards(folder / name)) else folder
+    return None
+
+
+def folder_index(folder: Path) -> Path | None:
+    """The index that ``from_pretrained`` would go by in ``folder``; None where one file is the whole, or none is there.
+
+    Raises:
+        ModelError: it is no index.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if (folder / whole).is_file():
+            return None
+        if (folder / index).is_file():
+            read_index(folder / index)
+            return folder / index
+    return None
+
+
 def weights_folder(source: ModelSource) -> Path:
     """The folder of a checkpoint's weights, downloaded if it is on the hub, and found whole.
 
     Raises:
         ModelError: there are none, they can't be downloaded, or a file is missing, cut off or broken.
     """
+    return whole_weights(source)[0]
+
+
+def whole_weights(source: ModelSource) -> tuple[Path, tuple[str, ...]]:
+    """The same, and the tensors that its index names and no file has.
+
+    Raises:
+        ModelError: as `weights_folder`.
+    """
     if source.kind is SourceKind.HUB:
         folder = fetch_weights(source.location, source.revision)
     else:
         folder = source.config_path.parent
-    require_whole(folder)
-    return folder
+    return folder, require_whole(folder)
 
 
 def _local_dtypes(folder: Path) -> Iterator[str]:
@@ -110,5 +160,8 @@ def _hub_dtypes(source: ModelSource) -> Iterator[str]:
         metadata = hub_headers(source.location, source.revision)
     except Exception:  # noqa: BLE001 - besides its own, those of the HTTP library that the hub's client happens to use
         return
+    named = (metadata.metadata or {}).get("dtype") if metadata.sharded else None
+    if isinstance(named, str):
+        yield named
     for _, file in sorted(metadata.files_metadata.items()):
         yield from (_SAFETENSORS_DTYPES.get(tensor.dtype, "") for _, tensor in sorted(file.tensors.items()))

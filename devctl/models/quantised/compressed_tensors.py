@@ -14,6 +14,7 @@ from devctl.models.quantised.counting import (
     dtype_name,
     replace_tensors,
 )
+from devctl.models.quantised.modelopt import is_experts
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ def count_compressed(model: PreTrainedModel, settings: dict[str, Any], dtype: to
         return Counting()
     compressed = settings.get("quantization_status") == "compressed"
     ignored = settings.get("ignore") or []
-    unpacked = packed = 0
+    unpacked = packed = fused = 0
     for name, module in list(model.named_modules()):
+        if compressed and is_experts(name, module):
+            fused += _experts_saved(name, module, settings)
+            continue
         if not isinstance(module, torch.nn.Linear) or _matches(name, module, ignored):
             continue
         groups = (settings.get("config_groups") or {}).values()
@@ -55,7 +59,37 @@ def count_compressed(model: PreTrainedModel, settings: dict[str, Any], dtype: to
             "compressed-tensors unpacks the weights at the first forward: "
             f"{format_bytes(max(0, unpacked - packed))} more than is planned here are held from then on"
         )
+    if fused:
+        counting.notes.append(
+            "transformers unpacks a layer's experts as it loads, to keep them in one tensor: "
+            f"{format_bytes(fused)} more than the checkpoint has are planned here"
+        )
     return counting
+
+
+def _experts_saved(name: str, module: torch.nn.Module, settings: dict[str, Any]) -> int:
+    """Bytes by which the checkpoint's experts are smaller than those of ``module``, where its schemes are of them."""
+    each = f"{name}.0.down_proj"  # as they are in the checkpoint, a Linear each
+    groups = (settings.get("config_groups") or {}).values()
+    for group in groups:
+        weights = group.get("weights") or {}
+        targets = [target for target in group.get("targets") or [] if target != "Linear"]
+        if not weights or ("Linear" not in group.get("targets", []) and not _named(each, targets)):
+            continue
+        if _named(each, settings.get("ignore") or []):
+            continue
+        bits = int(weights.get("num_bits") or 8)
+        own = [weight for _, weight in module.named_parameters(recurse=False) if weight.dim() == 3]
+        group_size = weights.get("group_size")
+        scales = 16 / group_size if type(group_size) is int and group_size > 0 else 0
+        return sum(int(weight.numel() * (8 * weight.element_size() - bits - scales)) // 8 for weight in own)
+    return 0
+
+
+def _named(name: str, targets: list[str]) -> bool:
+    return any(
+        re.match(target[3:], name) is not None if target.startswith("re:") else target == name for target in targets
+    )
 
 
 def _scheme_tensors(module: Any, scheme: dict[str, Any], form: str, dtype: str, *, compressed: bool) -> Tensors:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.models.quantised.compressed_tensors import count_compressed
 from devctl.models.quantised.counting import INT32_BITS, CannotCountError, Counting, Tensors, replace_tensors
+from devctl.models.quantised.modelopt import METHOD, count_modelopt
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +67,15 @@ def _torchao(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtyp
 
     quant_type = settings.get("quant_type") or {}
     kind = quant_type.get("default", quant_type) if isinstance(quant_type, dict) else quant_type
-    data = (kind.get("_data") or {}) if isinstance(kind, dict) else {}
+    data = kind.get("_data") if isinstance(kind, dict) else settings.get("quant_type_kwargs")
+    data = data if isinstance(data, dict) else {}
     kind = str(kind.get("_type") or "") if isinstance(kind, dict) else str(kind)
-    if not kind or "Fqn" in kind:
+    found = re.search(r"(\d)_?weight", kind.lower())
+    if found is None or "Fqn" in kind:
         raise CannotCountError(f"torchao's {kind or 'quant_type'} says no one size")
-    found = re.search(r"(\d)weight", kind.lower())
-    four = found is not None and found[1] == "4"
+    # torchao keeps these four bits in an int8 each; transformers plans with half a byte, where it reads such a kind
+    unpacked = "dynamicactivationint4" in kind.lower().replace("_", "")
+    four = found[1] == "4" and not (unpacked and isinstance(quant_type, str))
     embeddings = bool(settings.get("include_input_output_embeddings"))
     skipped = _skipped(model, settings.get("modules_to_not_convert"))
     if embeddings:
@@ -87,6 +91,7 @@ def _torchao(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtyp
             _plan(counting, name, module, count // 2 if four else count, "uint8" if four else "int8")
             groups = rows * math.ceil(columns / int(data.get("group_size") or 128))
             counting.hidden += 4 * groups if four else rows * (4 if "float8" in kind.lower() else 5)
+            counting.hidden += count - count // 2 if four and unpacked else 0
     return counting
 
 
@@ -123,10 +128,15 @@ def _gptq(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype) 
     """
     bits, group = _bits_and_group(settings)
     kept = [name for names in settings.get("modules_in_block_to_quantize") or [] for name in names]
+    counting = Counting()
+    if settings.get("dynamic"):
+        counting.notes.append(
+            'gptq\'s rules for single modules ("dynamic") are not counted: all are taken to have its bits'
+        )
     for name, module in _block_linears(model, settings):
         if not kept or any(name.endswith(end) for end in kept):
             replace_tensors(model, name, _gptq_tensors(module, bits, group))
-    return Counting()
+    return counting
 
 
 def _awq(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype) -> Counting:
@@ -253,5 +263,6 @@ METHODS: dict[str, Callable[[PreTrainedModel, dict[str, Any], torch.dtype], Coun
     "awq": _awq,
     "auto-round": _auto_round,
     "compressed-tensors": count_compressed,
+    METHOD: count_modelopt,
 }
 """What each method makes of a model, by transformers' name for it."""

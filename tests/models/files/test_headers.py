@@ -1,13 +1,11 @@
 """A checkpoint's headers beside the model: real safetensors files, and a hub on loopback."""
 
-import json
-
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from devctl.models.files import headers
+from devctl.models.files import checkpoint as checkpoint_files
 from devctl.models.files.resolve import resolve
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
@@ -66,11 +64,6 @@ def test_another_shape_is_told_without_names(llama):
     assert "not in" not in note
 
 
-def test_a_tied_weight_may_be_saved_twice(tmp_path):
-    folder = small_models.save("llama-tied", tmp_path)
-    assert notes(change(folder, **{"lm_head.weight": (256, 32)})) == ()
-
-
 def test_what_the_class_ignores_does_not_count(tmp_path):
     config = transformers.DeepseekV3Config(
         hidden_size=32,
@@ -108,16 +101,27 @@ def test_a_base_model_in_a_checkpoint_of_a_larger_one(llama):
     assert note.endswith("(lm_head.weight)")
 
 
-@pytest.mark.parametrize("broken", ["weights", "index", "shard"])
-def test_broken_files_are_for_loading_to_tell(llama, broken):
-    weights = llama / "model.safetensors"
-    if broken == "weights":
-        weights.write_bytes(b"not weights")
-    else:
-        weights.unlink()
-        index = {"weight_map": {"lm_head.weight": "absent.safetensors"}}
-        (llama / "model.safetensors.index.json").write_text("{" if broken == "index" else json.dumps(index))
-    assert notes(llama) == ()
+def test_broken_weights_are_noted_and_sizes_are_the_configs(llama):
+    whole = read_skeleton(resolve(str(llama))).tree
+    (llama / "model.safetensors").write_bytes(b"not weights")
+    tree = read_skeleton(resolve(str(llama))).tree
+    assert tree.root == whole.root
+    (note,) = tree.notes
+    assert note.startswith(f"{llama}/model.safetensors is cut off, or no safetensors file: 11 bytes")
+    assert note.endswith("sizes are those of the config")
+
+
+def test_shards_that_are_not_there_are_noted(tmp_path):
+    model_class, config = small_models.TINY["llama"]()
+    model_class(config).save_pretrained(tmp_path, max_shard_size="50KB")
+    assert notes(tmp_path) == ()
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    for path in shards[1:]:
+        path.unlink()
+    assert notes(tmp_path) == (
+        f"{len(shards) - 1} of the {len(shards)} files that model.safetensors.index.json names are not in {tmp_path}: "
+        "sizes are those of the config",
+    )
 
 
 def test_shards_are_read_all(tmp_path):
@@ -126,7 +130,7 @@ def test_shards_are_read_all(tmp_path):
     source = resolve(str(tmp_path))
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     built = {t.name for t in tensors(read_skeleton(source).tree.root) if t.persistent}
-    assert headers.stored_tensors(source).keys() == built
+    assert checkpoint_files.stored_tensors(source).keys() == built
     assert notes(tmp_path) == ()
 
 
@@ -158,7 +162,8 @@ def test_no_weight_is_read(llama):
     ],
 )
 def test_bytes_of_dtypes(dtype, count, nbytes):
-    assert headers._stored([count], dtype) == headers.Stored(count=count, nbytes=nbytes)
+    found = checkpoint_files._stored([count], dtype)
+    assert (found.count, found.nbytes) == (count, nbytes)
 
 
 # quantised checkpoints: bytes

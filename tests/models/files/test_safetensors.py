@@ -57,12 +57,12 @@ def test_what_the_library_reads(mixed):
 
 
 def test_no_tensor_at_all():
-    assert parse_header(b'{"__metadata__":{"format":"pt"}}') == Header(tensors={}, file_size=40)
+    assert parse_header(b'{"__metadata__":{"format":"pt"}}') == Header(tensors={}, file_size=40, first=40)
 
 
 def test_one():
     assert parse_header(header()) == Header(
-        tensors={"w": StoredTensor("F32", (2, 3), 24)}, file_size=8 + len(header()) + 24
+        tensors={"w": StoredTensor("F32", (2, 3), 0, 24)}, file_size=8 + len(header()) + 24, first=8 + len(header())
     )
 
 
@@ -149,7 +149,8 @@ def test_the_first_dtype_is_that_of_the_first_name(mixed):
 
 def test_and_so_it_is_of_a_model_on_the_hub(monkeypatch):
     tensors = {"z": SimpleNamespace(dtype="F32"), "a": SimpleNamespace(dtype="F16")}
-    repo = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
+    files = {"model.safetensors": SimpleNamespace(tensors=tensors)}
+    repo = SimpleNamespace(files_metadata=files, metadata=None, sharded=False)
     monkeypatch.setattr(weights, "hub_headers", lambda model, revision: repo)
     source = ModelSource(kind=SourceKind.HUB, location="org/m", config_path=Path("config.json"), revision="0")
     assert weights.checkpoint_dtype(source) == "float16"

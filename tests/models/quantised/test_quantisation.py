@@ -329,10 +329,12 @@ def test_settings_that_are_not_counted(tmp_path, settings, said):
     plain = read(tmp_path / "plain").tree
     assert sizes(tree) == sizes(plain)
     assert (tree.quantisation, tree.budget_share) == (None, 1.0)
-    (note,) = tree.notes
+    *others, note = tree.notes
     assert note.startswith("the checkpoint's quantisation (")
     assert said in note
-    assert note.endswith("sizes are those of bfloat16")
+    assert ": sizes are those of bfloat16, " in note
+    assert note.endswith((" times what the packed weights take", " bits take"))
+    assert all("transformers" in other for other in others)
 
 
 def test_gptq_without_known_blocks(tmp_path):

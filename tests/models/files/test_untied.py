@@ -1,0 +1,175 @@
+"""Weights that a config ties and a checkpoint holds apart: what from_pretrained keeps of them is what is planned."""
+
+import json
+
+import pytest
+import torch
+import transformers as t
+from safetensors.torch import load_file, save_file
+
+import devctl as library
+from devctl.models.files.resolve import resolve
+from devctl.models.skeleton import Purpose, read_skeleton
+from devctl.models.tree import sizes
+
+T5_SIZES = {
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+}
+FAMILY = {
+    "t5": (t.T5ForConditionalGeneration, t.T5Config),
+    "mt5": (t.MT5ForConditionalGeneration, t.MT5Config),
+    "umt5": (t.UMT5ForConditionalGeneration, t.UMT5Config),
+}
+EMBEDDING = 64 * 16 * 4
+
+
+def saved(folder, kind="t5", *, says=False, index=False, pickled=False, **weights):
+    """A checkpoint of the family; each of ``weights`` is a tensor beside ``shared``, or a copy of it (None)."""
+    torch.manual_seed(0)
+    model_class, config_class = FAMILY[kind]
+    model = model_class(config_class(**T5_SIZES))
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in weights.items():
+        tensors[name] = tensors["shared.weight"].clone() if value is None else value
+    (folder / "model.safetensors").unlink()
+    if pickled:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    elif index:
+        names = sorted(tensors)
+        parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+        for file, part in parts.items():
+            save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map = {name: file for file, part in parts.items() for name in part}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config if says is None else config | {"tie_word_embeddings": says}))
+    return folder
+
+
+def held(folder, **options):
+    """Bytes of the parameters that from_pretrained has in memory, each once."""
+    model = t.AutoModelForSeq2SeqLM.from_pretrained(folder, **options)
+    return sum(p.numel() * p.element_size() for p in {p.data_ptr(): p for p in model.parameters()}.values())
+
+
+def planned(folder, **options):
+    return read_skeleton(resolve(str(folder)), **options).tree
+
+
+def other():
+    return torch.randn(64, 16)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("form", [{}, {"index": True}, {"pickled": True}], ids=["whole", "shards", "pickle"])
+def test_a_head_that_differs_is_a_weight_of_its_own(tmp_path, kind, form):
+    folder = saved(tmp_path, kind, **form, **{"lm_head.weight": other()})
+    tree = planned(folder)
+    assert sizes(tree)[""] == held(folder)
+    assert tree.untied == {"lm_head.weight"}
+    assert "lm_head.weight and shared.weight are counted as two weights, though tied" in tree.notes[-1]
+    assert "the checkpoint has both, which differ" in tree.notes[-1]
+
+
+@pytest.mark.parametrize("form", [{}, {"index": True}, {"pickled": True}], ids=["whole", "shards", "pickle"])
+def test_a_head_that_is_a_copy_is_tied(tmp_path, form):
+    folder = saved(tmp_path, **form, **{"lm_head.weight": None, "encoder.embed_tokens.weight": None})
+    tree = planned(folder)
+    assert sizes(tree)[""] == held(folder)
+    assert (tree.untied, tree.notes) == (frozenset(), ())
+
+
+def test_every_weight_that_differs_counts(tmp_path):
+    weights = {"lm_head.weight": other(), "encoder.embed_tokens.weight": other(), "decoder.embed_tokens.weight": None}
+    folder = saved(tmp_path, **weights)
+    tree = planned(folder)
+    assert tree.untied == {"lm_head.weight", "encoder.embed_tokens.weight"}
+    assert sizes(tree)[""] == held(folder)
+
+
+def test_they_differ_only_if_they_do_in_the_dtype_that_they_are_loaded_in(tmp_path):
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["shared.weight"] * (1 + 2**-20)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for dtype, apart in (("float32", True), ("bfloat16", False)):
+        tree = planned(folder, dtype=dtype)
+        assert bool(tree.untied) is apart
+        assert sizes(tree)[""] == held(folder, dtype=getattr(torch, dtype))
+
+
+def test_a_target_alone_is_the_source(tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": other()})
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["shared.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tree = planned(folder)
+    assert tree.untied == frozenset()
+    assert sizes(tree)[""] == held(folder)
+
+
+def test_a_prefix_of_the_checkpoint_is_no_other_weight(tmp_path):
+    """GPT-2's checkpoint has no ``transformer.``; a decoder's head is tied there too."""
+    config = t.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    t.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
+    weights["lm_head.weight"] = other()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    tree = planned(tmp_path)
+    assert tree.untied == {"lm_head.weight"}
+    model = t.GPT2LMHeadModel.from_pretrained(tmp_path)
+    parameters = {p.data_ptr(): p.numel() * 4 for p in model.parameters()}
+    assert sizes(tree)[""] == sum(parameters.values())
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_a_config_that_says_untied_is_counted_so(tmp_path, kind):
+    folder = saved(tmp_path, kind, says=False)
+    tree = planned(folder / "config.json")
+    assert tree.untied == {"lm_head.weight"}
+    (note,) = (n for n in tree.notes if "embeddings are not tied" in n)
+    assert "lm_head.weight is counted as a weight of its own (4.00 KiB)" in note
+    whole = planned(saved(tmp_path, kind, says=True) / "config.json")
+    assert whole.untied == frozenset()
+    assert sizes(tree)[""] == sizes(whole)[""] + EMBEDDING
+
+
+def test_random_weights_are_tied_as_the_class_says(tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": other()})
+    assert planned(folder, purpose=Purpose.RANDOM).untied == frozenset()
+
+
+def test_load_proves_what_is_planned(devctl, tmp_path):
+    folder = saved(tmp_path / "model", **{"lm_head.weight": other()})
+    plan = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)
+    planned_bytes = sum(device["used"] for device in plan["devices"])
+    (tmp_path / "disk.json").write_text('{"": "disk"}')
+    for device_map in ("cpu", tmp_path / "disk.json"):
+        done = devctl("load", folder, "--map", device_map, "--json")
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert report["ok"]
+        assert sum(device["measured"] for device in report["devices"]) == planned_bytes
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "sequential", "optimal"])
+@pytest.mark.parametrize("budgets", ["30KiB,30KiB,disk", "10KiB,40KiB,disk", "20KiB,20KiB,20KiB,disk"])
+def test_two_weights_that_are_compared_once_loaded_stay_on_one_device(tmp_path, strategy, budgets):
+    """torch compares no tensors on two devices, so that from_pretrained would fail."""
+    folder = saved(tmp_path, **{"lm_head.weight": other()})
+    plan = library.plan(str(folder), budgets, strategy=strategy)
+    where = {plan.placement.device_map.device_of(name) for name in ("lm_head.weight", "shared.weight")}
+    assert len(where) == 1
+    used = {use.device: use.used for use in plan.placement.devices}
+    assert sum(used.values()) == held(folder)
