@@ -128,7 +128,7 @@ def plan(
         batch_size: sequences at once; 1 unless given.
         new_tokens: how many of the tokens are generated; 1 unless given.
         kv_dtype: what keys and values are kept in; None is the model's.
-        overhead: bytes that the libraries of each GPU take; None is what is usual.
+        overhead: bytes that the libraries of each GPU take; None is what is usual for the board.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 

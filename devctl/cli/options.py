@@ -188,7 +188,9 @@ class WorkloadOptions:
     overhead: Annotated[
         str | None,
         typer.Option(
-            "--overhead", metavar="SIZE", help="What the libraries of each GPU take.  [default: 512MiB with a workload]"
+            "--overhead",
+            metavar="SIZE",
+            help="What the libraries of each GPU take.  [default: by board, 128MiB to 720MiB, with a workload]",
         ),
     ] = None
 
