@@ -102,8 +102,8 @@ def test_the_room_of_a_model_without_text(devctl):
 
 def test_the_room_beside_what_is_offloaded(devctl):
     """Of what is offloaded, the largest module is on the GPU while it is used: here 1 GiB of logits' weights."""
-    box = ["--devices", "12.25GiB,cpu=64GiB"]
-    assert "room: 1.11 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
+    box = ["--devices", "RTX 3060,cpu=64GiB", "--max-memory", "0=12GiB"]
+    assert "room: 1.27 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
     _, err = plan(devctl, *box, "--strategy", "optimal")
     (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
     tokens = int(line.split("about ")[1].split(" tokens")[0])
