@@ -106,7 +106,7 @@ def test_the_room_beside_what_is_offloaded(devctl):
     assert "room: 1.27 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
     _, err = plan(devctl, *box, "--strategy", "optimal")
     (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
-    tokens = int(line.split("about ")[1].split(" tokens")[0])
+    tokens = int(line.split("about ")[1].split(" tokens")[0].replace(",", ""))
     document, err = plan(devctl, *box, "--strategy", "optimal", "--max-context")
     assert document["max_context"]["this_map"] == pytest.approx(tokens, rel=0.1)
     assert document["max_context"]["optimal"] >= document["max_context"]["this_map"]
