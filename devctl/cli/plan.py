@@ -54,9 +54,11 @@ def plan(
     if goal.what_if:
         table = what_fits(opened, here, asked)
         streams.answer(streams.dumps(table.to_document()) if output.json else show.what_if_table(table))
+        show.say_notes(table.notes)
     elif goal.compare:
         comparison = compare_strategies(opened, here, asked)
         streams.answer(streams.dumps(comparison.to_document()) if output.json else show.comparison(comparison))
+        show.say_notes(comparison.notes)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
 
@@ -68,6 +70,7 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         RefusedError: it is not what was asked for; nothing is written then.
     """
     if plan.refusal is not None:
+        show.say_notes(plan.budgets.notes)  # what is counted with is half of why it does not fit
         raise plan.refusal.error()
     _write(plan, output)
     streams.answer(streams.dumps(plan.to_document() if output.json else plan.to_hf()))

@@ -169,12 +169,14 @@ class Comparison:
         placements: one for each strategy, transformers' default first.
         chosen: the one to take.
         why: the reason, in words.
+        notes: why accelerators of the machine are missing, a line for each reason.
     """
 
     model: PlannedModel
     placements: tuple[Placement, ...]
     chosen: Placement
     why: str
+    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """The comparison as JSON values. Sizes are bytes."""
@@ -211,10 +213,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Which contexts and batch sizes fit."""
+    """Which contexts and batch sizes fit; ``notes`` say why accelerators of the machine are missing."""
 
     model: PlannedModel
     cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """The cases as JSON values."""

@@ -34,6 +34,7 @@ class Capacity:
         max_context: tokens of the longest sequences that fit; 0 where none do.
         max_batch: the most sequences that fit at once; 0 where not one does, and never told above `MOST_SEQUENCES`.
         what_if: which contexts and batch sizes fit.
+        notes: why accelerators of the machine are missing, a line for each reason.
     """
 
     model: PlannedModel
@@ -42,6 +43,7 @@ class Capacity:
     max_context: int
     max_batch: int
     what_if: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
 
 
 def margin(placement: Placement) -> int:

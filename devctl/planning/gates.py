@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.inventory import Inventory
+from devctl.inventory.missing import missing
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import accelerators_of
+from devctl.placement.budget import accelerators_of, is_accelerator
 from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
@@ -100,9 +101,10 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
     """
     here = [*(a.device for a in inventory.accelerators if a.device), Device.cpu(), Device.disk()]
     if findings := validate(tree, dict(placement.device_map), here):
+        absent = any(is_accelerator(device) and device not in here for _, device in placement.device_map)
         raise RefusedError(
             "the map does not hold for this model on this machine",
-            findings=findings,
+            findings=(*findings, *(missing(inventory) if absent else ())),
             hint="`devctl plan` makes a map that does",
         )
 

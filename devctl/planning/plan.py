@@ -95,7 +95,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     runtime = None if workload.context_length is None else _runtime(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
-    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why)
+    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why, notes=machine.missing)
 
 
 def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> WhatIf:
@@ -105,7 +105,8 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    return WhatIf(model=model.planned, cases=capacity.what_if(question_of(model, machine, workload)))
+    cases = capacity.what_if(question_of(model, machine, workload))
+    return WhatIf(model=model.planned, cases=cases, notes=machine.missing)
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -123,6 +124,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
+        notes=machine.missing,
     )
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.streams import to_text
+from devctl.cli.show.streams import say, to_text
 from devctl.devices import DeviceType
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
@@ -44,6 +44,15 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> s
         lines.append(Text(room))
     lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print a line for each note, to the reader and not among the answer."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if lines := [Text(f"note: {note}") for note in notes]:
+        say(to_text(Group(*lines), sys.stderr))
 
 
 def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
