@@ -12,6 +12,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
 from devctl.writing import write_whole
@@ -42,6 +43,9 @@ def plan(
     from devctl.planning.map_file import read_map
     from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
 
+    if goal.fits_on is not None:
+        _fits_on(model, machine, goal, workload, output)
+        return
     wanted = goal_of(strategy=goal.strategy, objective=goal.objective, target_context=goal.target_context)
     asked = workload.request()
     here = open_machine(machine.request(timed=goal.objective is Objective.LATENCY))
@@ -61,6 +65,32 @@ def plan(
         show.say_notes(comparison.notes)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
+
+
+def _fits_on(
+    model: PlannedModelOptions,
+    machine: MachineOptions,
+    goal: GoalOptions,
+    workload: WorkloadOptions,
+    output: OutputOptions,
+) -> None:
+    """Print on how many of each board the model runs."""
+    from devctl.planning.fits_on import find_boards, fits_on
+    from devctl.planning.model import open_model
+
+    assert goal.fits_on is not None, "asked where it is given"
+    asked, here = workload.request(), machine.request(timed=False)
+    boards = find_boards(goal.fits_on)
+    found = fits_on(
+        open_model(model.request()),
+        boards,
+        asked,
+        strategy=goal.strategy or Strategy.AUTO,
+        max_memory=here.max_memory,
+        reserve=here.reserve,
+    )
+    streams.answer(streams.dumps(found.to_document()) if output.json else show.fits_on_table(found))
+    show.say_notes(found.notes)
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:

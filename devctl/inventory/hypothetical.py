@@ -58,6 +58,17 @@ def parse_devices(text: str) -> Inventory:
     return _inventory(boards, host)
 
 
+def parse_board(text: str) -> Board | int:
+    """A board of the catalogue, or the bytes of one that is only a size.
+
+    Raises:
+        ValueError: it is neither, or names several boards. One line.
+    """
+    if not text.strip():
+        raise ValueError("an entry is empty")
+    return _read(text)
+
+
 def _counted(entry: str) -> tuple[int, str]:
     match = _COUNTED.fullmatch(entry)
     if match is None:

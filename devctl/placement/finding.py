@@ -75,6 +75,19 @@ def place_within(tree: ModuleTree, budgets: Budgets, runtime: Runtime, offloaded
     return search.best(Strategy.OPTIMAL, None, offloaded if accelerators_of(budgets) else None).placement
 
 
+def place_whole(
+    tree: ModuleTree,
+    budgets: Budgets,
+    strategy: Strategy,
+    runtime: Runtime | None = None,
+    installed: Installed | None = None,
+) -> Placement:
+    """The placement that `place` finds by ``strategy``, without a note, if it offloads nothing; else any that does."""
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=installed)
+    none_off = 0 if strategy is Strategy.OPTIMAL and accelerators_of(budgets) else None
+    return search.best(strategy, None, none_off).placement
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """A map that was found, and what it comes to."""
@@ -99,7 +112,7 @@ class _Search:
     def best(self, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None) -> _Way:
         """The best way by ``strategy``; of ways that all offload more than ``most_off``, one that is soon found."""
         if self.runtime is None:
-            found = _find(as_it_is(self.tree), self.budgets, strategy, speeds)
+            found = _find(as_it_is(self.tree), self.budgets, strategy, speeds, most_off)
             if self.installed is not None:
                 found = as_installed(self.tree, found, self.budgets, strategy, self.installed)
             return _Way(self._weigh(found.device_map), found)

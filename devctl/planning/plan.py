@@ -57,7 +57,7 @@ def make_plan(
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
         question, notes, refusal = _filled(question)
-    runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
+    runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
     if isinstance(goal, JudgeMap):
         # a number is the accelerator that the machine has by it
         device_map = {name: as_here(device, machine.inventory) for name, device in goal.device_map.items()}
@@ -92,7 +92,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         UsageError: the workload is none for this model.
     """
     question = question_of(model, machine, workload)
-    runtime = None if workload.context_length is None else _runtime(question)[0]
+    runtime = None if workload.context_length is None else runtime_of(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
     return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why, notes=machine.missing)
@@ -128,7 +128,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
     )
 
 
-def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
+def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     """What the workload adds, and what to know about it; nothing where the model can't be traced."""
     try:
         runtime = question.runtime(question.workload)

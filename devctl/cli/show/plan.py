@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Comparison, Room, WhatIf
+    from devctl.planning.fits_on import FitsOn
 
 
 def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
@@ -194,6 +195,30 @@ def what_if_table(found: WhatIf) -> str:
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
     return to_text(Group(head, table, tail), sys.stdout)
+
+
+def fits_on_table(found: FitsOn) -> str:
+    """On how many of each board the model runs: a row a board."""
+    from devctl.cli.show.inventory import columns
+    from devctl.cli.show.streams import answer_style
+
+    model, workload = found.model, found.workload
+    asked = "weights alone" if workload is None else f"{workload.context_length:,} tokens × {workload.batch_size}"
+    head = f"{model.class_name} {format_bytes(model.nbytes)} in {model.dtype}"
+    head += f" and {model.quantisation}" if model.quantisation else ""
+    rows = [
+        [
+            fit.board,
+            str(fit.count) if fit.count is not None else "none" if fit.most == 1 else f"none up to {fit.most}",
+            ("~" if fit.estimated else "") + format_bytes(fit.memory),
+            "" if fit.fullest is None else f"{fit.fullest:.0%}",
+        ]
+        for fit in found.boards
+    ]
+    width, styled = answer_style()
+    table = columns(("BOARD", "LEAST", "EACH", "FULLEST"), rows, left=1, width=width, styled=styled)
+    tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated"
+    return f"{head}, placed by {found.strategy}: {asked}\n{table}{tail}\n"
 
 
 def room_line(room: Room | None) -> str:
