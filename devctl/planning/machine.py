@@ -156,9 +156,10 @@ def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory, why_m
         raise UsageError(f"--objective latency compares GPUs, and there is none{why}", hint="leave it out")
     here = {gpu.device: gpu for gpu in inventory.accelerators if gpu.device is not None}
     boards = {device: find(gpu.name, gpu.memory_total) for device, gpu in here.items() if gpu.name}
-    memory = {}
+    memory, rests_on = {}, {}
     for device in gpus:
         board = boards.get(device)
+        rests_on[device] = board.name if board and not named.get(device) else "as given"
         rate = named.get(device) or (board.bandwidth if board else None)
         if rate is None:
             raise UsageError(
@@ -171,4 +172,4 @@ def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory, why_m
     link = named.get("link") or measured or (first.link.bandwidth if first and first.link else None)
     disks = [disk.read_speed for disk in inventory.disks if disk.read_speed]
     disk_rate = named.get("disk") or min(disks, default=None)
-    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK)
+    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK, boards=rests_on)

@@ -15,7 +15,7 @@ from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
-from devctl.planning.building import BUILDING, find_source, made_for, read
+from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
 from devctl.planning.footprints import Footprints
 from devctl.planning.installed import planner_for
 from devctl.planning.request import ModelRequest
@@ -36,6 +36,8 @@ class Model:
         footprints: what it holds beside its weights, by workload: traced as it is asked for.
         key: under which its tree is kept; None where it is not.
         installed: the planner of the transformers that is installed, to be held against; None of a live module.
+        experts_per_token: experts of a layer that a token is sent to; None where its config does not say.
+        has_encoder: whether an encoder runs before it decodes.
     """
 
     request: ModelRequest
@@ -45,6 +47,8 @@ class Model:
     footprints: Footprints
     key: str | None = None
     installed: Installed | None = None
+    experts_per_token: int | None = None
+    has_encoder: bool = False
 
     @property
     def planned(self) -> PlannedModel:
@@ -97,6 +101,8 @@ def open_model(request: ModelRequest) -> Model:
         footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
         key=key,
         installed=planner_for(key, tree, skeleton, partial(_build, source, request)),
+        experts_per_token=experts_per_token(source.config),
+        has_encoder=source.config.get("is_encoder_decoder") is True,
     )
 
 
@@ -135,10 +141,13 @@ def _open_live(request: ModelRequest) -> Model:
     with BUILDING:
         tree = live_tree(request.model)
         skeleton = live_skeleton(request.model, tree)
+    config = {} if skeleton is None else skeleton.config.to_dict()
     return Model(
         request=request,
         source=None,
         tree=tree,
-        made_for=None if skeleton is None else made_for(skeleton.config.to_dict()),
+        made_for=made_for(config),
         footprints=Footprints(request, None, skeleton),
+        experts_per_token=experts_per_token(config),
+        has_encoder=config.get("is_encoder_decoder") is True,
     )

@@ -9,6 +9,8 @@ from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
+from devctl.placement.optimal.latency import Speeds
+from devctl.placement.optimal.reads import reads
 from devctl.placement.placement import make_placement, worth
 from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
 from devctl.placement.runtime import Runtime
@@ -65,7 +67,7 @@ def make_plan(
         refusal = map_refusal(model.tree, placement, machine.budgets)
     else:
         strategy = goal.strategy if isinstance(goal, ByStrategy) else Strategy.OPTIMAL
-        rates = machine.speeds if isinstance(goal, Fastest) else None
+        rates = _rates(model, machine) if isinstance(goal, Fastest) else None
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
@@ -83,6 +85,13 @@ def make_plan(
         max_context=most,
         refusal=refusal,
     )
+
+
+def _rates(model: Model, machine: Machine) -> Speeds | None:
+    """How fast the machine is, and which bytes of the model are read a token."""
+    if machine.speeds is None:
+        return None
+    return replace(machine.speeds, reads=reads(model.tree, model.experts_per_token, has_encoder=model.has_encoder))
 
 
 def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest) -> Comparison:

@@ -159,6 +159,18 @@ def test_latency_puts_the_layers_where_memory_is_fast(devctl):
     assert set(json.loads(even.out).values()) == {0, 1}
 
 
+def test_a_predicted_time_says_what_it_rests_on(devctl):
+    done = devctl("plan", CONFIGS / "mixtral-8x7b", "--devices", "H200", "--objective", "latency", "--json")
+    notes = " ".join(json.loads(done.out)["notes"])
+    assert "23.7 GiB of 87.0 GiB are read a token, cuda:0 at 4.80 TB/s (H200)" in notes
+    assert "KV cache, kernels and waiting are not counted" in notes
+    assert "2 of 8 experts of a layer are read for one sequence; several read more of them" in notes
+    assert "no placement is below" not in notes
+    said = devctl("plan", LLAMA, "--devices", "2xH200", "--objective", "latency", "--speed", "0=1TB")
+    assert "cuda:1 at 4.80 TB/s (H200)" in said.err
+    assert "experts" not in said.err
+
+
 def test_speeds_are_asked_for_where_they_are_not_known(devctl):
     done = devctl("plan", LLAMA, "--devices", "24GiB,8GiB", "--objective", "latency")
     assert done.code == 2
