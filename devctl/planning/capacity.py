@@ -49,7 +49,10 @@ class Capacity:
 def margin(placement: Placement) -> int:
     """Bytes that are left on the device that has least; negative where one is given too much."""
     left = [
-        u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)
+        u.budget - u.total
+        for u in placement.devices
+        # one that may hold nothing is given too much where it has to run something
+        if u.budget is not None and (u.total > u.used or (u.budget and is_accelerator(u.device)))
     ]
     return min(left, default=0)
 
@@ -194,7 +197,7 @@ def room(question: Question, placement: Placement) -> Room | None:
     if not tokens:
         return found
     first = min(tokens, key=lambda device: tokens[device])
-    return replace(found, tokens=tokens[first], full=first if len(tokens) > 1 else None)
+    return replace(found, tokens=tokens[first], full=first if len(left) > 1 else None)
 
 
 def _times(room: int, line: int, square: int) -> float:

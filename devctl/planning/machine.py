@@ -11,6 +11,7 @@ from devctl.errors import UsageError, first_line
 from devctl.inventory import Inventory, take_inventory
 from devctl.inventory.document import from_document
 from devctl.inventory.missing import missing
+from devctl.inventory.records import HOST_POOL
 from devctl.inventory.subset import parse_ids, show_only, variable
 from devctl.placement import Budgets
 from devctl.placement.budget import (
@@ -46,6 +47,12 @@ class Machine:
     speeds: Speeds | None
     named_whole: bool
     missing: tuple[str, ...] = ()
+
+    @property
+    def of_host(self) -> frozenset[Device]:
+        """Accelerators whose memory is the host's RAM: Apple's, and those in a processor."""
+        gpus = self.inventory.accelerators
+        return frozenset(gpu.device for gpu in gpus if gpu.device is not None and gpu.memory_pool == HOST_POOL)
 
     @property
     def lacks_disk(self) -> bool:

@@ -62,6 +62,11 @@ class Model:
             quantisation=self.tree.quantisation,
         )
 
+    @property
+    def may_be_quantised(self) -> bool:
+        """Whether it is built anew, and not quantised already, so that ``--quantize`` may be advised."""
+        return not self.request.is_live and self.tree.quantisation is None
+
     def smaller(self) -> Iterator[tuple[str, ModuleTree]]:
         """The model in fewer bytes and the option that makes it so, the least change first; built when asked for."""
         if self.request.is_live:
@@ -69,7 +74,7 @@ class Model:
         ways = []
         if self.tree.dtype in {"float32", "float64"}:
             ways.append(("--dtype bfloat16", replace(self.request, dtype="bfloat16")))
-        if self.tree.quantisation is None:
+        if self.may_be_quantised:
             ways += [(f"--quantize {m}", replace(self.request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
         for option, changed in ways:
             with contextlib.suppress(DevctlError):  # a way that there is not for this model

@@ -58,7 +58,7 @@ def make_plan(
     notes: tuple[str, ...] = ()
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
-        question, notes, refusal = _filled(question)
+        question, notes, refusal = _filled(question, may_quantise=model.may_be_quantised)
     runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
     if isinstance(goal, JudgeMap):
         # a number is the accelerator that the machine has by it
@@ -148,7 +148,7 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     return runtime, (*runtime.footprint.notes, *beyond)
 
 
-def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | None]:
+def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[str, ...], Refusal | None]:
     """The question with the most sequences of its context that fit; where not one does, the longest that does."""
     wanted = question.workload.context_length
     if batch := capacity.largest_batch(question):
@@ -159,9 +159,8 @@ def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | No
     one = replace(question, workload=replace(question.workload, batch_size=1))
     context = capacity.largest_context(one, None, most=wanted)
     if not context:
-        refusal = Refusal(
-            f"not one sequence fits, of {wanted} tokens or fewer", hint="more memory, or --quantize, may help"
-        )
+        help_ = "more memory, or --quantize, may help" if may_quantise else "more memory may help"
+        refusal = Refusal(f"not one sequence fits, of {wanted} tokens or fewer", hint=help_)
         return one, (), refusal
     found = replace(one, workload=capacity.with_context(one.workload, context))
     return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from devctl.planning.fits_on import FitsOn
 
 
-def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "", engine: str = "") -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes.
 
     Args:
         room: a line on what is left, or empty.
+        engine: what the plan holds for, or empty.
     """
     from rich.console import Group
     from rich.text import Text
@@ -43,6 +44,8 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> s
     lines.append(Text(offload_line(placement)))
     if room:
         lines.append(Text(room))
+    if engine:
+        lines.append(Text(f"holds for: {engine}"))
     lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
 
@@ -231,7 +234,7 @@ def room_line(room: Room | None) -> str:
     if room.made_for is not None and room.tokens >= room.made_for:
         return f"{text}, enough for the {room.made_for:,} tokens that the model is made for"
     if room.tokens < 1:
-        return f"{text}, too little to run a text"
+        return f"{text}, too little to run a text" + ("" if room.full is None else f" on {room.full}")
     full = "" if room.full is None else f", when {room.full} is full"
     return f"{text}, about {_two_digits(room.tokens)} tokens{full}"
 

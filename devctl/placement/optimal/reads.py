@@ -21,7 +21,7 @@ class Reads:
     Attributes:
         saved: bytes that are not read, by tensor; those of all others are.
         experts: (those that a token is sent to, all) in a layer; None where there are none, or it is not known.
-        unknown: whether there are experts, and it is not known which they are or how many of them a token is sent to, so
+        unknown: whether there are experts, and not how many of them a token is sent to or which tensors are theirs, so
             that all are counted.
     """
 
