@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from devctl.api import capacity, check, compare, load, open_model, plan
+    from devctl.api import capacity, check, compare, fits_on, load, open_model, plan
     from devctl.devices import ComponentDevice, Device, DeviceMap, DeviceType
     from devctl.errors import DevctlError, LoadError, ModelError, RefusedError, UsageError
     from devctl.inventory.records import Inventory
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from devctl.placement.plan import Comparison, Plan
     from devctl.placement.strategy import Strategy
     from devctl.planning.capacity import Capacity
+    from devctl.planning.fits_on import FitsOn
     from devctl.planning.model import Model
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "devctl.api": ("capacity", "check", "compare", "load", "open_model", "plan"),
+    "devctl.api": ("capacity", "check", "compare", "fits_on", "load", "open_model", "plan"),
     "devctl.devices": ("ComponentDevice", "Device", "DeviceMap", "DeviceType"),
     "devctl.errors": ("DevctlError", "LoadError", "ModelError", "RefusedError", "UsageError"),
     "devctl.inventory.records": ("Inventory",),
@@ -33,6 +34,7 @@ _WHERE = {
     "devctl.placement.plan": ("Comparison", "Plan"),
     "devctl.placement.strategy": ("Strategy",),
     "devctl.planning.capacity": ("Capacity",),
+    "devctl.planning.fits_on": ("FitsOn",),
     "devctl.planning.model": ("Model",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -45,6 +47,7 @@ __all__ = [
     "Device",
     "DeviceMap",
     "DeviceType",
+    "FitsOn",
     "Inventory",
     "LoadError",
     "LoadReport",
@@ -60,6 +63,7 @@ __all__ = [
     "capacity",
     "check",
     "compare",
+    "fits_on",
     "load",
     "open_model",
     "plan",

@@ -24,6 +24,8 @@ from devctl.planning import clashes
 from devctl.planning import plan as answers
 from devctl.planning.capacity import Capacity
 from devctl.planning.checking import check_machine
+from devctl.planning.fits_on import FitsOn, find_boards
+from devctl.planning.fits_on import fits_on as answer_fits_on
 from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
@@ -128,7 +130,7 @@ def plan(
         batch_size: sequences at once; 1 unless given.
         new_tokens: how many of the tokens are generated; 1 unless given.
         kv_dtype: what keys and values are kept in; None is the model's.
-        overhead: bytes that the libraries of each GPU take; None is what is usual.
+        overhead: bytes that the libraries of each GPU take; None is what is usual for the board.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -221,6 +223,50 @@ def capacity(
         here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
         workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
         return answers.capacity_of(open_model(model, **of_model), here, workload)
+
+
+def fits_on(
+    model: str | PathLike[str] | torch.nn.Module | Model,
+    boards: str | Sequence[str] = "all",
+    *,
+    strategy: str | None = None,
+    max_memory: Mapping[Device | int | str, int | str] | None = None,
+    reserve: int | str | Mapping[Device | int | str, int | str] | None = None,
+    context_length: int | None = None,
+    batch_size: int | None = None,
+    new_tokens: int | None = None,
+    kv_dtype: str | None = None,
+    overhead: int | str | None = None,
+    **of_model: Any,
+) -> FitsOn:
+    """On how many of each board the model runs, 1 to 8, with nothing on CPU or disk.
+
+    Args:
+        boards: names or sizes, as text with commas or one by one, like "H100,24GiB"; "all" is the whole catalogue.
+
+    The other arguments are those of `plan`.
+
+    Raises:
+        ModelError, UsageError: as `plan`.
+    """
+    given = {
+        "batch-size": batch_size is not None,
+        "new-tokens": new_tokens is not None,
+        "kv-dtype": kv_dtype is not None,
+        "overhead": overhead is not None,
+        "context-length": context_length is not None,
+        "fits-on": True,
+    }
+    with _naming_keywords():
+        clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
+        return answer_fits_on(
+            open_model(model, **of_model),
+            find_boards(boards if isinstance(boards, str) else ",".join(boards)),
+            _workload(context_length, batch_size, new_tokens, kv_dtype, overhead),
+            strategy=Strategy.AUTO if strategy is None else one_of(Strategy, strategy, "--strategy"),
+            max_memory=_entries(max_memory),
+            reserve=_entries(reserve),
+        )
 
 
 def check(
@@ -381,6 +427,7 @@ _KEYWORDS = {
     "--devices": "machine",
     "--machine": "machine",
     "--map": "device_map",
+    "--fits-on": "boards",
 }
 
 

@@ -188,7 +188,9 @@ class WorkloadOptions:
     overhead: Annotated[
         str | None,
         typer.Option(
-            "--overhead", metavar="SIZE", help="What the libraries of each GPU take.  [default: 512MiB with a workload]"
+            "--overhead",
+            metavar="SIZE",
+            help="What the libraries of each GPU take.  [default: by board, 128MiB to 720MiB, with a workload]",
         ),
     ] = None
 
@@ -247,6 +249,14 @@ class GoalOptions:
     what_if: Annotated[bool, typer.Option("--what-if", help="Print which contexts and batch sizes fit, instead.")] = (
         False
     )
+    fits_on: Annotated[
+        str | None,
+        typer.Option(
+            "--fits-on",
+            metavar="all|BOARD,…",
+            help="Print on how many of each board it runs, 1 to 8, instead; `--devices help` lists the boards.",
+        ),
+    ] = None
     compare: Annotated[
         bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
     ] = False

@@ -12,6 +12,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
 from devctl.writing import write_whole
@@ -42,6 +43,9 @@ def plan(
     from devctl.planning.map_file import read_map
     from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
 
+    if goal.fits_on is not None:
+        _fits_on(model, machine, goal, workload, output)
+        return
     wanted = goal_of(strategy=goal.strategy, objective=goal.objective, target_context=goal.target_context)
     asked = workload.request()
     here = open_machine(machine.request(timed=goal.objective is Objective.LATENCY))
@@ -54,11 +58,39 @@ def plan(
     if goal.what_if:
         table = what_fits(opened, here, asked)
         streams.answer(streams.dumps(table.to_document()) if output.json else show.what_if_table(table))
+        show.say_notes(table.notes)
     elif goal.compare:
         comparison = compare_strategies(opened, here, asked)
         streams.answer(streams.dumps(comparison.to_document()) if output.json else show.comparison(comparison))
+        show.say_notes(comparison.notes)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
+
+
+def _fits_on(
+    model: PlannedModelOptions,
+    machine: MachineOptions,
+    goal: GoalOptions,
+    workload: WorkloadOptions,
+    output: OutputOptions,
+) -> None:
+    """Print on how many of each board the model runs."""
+    from devctl.planning.fits_on import find_boards, fits_on
+    from devctl.planning.model import open_model
+
+    assert goal.fits_on is not None, "asked where it is given"
+    asked, here = workload.request(), machine.request(timed=False)
+    boards = find_boards(goal.fits_on)
+    found = fits_on(
+        open_model(model.request()),
+        boards,
+        asked,
+        strategy=goal.strategy or Strategy.AUTO,
+        max_memory=here.max_memory,
+        reserve=here.reserve,
+    )
+    streams.answer(streams.dumps(found.to_document()) if output.json else show.fits_on_table(found))
+    show.say_notes(found.notes)
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:
@@ -68,10 +100,11 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         RefusedError: it is not what was asked for; nothing is written then.
     """
     if plan.refusal is not None:
+        show.say_notes(plan.budgets.notes)  # what is counted with is half of why it does not fit
         raise plan.refusal.error()
     _write(plan, output)
     streams.answer(streams.dumps(plan.to_document() if output.json else plan.to_hf()))
-    streams.say(show.plan_summary(plan.model, plan.placement, show.room_line(plan.room)))
+    streams.say(show.plan_summary(plan.model, plan.placement, show.room_line(plan.room), plan.engine))
     if output.explain:
         from devctl.cli.show.explain import explanation
         from devctl.placement.explain import explain

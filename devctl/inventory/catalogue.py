@@ -5,7 +5,7 @@ asked for. It has MiB and 10**9 bytes a second, as logs and datasheets do; a `Bo
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,7 @@ class Board:
         compute_capability, architecture: as in `Accelerator`.
         source: the vendor's document that has bandwidth and link.
         names: what else it is called: by drivers, and by people.
+        several: of a chip that shares the host's RAM: whether a machine may have more than one, each with its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Board:
     architecture: str | None
     source: str
     names: tuple[str, ...] = ()
+    several: bool = False
 
     @property
     def shares_ram(self) -> bool:
@@ -96,7 +98,7 @@ _OF_NVIDIA = {key: check for key, check in _OF_OTHERS.items() if key != "archite
 }
 """What a board's table has to have, and how it is checked."""
 
-_OPTIONAL = {"names": _is_list_of(_is_text)}
+_OPTIONAL = {"names": _is_list_of(_is_text), "several": lambda value: type(value) is bool}
 
 _SHARED = "RAM"
 """The link of a board that shares the host's."""
@@ -108,6 +110,26 @@ def boards() -> tuple[Board, ...]:
     return parse_boards(_FILE.read_text(encoding="utf-8"))
 
 
+@cache
+def unlisted() -> frozenset[str]:
+    """The `key` of each name of a board that can be bought, and of which the catalogue has no figures."""
+    return parse_unlisted(_FILE.read_text(encoding="utf-8"))
+
+
+def parse_unlisted(text: str) -> frozenset[str]:
+    """The names in a catalogue's ``[unlisted]``, each as its `key`.
+
+    Raises:
+        ValueError: it is no TOML, or has something else there than names.
+    """
+    import tomllib
+
+    names = tomllib.loads(text).get("unlisted", {}).get("names", [])
+    if not isinstance(names, list) or not all(_is_text(name) for name in names):
+        raise ValueError("[unlisted] has to have a list of names")
+    return frozenset(key(name) for name in names)
+
+
 def parse_boards(text: str) -> tuple[Board, ...]:
     """The boards of a catalogue in TOML.
 
@@ -117,6 +139,7 @@ def parse_boards(text: str) -> tuple[Board, ...]:
     import tomllib
 
     tables = tomllib.loads(text)
+    tables.pop("unlisted", None)
     links = tables.pop("links", {})
     if not isinstance(links, dict) or not all(_is_number(rate) for rate in links.values()):
         raise ValueError("[links] has to have a number of GB/s for each name")
@@ -173,6 +196,7 @@ def _board(vendor: Vendor, row: Mapping[str, Any], links: Mapping[str, float]) -
         architecture=row["architecture"] if capability is None else "sm_" + capability.replace(".", ""),
         source=row["source"],
         names=tuple(row.get("names", ())),
+        several=row.get("several", False),
     )
 
 
@@ -224,8 +248,13 @@ _WORDS = re.compile(
 
 def key(name: str) -> str:
     """What is left of a name when case, spaces, dashes, makers and brands are not looked at: "h10080gbhbm3"."""
-    words = re.sub(r"[^a-z0-9]+", " ", name.casefold())
-    return re.sub(r"[^a-z0-9]", "", _WORDS.sub(" ", words)).replace("gib", "gb")
+    return "".join(words(name))
+
+
+def words(name: str) -> tuple[str, ...]:
+    """The words of the `key`: "h100", "80gb", "hbm3"."""
+    spaced = re.sub(r"[^a-z0-9]+", " ", name.casefold())
+    return tuple(re.sub(r"[^a-z0-9 ]", "", _WORDS.sub(" ", spaced)).replace("gib", "gb").split())
 
 
 @cache
@@ -247,5 +276,10 @@ def find(name: str, memory: int | None = None) -> Board | None:
     """
     known = index().get(key(name), ())
     if memory is not None:
-        known = tuple(b for b in known if abs(b.memory_total - memory) <= _LIKENESS * b.memory_total)
+        known = like(known, memory)
     return known[0] if len(known) == 1 else None
+
+
+def like(known: Iterable[Board], memory: int) -> tuple[Board, ...]:
+    """Those of ``known`` that may be the board that has ``memory`` bytes in all."""
+    return tuple(board for board in known if abs(board.memory_total - memory) <= _LIKENESS * board.memory_total)

@@ -3,12 +3,13 @@
 The machine is empty: all that a board can hold is free.
 """
 
-import difflib
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 
 from devctl.devices import Device, DeviceType
-from devctl.inventory.catalogue import Board, index, key
+from devctl.inventory.catalogue import Board, index, key, like, unlisted, words
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Host, Inventory, Vendor
 from devctl.units import format_bytes, parse_size
 
@@ -16,8 +17,13 @@ MOST = 1024
 """Accelerators; a text that asks for more is taken for a mistake."""
 
 _COUNTED = re.compile(r"([0-9]{1,6})\s*[xX×]\s*(.+)", re.DOTALL)
-_NEAR = 0.5
-"""How like a known name an unknown one must be to suggest it, as difflib counts it."""
+_VARIANT = re.compile(r"[0-9]+gb?|sxm[0-9]*|pcie|nvl|oam|gcd|tile|hbm[0-9]e?")
+"""A word that may follow a board's name and leave it that board, in another form or with other memory."""
+
+_MEMORY = re.compile(r"(.*[^\s-])[\s-]*\b([0-9]{1,4})\s*gi?b\s*", re.IGNORECASE | re.DOTALL)
+
+_ALIKE = str.maketrans("oil", "011")
+"""Letters that are taken for digits."""
 
 
 def parse_devices(text: str) -> Inventory:
@@ -52,6 +58,17 @@ def parse_devices(text: str) -> Inventory:
     return _inventory(boards, host)
 
 
+def parse_board(text: str) -> Board | int:
+    """A board of the catalogue, or the bytes of one that is only a size.
+
+    Raises:
+        ValueError: it is neither, or names several boards. One line.
+    """
+    if not text.strip():
+        raise ValueError("an entry is empty")
+    return _read(text)
+
+
 def _counted(entry: str) -> tuple[int, str]:
     match = _COUNTED.fullmatch(entry)
     if match is None:
@@ -63,7 +80,7 @@ def _counted(entry: str) -> tuple[int, str]:
 
 def _read(what: str) -> Board | int:
     """A board of the catalogue, or the bytes of one that is only a size."""
-    found = index().get(key(what), ())
+    found = index().get(key(what), ()) or _with_memory(what)
     if len(found) == 1:
         return found[0]
     if found:
@@ -77,14 +94,59 @@ def _read(what: str) -> Board | int:
     return size
 
 
+def _with_memory(what: str) -> tuple[Board, ...]:
+    """The boards of a name that has the memory behind it, "RTX 4090 24GB", which is theirs."""
+    match = _MEMORY.fullmatch(what)
+    if match is None:
+        return ()
+    return like(index().get(key(match[1]), ()), int(match[2]) * 2**30)
+
+
 def _unknown(what: str) -> str:
-    wanted = key(what)
-    by_key = {each: boards[0].name for each, boards in index().items()}
-    begun = dict.fromkeys(name for each, name in by_key.items() if wanted and each.startswith(wanted))
-    if begun:
+    """Why ``what`` is no board. What it is told to be near is a misspelling away, and never another board."""
+    wanted, given = key(what), words(what)
+    if wanted in unlisted():
+        return f"{what!r} is a board of which nothing is known here: give its memory, like 8GiB"
+    begun = dict.fromkeys(
+        board.name
+        for found in index().values()
+        for board in found
+        for name in (board.name, *board.names)
+        if given and words(name)[: len(given)] == given and all(map(_VARIANT.fullmatch, words(name)[len(given) :]))
+    )
+    if len(begun) > 1:
         return f"{what!r} may be {_either(list(begun))}: say which"
-    near = dict.fromkeys(by_key[each] for each in difflib.get_close_matches(wanted, by_key, n=3, cutoff=_NEAR))
+    misspelt = (found[0].name for right, found in index().items() if _is_misspelt(wanted, right))
+    near = dict.fromkeys([*begun, *misspelt])
     return f"{what!r} is no board known here, and no size" + (f"; near it are {', '.join(near)}" if near else "")
+
+
+def _is_misspelt(wrong: str, right: str) -> bool:
+    """Whether one slip of the fingers makes ``wrong`` of ``right``. No slip makes another board's letter or number.
+
+    A slip is a letter for a digit that looks like it, a character twice that is there once or the other way round, two
+    neighbours that changed places, the last digit of a number of three or more, a letter of a word of four or more,
+    and the last letter forgotten.
+    """
+    if wrong.translate(_ALIKE) == right.translate(_ALIKE):
+        return True
+    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(wrong, right, strict=False)))
+    ours, theirs = wrong[start:], right[start:]
+    before = right[start - 1 : start]
+    is_long = len(_run(right, start, str.isalpha)) >= 4
+    ends_number = len(_run(right, start, str.isdigit)) >= 3 and not theirs[1:2].isalnum()
+    replaced = ours[1:] == theirs[1:] and (is_long if ours[:1].isalpha() else ends_number)
+    swapped = ours[:2] == theirs[1::-1] and ours[2:] == theirs[2:] and ours[:2].isalpha() == theirs[:2].isalpha()
+    added = ours[1:] == theirs and (ours[:1] == before or (is_long and ours[:1].isalpha()))
+    ends_name = len(theirs) == 1 and theirs.isalpha() and len(wrong) > 1
+    forgotten = theirs[1:] == ours and (theirs[:1] == before or is_long or ends_name)
+    return (len(wrong) == len(right) and (replaced or swapped)) or added or forgotten
+
+
+def _run(text: str, at: int, is_one: Callable[[str], bool]) -> str:
+    """The characters around ``at`` that ``is_one`` holds of."""
+    before = "".join(takewhile(is_one, reversed(text[:at])))[::-1]
+    return before + "".join(takewhile(is_one, text[at:]))
 
 
 def _either(names: list[str]) -> str:
@@ -100,7 +162,7 @@ def _go_together(boards: list[Board | int], *, cpu: bool) -> None:
     shared = next((board for board in named if board.shares_ram), None)
     if shared is None:
         return
-    if len(boards) > 1 and shared.vendor is not Vendor.AMD:
+    if len(boards) > 1 and not shared.several:
         raise ValueError(f"{shared.name} is a machine's only accelerator: it takes no others beside it")
     if cpu:
         raise ValueError(f"{shared.name} has the host's RAM for its memory, which is counted once: leave out cpu=")

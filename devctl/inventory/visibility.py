@@ -116,6 +116,41 @@ def seats(boards: Sequence[CudaBoard], order: Sequence[int], variable: str | Non
     return tuple(chosen)
 
 
+def unnamed(boards: Sequence[CudaBoard], order: Sequence[int], variable: str | None) -> str | None:
+    """What is wrong with the devices that ``variable`` names, in words; None where each entry names one, or all show.
+
+    Args:
+        boards, order, variable: as in `seats`.
+    """
+    if variable is None:
+        return None
+    if not variable.strip():
+        return "it is empty, which hides every GPU"
+    by_uuid = variable.strip().startswith(("GPU-", "MIG-"))
+    before: list[Seat] = []
+    for entry in variable.split(","):
+        seat = _by_uuid(boards, entry.strip()) if by_uuid else _by_index(boards, order, entry)
+        told = repr(entry.strip()[:_MOST_TOLD])
+        if (
+            seat is None
+            and not entry.strip()
+            and variable.rstrip().endswith(",")
+            and len(before) == variable.count(",")
+        ):
+            return None  # a comma at the end hides nothing
+        if seat is None:
+            there = "fits no GPU here, or several" if by_uuid else f"names no GPU: there are {len(boards)}, from 0 on"
+            return f"its entry {told} {there if boards else 'names no GPU: none here works'}; it hides all behind it"
+        if seat in before:
+            return f"its entry {told} names a GPU for the second time, which hides every GPU"
+        before.append(seat)
+    return None
+
+
+_MOST_TOLD = 48
+"""Characters of an entry that are told: a UUID has 40."""
+
+
 def _seats(boards: Sequence[CudaBoard], place: int) -> tuple[Seat, ...]:
     board = boards[place]
     return tuple(Seat(place, number) for number in range(len(board.instances))) if board.mig else (Seat(place),)

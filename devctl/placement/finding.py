@@ -93,6 +93,19 @@ def place_within(
     return search.best(Strategy.OPTIMAL, None, offloaded if accelerators_of(budgets) else None).placement
 
 
+def place_whole(
+    tree: ModuleTree,
+    budgets: Budgets,
+    strategy: Strategy,
+    runtime: Runtime | None = None,
+    installed: Installed | None = None,
+) -> Placement:
+    """The placement that `place` finds by ``strategy``, without a note, if it offloads nothing; else any that does."""
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=installed)
+    none_off = 0 if strategy is Strategy.OPTIMAL and accelerators_of(budgets) else None
+    return search.best(strategy, None, none_off).placement
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """A map that was found, and what it comes to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel
 from devctl.placement.placement import HfDevice, Placement, to_hf
 from devctl.placement.runtime import Runtime
+
+_WRITES = re.compile("CausalLM|ConditionalGeneration|LMHead|Seq2Seq|Vision2Seq|TextToSpeech|ForImageTextToText")
+"""Found in the names of transformers' classes that generate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,11 @@ class Plan:
         return self.refusal is None
 
     @property
+    def engine(self) -> str:
+        """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
+        return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
+
+    @property
     def device_map(self) -> DeviceMap:
         """The device of each module, by name; a copy."""
         return DeviceMap(dict(self.placement.device_map))
@@ -125,6 +134,7 @@ class Plan:
                 "quantisation": self.model.quantisation,
                 "bytes": self.model.nbytes,
             },
+            "engine": self.engine,
             "strategy": placement.strategy,
             "devices": [
                 {
@@ -169,12 +179,14 @@ class Comparison:
         placements: one for each strategy, transformers' default first.
         chosen: the one to take.
         why: the reason, in words.
+        notes: why accelerators of the machine are missing, a line for each reason.
     """
 
     model: PlannedModel
     placements: tuple[Placement, ...]
     chosen: Placement
     why: str
+    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """The comparison as JSON values. Sizes are bytes."""
@@ -219,10 +231,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Which contexts and batch sizes fit."""
+    """Which contexts and batch sizes fit; ``notes`` say why accelerators of the machine are missing."""
 
     model: PlannedModel
     cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """The cases as JSON values."""

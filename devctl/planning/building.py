@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from devctl.models.files.resolve import ModelSource, resolve
@@ -50,6 +51,34 @@ def read(source: ModelSource, request: ModelRequest, purpose: Purpose) -> Skelet
                 quantize=request.quantize,
                 purpose=purpose,
             )
+
+
+_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+)
+"""Names that configs have for how many experts of a layer a token is sent to, beside shared ones."""
+
+
+def experts_per_token(config: Mapping[str, object]) -> int | None:
+    """How many experts of a layer a model of ``config`` sends a token to; None where it does not say, or differs."""
+    found: set[int] = set()
+    waiting: list[object] = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            for key, value in part.items():
+                told = value if isinstance(value, list) else [value]
+                if key in _PER_TOKEN:
+                    found |= {each for each in told if type(each) is int and each > 0}
+                elif isinstance(value, Mapping):
+                    waiting.append(value)
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def made_for(config: dict[str, object]) -> int | None:

@@ -34,6 +34,7 @@ class Capacity:
         max_context: tokens of the longest sequences that fit; 0 where none do.
         max_batch: the most sequences that fit at once; 0 where not one does, and never told above `MOST_SEQUENCES`.
         what_if: which contexts and batch sizes fit.
+        notes: why accelerators of the machine are missing, a line for each reason.
     """
 
     model: PlannedModel
@@ -42,12 +43,16 @@ class Capacity:
     max_context: int
     max_batch: int
     what_if: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
 
 
 def margin(placement: Placement) -> int:
     """Bytes that are left on the device that has least; negative where one is given too much."""
     left = [
-        u.budget - u.total for u in placement.devices if u.budget and (is_accelerator(u.device) or u.total > u.used)
+        u.budget - u.total
+        for u in placement.devices
+        # one that may hold nothing is given too much where it has to run something
+        if u.budget is not None and (u.total > u.used or (u.budget and is_accelerator(u.device)))
     ]
     return min(left, default=0)
 
@@ -192,7 +197,7 @@ def room(question: Question, placement: Placement) -> Room | None:
     if not tokens:
         return found
     first = min(tokens, key=lambda device: tokens[device])
-    return replace(found, tokens=tokens[first], full=first if len(tokens) > 1 else None)
+    return replace(found, tokens=tokens[first], full=first if len(left) > 1 else None)
 
 
 def _times(room: int, line: int, square: int) -> float:

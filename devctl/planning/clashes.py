@@ -42,6 +42,23 @@ OF_PLAN = (
         (*_WAYS, *_SHOWN, *_GATES, "map", *_WORKLOAD, "compare", "batch-size"),
         beside=("what-if",),
     ),
+    Clash(
+        "--fits-on is about machines of each board",
+        (
+            "devices",
+            "machine",
+            "visible",
+            "speed",
+            "objective",
+            *_SHOWN,
+            *_GATES,
+            "map",
+            "target-context",
+            "compare",
+            "what-if",
+        ),
+        beside=("fits-on",),
+    ),
     Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
     Clash(
         "--target-context looks for the batch or context",

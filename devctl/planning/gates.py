@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.inventory import Inventory
+from devctl.inventory.missing import missing
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy, place
-from devctl.placement.budget import accelerators_of
+from devctl.placement.budget import accelerators_of, is_accelerator
 from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
@@ -64,7 +65,7 @@ def room_refusal(
     if holds(model.tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
+        ways = _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
                 now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
@@ -79,19 +80,22 @@ def room_refusal(
     return Refusal(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 
 
-def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
+def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
     """What hardware would hold the model and its workload."""
+    budgets, of_host = machine.budgets, machine.of_host
     if runtime is None:
-        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold)
+        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold, of_host=of_host)
     beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
     left = less(budgets, runtime)
     gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):
+        larger = "a machine with more memory" if of_host.issuperset(gpus) else "larger GPUs"
         return (
             f"beside weights and cache each GPU needs {format_need(beside)}, which none has: "
-            "less --batch-size or --context-length, or larger GPUs",
+            f"less --batch-size or --context-length, or {larger}",
         )
-    return ways_out(with_runtime(tree, runtime.footprint), left, cpu_may_hold=cpu_may_hold, beside=beside)
+    counted = with_runtime(tree, runtime.footprint)
+    return ways_out(counted, left, cpu_may_hold=cpu_may_hold, beside=beside, of_host=of_host)
 
 
 def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) -> None:
@@ -102,9 +106,10 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
     """
     here = [*(a.device for a in inventory.accelerators if a.device), Device.cpu(), Device.disk()]
     if findings := validate(tree, dict(placement.device_map), here):
+        absent = any(is_accelerator(device) and device not in here for _, device in placement.device_map)
         raise RefusedError(
             "the map does not hold for this model on this machine",
-            findings=findings,
+            findings=(*findings, *(missing(inventory) if absent else ())),
             hint="`devctl plan` makes a map that does",
         )
 

@@ -10,6 +10,8 @@ from devctl.devices import Device
 from devctl.errors import UsageError, first_line
 from devctl.inventory import Inventory, take_inventory
 from devctl.inventory.document import from_document
+from devctl.inventory.missing import missing
+from devctl.inventory.records import HOST_POOL
 from devctl.inventory.subset import parse_ids, show_only, variable
 from devctl.placement import Budgets
 from devctl.placement.budget import (
@@ -37,12 +39,20 @@ class Machine:
         budgets: bytes that each device may hold.
         speeds: of memory, link and disk, where they were asked for.
         named_whole: whether a request names all that there is, so that what it doesn't name, like a disk, is not there.
+        missing: why accelerators that it has can't be planned with, a line for each reason.
     """
 
     inventory: Inventory
     budgets: Budgets
     speeds: Speeds | None
     named_whole: bool
+    missing: tuple[str, ...] = ()
+
+    @property
+    def of_host(self) -> frozenset[Device]:
+        """Accelerators whose memory is the host's RAM: Apple's, and those in a processor."""
+        gpus = self.inventory.accelerators
+        return frozenset(gpu.device for gpu in gpus if gpu.device is not None and gpu.memory_pool == HOST_POOL)
 
     @property
     def lacks_disk(self) -> bool:
@@ -56,17 +66,23 @@ def open_machine(request: MachineRequest) -> Machine:
     Raises:
         UsageError: it can't be read, names what is not there, has no device of known memory, or none of known speed.
     """
-    inventory, notes = _visible(request.visible, _inventory(request))
+    whole = _inventory(request)
+    why_missing = missing(whole)
+    inventory, notes = _visible(request.visible, whole)
     named_whole = request.devices is not None
     limits = _budgets(request.max_memory, inventory, given=named_whole)
-    limits = _reserved(replace(limits, notes=(*limits.notes, *notes)), request.reserve, inventory)
+    limits = _reserved(replace(limits, notes=(*why_missing, *limits.notes, *notes)), request.reserve, inventory)
     if not limits.devices:
-        raise UsageError("no device has a known amount of memory", hint="give it with --max-memory, like cpu=30GiB")
+        why = f" ({'; '.join(why_missing)})" if why_missing else ""
+        raise UsageError(
+            f"no device has a known amount of memory{why}", hint="give it with --max-memory, like cpu=30GiB"
+        )
     return Machine(
         inventory=inventory,
         budgets=limits,
-        speeds=None if request.speed is None else _speeds(request.speed, limits, inventory),
+        speeds=None if request.speed is None else _speeds(request.speed, limits, inventory, why_missing),
         named_whole=named_whole,
+        missing=why_missing,
     )
 
 
@@ -132,7 +148,7 @@ def _reserved(budgets: Budgets, reserve: tuple[str, ...] | None, inventory: Inve
         raise UsageError(f"--reserve: {error}") from None
 
 
-def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory) -> Speeds:
+def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory, why_missing: tuple[str, ...] = ()) -> Speeds:
     """What is ``said``, else what was measured, else what the catalogue has of the board."""
     from devctl.inventory.catalogue import find
 
@@ -143,12 +159,14 @@ def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory) -> Sp
     named = {as_here(key, inventory) if isinstance(key, Device) else key: rate for key, rate in parsed.items()}
     gpus = [device for device, _ in budgets.devices if is_accelerator(device)]
     if not gpus:
-        raise UsageError("--objective latency compares GPUs, and there is none", hint="leave it out")
+        why = f": {'; '.join(why_missing)}" if why_missing else ""
+        raise UsageError(f"--objective latency compares GPUs, and there is none{why}", hint="leave it out")
     here = {gpu.device: gpu for gpu in inventory.accelerators if gpu.device is not None}
     boards = {device: find(gpu.name, gpu.memory_total) for device, gpu in here.items() if gpu.name}
-    memory = {}
+    memory, rests_on = {}, {}
     for device in gpus:
         board = boards.get(device)
+        rests_on[device] = board.name if board and not named.get(device) else "as given"
         rate = named.get(device) or (board.bandwidth if board else None)
         if rate is None:
             raise UsageError(
@@ -161,4 +179,4 @@ def _speeds(said: tuple[str, ...], budgets: Budgets, inventory: Inventory) -> Sp
     link = named.get("link") or measured or (first.link.bandwidth if first and first.link else None)
     disks = [disk.read_speed for disk in inventory.disks if disk.read_speed]
     disk_rate = named.get("disk") or min(disks, default=None)
-    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK)
+    return Speeds(memory=memory, link=link or LINK, disk=disk_rate or DISK, boards=rests_on)

@@ -15,7 +15,7 @@ from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
-from devctl.planning.building import BUILDING, find_source, made_for, read
+from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
 from devctl.planning.footprints import Footprints
 from devctl.planning.installed import planner_for
 from devctl.planning.request import ModelRequest
@@ -36,6 +36,8 @@ class Model:
         footprints: what it holds beside its weights, by workload: traced as it is asked for.
         key: under which its tree is kept; None where it is not.
         installed: the planner of the transformers that is installed, to be held against; None of a live module.
+        experts_per_token: experts of a layer that a token is sent to; None where its config does not say.
+        has_encoder: whether an encoder runs before it decodes.
     """
 
     request: ModelRequest
@@ -45,6 +47,8 @@ class Model:
     footprints: Footprints
     key: str | None = None
     installed: Installed | None = None
+    experts_per_token: int | None = None
+    has_encoder: bool = False
 
     @property
     def planned(self) -> PlannedModel:
@@ -58,6 +62,11 @@ class Model:
             quantisation=self.tree.quantisation,
         )
 
+    @property
+    def may_be_quantised(self) -> bool:
+        """Whether it is built anew, and not quantised already, so that ``--quantize`` may be advised."""
+        return not self.request.is_live and self.tree.quantisation is None
+
     def smaller(self) -> Iterator[tuple[str, ModuleTree]]:
         """The model in fewer bytes and the option that makes it so, the least change first; built when asked for."""
         if self.request.is_live:
@@ -65,7 +74,7 @@ class Model:
         ways = []
         if self.tree.dtype in {"float32", "float64"}:
             ways.append(("--dtype bfloat16", replace(self.request, dtype="bfloat16")))
-        if self.tree.quantisation is None:
+        if self.may_be_quantised:
             ways += [(f"--quantize {m}", replace(self.request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
         for option, changed in ways:
             with contextlib.suppress(DevctlError):  # a way that there is not for this model
@@ -97,6 +106,8 @@ def open_model(request: ModelRequest) -> Model:
         footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
         key=key,
         installed=planner_for(key, tree, skeleton, partial(_build, source, request)),
+        experts_per_token=experts_per_token(source.config),
+        has_encoder=source.config.get("is_encoder_decoder") is True,
     )
 
 
@@ -135,10 +146,13 @@ def _open_live(request: ModelRequest) -> Model:
     with BUILDING:
         tree = live_tree(request.model)
         skeleton = live_skeleton(request.model, tree)
+    config = {} if skeleton is None else skeleton.config.to_dict()
     return Model(
         request=request,
         source=None,
         tree=tree,
-        made_for=None if skeleton is None else made_for(skeleton.config.to_dict()),
+        made_for=made_for(config),
         footprints=Footprints(request, None, skeleton),
+        experts_per_token=experts_per_token(config),
+        has_encoder=config.get("is_encoder_decoder") is True,
     )

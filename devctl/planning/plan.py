@@ -9,6 +9,8 @@ from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
+from devctl.placement.optimal.latency import Speeds
+from devctl.placement.optimal.reads import reads
 from devctl.placement.placement import make_placement, worth
 from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
 from devctl.placement.runtime import Runtime
@@ -56,8 +58,8 @@ def make_plan(
     notes: tuple[str, ...] = ()
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
-        question, notes, refusal = _filled(question)
-    runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
+        question, notes, refusal = _filled(question, may_quantise=model.may_be_quantised)
+    runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
     if isinstance(goal, JudgeMap):
         # a number is the accelerator that the machine has by it
         device_map = {name: as_here(device, machine.inventory) for name, device in goal.device_map.items()}
@@ -65,7 +67,7 @@ def make_plan(
         refusal = map_refusal(model.tree, placement, machine.budgets)
     else:
         strategy = goal.strategy if isinstance(goal, ByStrategy) else Strategy.OPTIMAL
-        rates = machine.speeds if isinstance(goal, Fastest) else None
+        rates = _rates(model, machine) if isinstance(goal, Fastest) else None
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
@@ -85,6 +87,13 @@ def make_plan(
     )
 
 
+def _rates(model: Model, machine: Machine) -> Speeds | None:
+    """How fast the machine is, and which bytes of the model are read a token."""
+    if machine.speeds is None:
+        return None
+    return replace(machine.speeds, reads=reads(model.tree, model.experts_per_token, has_encoder=model.has_encoder))
+
+
 def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest) -> Comparison:
     """The plans of all strategies, and which one to take.
 
@@ -92,10 +101,10 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         UsageError: the workload is none for this model.
     """
     question = question_of(model, machine, workload)
-    runtime = None if workload.context_length is None else _runtime(question)[0]
+    runtime = None if workload.context_length is None else runtime_of(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
-    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why)
+    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why, notes=machine.missing)
 
 
 def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> WhatIf:
@@ -105,7 +114,8 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    return WhatIf(model=model.planned, cases=capacity.what_if(question_of(model, machine, workload)))
+    cases = capacity.what_if(question_of(model, machine, workload))
+    return WhatIf(model=model.planned, cases=cases, notes=machine.missing)
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -123,10 +133,11 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
+        notes=machine.missing,
     )
 
 
-def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
+def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     """What the workload adds, and what to know about it; nothing where the model can't be traced."""
     try:
         runtime = question.runtime(question.workload)
@@ -137,7 +148,7 @@ def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     return runtime, (*runtime.footprint.notes, *beyond)
 
 
-def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | None]:
+def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[str, ...], Refusal | None]:
     """The question with the most sequences of its context that fit; where not one does, the longest that does."""
     wanted = question.workload.context_length
     if batch := capacity.largest_batch(question):
@@ -148,9 +159,8 @@ def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | No
     one = replace(question, workload=replace(question.workload, batch_size=1))
     context = capacity.largest_context(one, None, most=wanted)
     if not context:
-        refusal = Refusal(
-            f"not one sequence fits, of {wanted} tokens or fewer", hint="more memory, or --quantize, may help"
-        )
+        help_ = "more memory, or --quantize, may help" if may_quantise else "more memory may help"
+        refusal = Refusal(f"not one sequence fits, of {wanted} tokens or fewer", hint=help_)
         return one, (), refusal
     found = replace(one, workload=capacity.with_context(one.workload, context))
     return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from devctl.devices import Device, DeviceType
+from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
-from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
+from devctl.placement.budget import NUMBERED, Budgets, accelerators_of, is_accelerator
 from devctl.placement.finding import OwnMaps
 from devctl.placement.placement import make_placement
 from devctl.placement.runtime import Runtime
@@ -20,12 +20,23 @@ from devctl.planning.model import Model
 from devctl.planning.request import WorkloadRequest
 from devctl.units import parse_size
 
-OVERHEAD: Mapping[DeviceType, int] = {DeviceType.GPU: 512 * 2**20, DeviceType.XPU: 512 * 2**20}
-"""What is taken for the context of CUDA, HIP or Level Zero and for the workspaces of their libraries.
+OVERHEAD: Mapping[str, int] = {
+    "7.5": 128 * 2**20,  # T4, 123 MiB
+    "8.0": 512 * 2**20,  # A100, 501
+    "8.6": 320 * 2**20,  # RTX 3090, 317
+    "8.9": 528 * 2**20,  # L40S, 522
+    "9.0": 672 * 2**20,  # GH200, 543; H200, 525 to 671; H100, 522
+    "10.0": 720 * 2**20,  # B200, 712
+}
+"""What is taken for the context of CUDA and the workspaces of its libraries, by compute capability.
 
-A context is some 250 to 600 MB, by the board, the driver and the kernels that are loaded; cuBLAS adds a workspace of 8
-MiB, on Hopper 32 MiB (``CUBLAS_WORKSPACE_CONFIG``). `--overhead` says better where it is known.
+It is the most that torch's out-of-memory errors have in public logs: what a process holds ("including non-PyTorch
+memory, this process has …") less what PyTorch allocated or reserved, rounded up to 16 MiB. `--overhead` says better
+where it is known.
 """
+
+MOST_OVERHEAD = max(OVERHEAD.values())
+"""The same of a GPU of which no log is known: another maker's, or one that has no name."""
 
 REFERENCE = 4096
 """Tokens at which what a token takes is looked at, where none are asked for."""
@@ -89,7 +100,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
     return Question(
         tree=model.tree,
         budgets=machine.budgets,
-        overhead=_libraries(asked.overhead, machine.budgets),
+        overhead=_libraries(asked.overhead, machine),
         footprints=model.footprints,
         made_for=model.made_for,
         workload=Workload(
@@ -102,7 +113,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
     )
 
 
-def _libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
+def _libraries(given: str | None, machine: Machine) -> dict[Device, int]:
     """What each accelerator's libraries take: what is said, or what is usual.
 
     Raises:
@@ -112,11 +123,18 @@ def _libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:
         size = None if given is None else parse_size(given)
     except ValueError as error:
         raise UsageError(f"--overhead: {error}") from None
+    here = {gpu.device: gpu.compute_capability for gpu in machine.inventory.accelerators}
     return {
-        device: OVERHEAD.get(device.type, 0) if size is None else size
-        for device, _ in budgets.devices
+        device: _usual_overhead(device, here.get(device)) if size is None else size
+        for device, _ in machine.budgets.devices
         if is_accelerator(device)
     }
+
+
+def _usual_overhead(device: Device, compute_capability: str | None) -> int:
+    if device.type not in NUMBERED:
+        return 0  # Metal's are part of what macOS keeps
+    return OVERHEAD.get(compute_capability or "", MOST_OVERHEAD)
 
 
 def _kernels(budgets: Budgets) -> Kernels:

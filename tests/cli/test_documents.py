@@ -17,6 +17,7 @@ PLAN = "placement/schema.json"
 COMPARISON = "placement/comparison.schema.json"
 WHAT_IF = "placement/what_if.schema.json"
 CHECK = "inventory/check.schema.json"
+FITS_ON = "planning/fits_on.schema.json"
 
 
 def schema(name):
@@ -42,7 +43,7 @@ def objects(part):
 
 
 def test_every_document_has_a_schema():
-    assert {PLAN, COMPARISON, WHAT_IF, CHECK, "inventory/schema.json", "loading/schema.json"} == set(SCHEMAS)
+    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, "inventory/schema.json", "loading/schema.json"} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -140,7 +141,7 @@ def test_accelerators_are_the_same_in_a_check_and_an_inventory():
         assert part == inventory[name]
 
 
-@pytest.mark.parametrize("name", [PLAN, COMPARISON, WHAT_IF, CHECK])
+@pytest.mark.parametrize("name", [PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON])
 def test_a_schema_refuses_another_document(machine, ran, name):
     machine(boxes.eight())
     commands = {
@@ -148,6 +149,7 @@ def test_a_schema_refuses_another_document(machine, ran, name):
         COMPARISON: ["plan", TINY, "--max-memory", "cpu=12MiB", "--compare"],
         WHAT_IF: ["plan", TINY, "--devices", "1GiB,cpu=1GiB", "--what-if"],
         CHECK: ["check", "--gpus", "1"],
+        FITS_ON: ["plan", TINY, "--fits-on", "T4,1MiB,24GiB", "--context-length", "64"],
     }
     document = json.loads(ran(*commands[name], "--json").out)
     jsonschema.validate(document, schema(name))

@@ -9,6 +9,7 @@ from devctl.devices import Device
 from devctl.inventory.document import to_document
 from devctl.inventory.records import Accelerator, Host, Inventory
 from tests.conftest import CONFIGS
+from tests.inventory import boxes
 
 GIB = 2**30
 LLAMA = CONFIGS / "llama-3.1-8b"
@@ -134,6 +135,47 @@ def test_a_machine_without_memory(devctl, tmp_path):
 def test_dtype_and_class(devctl):
     done = devctl("plan", LLAMA, "--dtype", "float32", "--model-class", "AutoModel", "--max-memory", "cpu=100GiB")
     assert done.err.startswith("LlamaModel 28.0 GiB in float32")
+
+
+@pytest.mark.parametrize(
+    ("box", "environment", "said"),
+    [
+        (boxes.system(init=18), {}, "no NVIDIA GPU is counted: the NVIDIA driver's kernel module and library"),
+        (boxes.one_lost(), {}, "nvidia 1 and nvidia 2 are left out: GPU is lost"),
+        (boxes.eight(), {"CUDA_VISIBLE_DEVICES": "3,11"}, "and 4 more are hidden by CUDA_VISIBLE_DEVICES"),
+        (boxes.eight(), {"CUDA_VISIBLE_DEVICES": "11"}, "CUDA_VISIBLE_DEVICES: its entry '11' names no GPU"),
+    ],
+)
+def test_a_plan_says_why_a_gpu_is_missing(devctl, machine, monkeypatch, box, environment, said):
+    machine(box)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    llama = CONFIGS / "tiny-llama"
+    done = devctl("plan", llama, "--json", "--max-context")
+    assert (done.code, said in done.err) == (0, True), done.err
+    assert any(said in note for note in json.loads(done.out)["notes"])
+    for question in ("--compare", "--what-if"):
+        done = devctl("plan", llama, question, "--json")
+        assert (done.code, said in done.err) == (0, True), done.err
+        assert said not in done.out
+    refused = devctl("plan", llama, "--max-memory", "cpu=1MiB", "--no-disk")
+    assert (refused.code, said in refused.err) == (3, True), refused.err
+
+
+def test_a_map_for_a_gpu_that_is_hidden_is_refused_with_the_reason(devctl, machine, monkeypatch, checkpoint):
+    machine(boxes.eight())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = devctl("load", checkpoint("llama"), "--map", "cuda:0")
+    assert done.code == 3
+    assert "CUDA_VISIBLE_DEVICES: it is empty, which hides every GPU" in done.err
+
+
+def test_no_gpu_to_be_fast_on_is_told_with_the_reason(devctl, machine, monkeypatch):
+    machine(boxes.one_lost())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    done = devctl("plan", CONFIGS / "tiny-llama", "--objective", "latency")
+    assert done.code == 2
+    assert "there is none: nvidia 1 and nvidia 2 are left out: GPU is lost; nvidia 0" in done.err
 
 
 def test_absent_gpus_are_noted(devctl):

@@ -118,7 +118,8 @@ def test_the_boards_need_no_model(devctl, monkeypatch):
     lines = done.out.splitlines()
     assert lines[0].split() == ["NAME", "USABLE", "BANDWIDTH", "LINK", "SOURCE"]
     assert len(lines) == len(boards()) + 1  # nothing is folded for a pipe
-    assert next(line for line in lines if line.startswith("H100 SXM")).split("  ")[-1] == "NVIDIA H100 datasheet; CUDA"
+    source = next(line for line in lines if line.startswith("H100 SXM")).split("  ")[-1]
+    assert source == "NVIDIA H100 datasheet; CUDA, 79.10 GiB in stas00/the-art-of-debugging"
     assert devctl("plan", "some/model", "--devices", "help").out == done.out
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, devctl("plan", "--devices", "help").out.splitlines())) <= 80

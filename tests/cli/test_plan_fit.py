@@ -159,6 +159,51 @@ def test_latency_puts_the_layers_where_memory_is_fast(devctl):
     assert set(json.loads(even.out).values()) == {0, 1}
 
 
+@pytest.mark.parametrize("box", ["M3 Max 64GB", "Jetson AGX Orin 64GB", "GB10", "Ryzen AI Max+ 395 64GB"])
+@pytest.mark.parametrize("work", [[], ["--context-length", "4096"]])
+def test_ways_out_fit_a_machine_whose_gpu_shares_its_memory(devctl, box, work):
+    done = devctl("plan", CONFIGS / "llama-3.1-70b", "--devices", box, "--no-offload", *work)
+    assert done.code == 3
+    assert "on a machine with more memory" in done.err
+    assert "more GPU" not in done.err
+    assert "cpu would have to hold" not in done.err
+
+
+def test_quantising_is_no_advice_where_it_is_done(devctl):
+    question = ["--devices", "1GiB", "--target-context", "64"]
+    assert "or --quantize, may help" in devctl("plan", LLAMA, *question).err
+    done = devctl("plan", LLAMA, *question, "--quantize", "nf4")
+    assert (done.code, "--quantize" in done.err) == (3, False)
+
+
+def test_a_plan_says_what_it_holds_for(devctl):
+    done = devctl("plan", LLAMA, "--devices", "24GiB", "--json")
+    assert json.loads(done.out)["engine"] == "transformers' generate"
+    assert "holds for: transformers' generate" in done.err.splitlines()
+    bert = devctl("plan", CONFIGS / "bert-large", "--devices", "24GiB", "--json")
+    assert json.loads(bert.out)["engine"] == "transformers' forward"
+
+
+def test_the_device_that_has_too_little_room_is_named(devctl, tmp_path):
+    (tmp_path / "map.json").write_text('{"model": 0, "lm_head": 1}')
+    box = ["--devices", "14.3GiB,40GiB", "--map", tmp_path / "map.json"]
+    done = devctl("plan", LLAMA, *box, "--no-cache")
+    (line,) = [line for line in done.err.splitlines() if line.startswith("room: ")]
+    assert line.endswith(", too little to run a text on cuda:0")
+
+
+def test_a_predicted_time_says_what_it_rests_on(devctl):
+    done = devctl("plan", CONFIGS / "mixtral-8x7b", "--devices", "H200", "--objective", "latency", "--json")
+    notes = " ".join(json.loads(done.out)["notes"])
+    assert "23.7 GiB of 87.0 GiB are read a token, cuda:0 at 4.80 TB/s (H200)" in notes
+    assert "KV cache, kernels and waiting are not counted" in notes
+    assert "2 of 8 experts of a layer are read for one sequence; several read more of them" in notes
+    assert "no placement is below" not in notes
+    said = devctl("plan", LLAMA, "--devices", "2xH200", "--objective", "latency", "--speed", "0=1TB")
+    assert "cuda:1 at 4.80 TB/s (H200)" in said.err
+    assert "experts" not in said.err
+
+
 def test_speeds_are_asked_for_where_they_are_not_known(devctl):
     done = devctl("plan", LLAMA, "--devices", "24GiB,8GiB", "--objective", "latency")
     assert done.code == 2

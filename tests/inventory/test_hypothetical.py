@@ -41,6 +41,32 @@ def test_ram_and_disk_are_what_is_said():
     assert without.disks == ()
 
 
+@pytest.mark.parametrize("text", ["H30", "L5", "A30X", "RTX 40", "B2", "RTX 1090", "H", "RTX", "MI900X", "W6000"])
+def test_another_board_is_no_suggestion(text):
+    with pytest.raises(ValueError) as raised:
+        parse_devices(text)
+    assert str(raised.value) == f"{text!r} is no board known here, and no size"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("H20", "H20"),
+        ("NVIDIA H20-3e", "H20-3e"),
+        ("RTX 4090 24GB", "RTX 4090"),
+        ("L40S-48GB", "L40S"),
+        ("rtx 5060ti 16 gib", "RTX 5060 Ti 16GB"),
+        ("B200 192GB", "B200"),
+    ],
+)
+def test_a_name_may_have_the_memory_behind_it(text, name):
+    assert [name for _, name, _ in accelerators(text)] == [name]
+
+
+def test_several_chips_that_share_ram_are_several_machines_but_of_one_kind():
+    assert [a.memory_pool for a in parse_devices("4xMI300A").accelerators] == [HOST_POOL] * 4
+
+
 def test_other_makers_devices():
     assert [device for device, _, _ in accelerators("2xMI300X,8GiB")] == ["cuda:0", "cuda:1", "cuda:2"]
     assert [device for device, _, _ in accelerators("2xB60,8GiB")] == ["xpu:0", "xpu:1", "xpu:2"]
@@ -72,7 +98,16 @@ def test_other_makers_devices():
         ("RTX 4091", "'RTX 4091' is no board known here, and no size; near it are RTX 4090"),
         ("H1000", "near it are H100 SXM"),
         ("A100", "'A100' may be A100 40GB, A100 80GB or A100 80GB PCIe: say which"),
-        ("RTX 4060", "'RTX 4060' may be RTX 4060 Ti 8GB"),
+        ("RTX 5060 Ti", "'RTX 5060 Ti' may be RTX 5060 Ti 8GB or RTX 5060 Ti 16GB: say which"),
+        ("RTX 3090 48GB", "'RTX 3090 48GB' is no board known here, and no size"),
+        ("H2O", "'H2O' is no board known here, and no size; near it are H20"),
+        ("rtx4900", "near it are RTX 4090"),
+        ("MI300", "near it are MI300A, MI300X"),
+        ("RTX 4070 Ti SUPR", "near it are RTX 4070 Ti SUPER"),
+        ("L2", "'L2' is a board of which nothing is known here: give its memory, like 8GiB"),
+        ("RTX 2080", "'RTX 2080' is a board of which nothing is known here"),
+        ("2xJetson AGX Orin 64GB", "Jetson AGX Orin 64GB is a machine's only accelerator"),
+        ("2xRyzen AI Max+ 395 128GB", "Ryzen AI Max+ 395 128GB is a machine's only accelerator"),
         ("M3 Max", "'M3 Max' may be M3 Max 36GB, M3 Max 48GB, M3 Max 64GB, M3 Max 96GB or M3 Max 128GB: say which"),
         ("2xH100,MI300X", "no one build of torch drives H100 SXM and MI300X"),
         ("B60,T4", "no one build of torch drives Arc Pro B60 and T4"),

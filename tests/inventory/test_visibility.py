@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devctl.inventory.records import Hidden
-from devctl.inventory.visibility import CudaBoard, Seat, cuda_order, seats, view
+from devctl.inventory.visibility import CudaBoard, Seat, cuda_order, seats, unnamed, view
 
 A, B, C = (
     CudaBoard(uuid="GPU-aa11", model="x"),
@@ -53,6 +53,33 @@ def places(boards, variable, order=None):
 )
 def test_visible_boards(variable, expected):
     assert places(THREE, variable) == [(place, None) for place in expected]
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        (None, None),
+        ("0,1,2", None),
+        ("2,0,", None),
+        ("GPU-bb33,GPU-aa11", None),
+        ("", "it is empty, which hides every GPU"),
+        (" ", "it is empty, which hides every GPU"),
+        ("7", "its entry '7' names no GPU: there are 3, from 0 on; it hides all behind it"),
+        ("0,x,1", "its entry 'x' names no GPU: there are 3, from 0 on; it hides all behind it"),
+        ("1,,2", "its entry '' names no GPU: there are 3, from 0 on; it hides all behind it"),
+        ("-1", "its entry '-1' names no GPU: there are 3, from 0 on; it hides all behind it"),
+        ("GPU-bb,GPU-zz", "its entry 'GPU-zz' fits no GPU here, or several; it hides all behind it"),
+        ("GPU-aa", "its entry 'GPU-aa' fits no GPU here, or several; it hides all behind it"),
+        ("1,0,1", "its entry '1' names a GPU for the second time, which hides every GPU"),
+    ],
+)
+def test_an_entry_that_names_nothing_is_told(variable, words):
+    assert unnamed(THREE, range(3), variable) == words
+
+
+def test_an_entry_that_is_told_has_an_end():
+    assert len(unnamed(THREE, range(3), "9" * 5000)) < 150
+    assert unnamed([], (), "0") == "its entry '0' names no GPU: none here works; it hides all behind it"
 
 
 def test_indices_count_in_cudas_order_and_uuids_do_not():

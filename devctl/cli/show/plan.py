@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.streams import to_text
+from devctl.cli.show.streams import say, to_text
 from devctl.devices import DeviceType
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Comparison, Room, WhatIf
+    from devctl.planning.fits_on import FitsOn
 
 
-def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "", engine: str = "") -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes.
 
     Args:
         room: a line on what is left, or empty.
+        engine: what the plan holds for, or empty.
     """
     from rich.console import Group
     from rich.text import Text
@@ -42,8 +44,19 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> s
     lines.append(Text(offload_line(placement)))
     if room:
         lines.append(Text(room))
+    if engine:
+        lines.append(Text(f"holds for: {engine}"))
     lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print a line for each note, to the reader and not among the answer."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if lines := [Text(f"note: {note}") for note in notes]:
+        say(to_text(Group(*lines), sys.stderr))
 
 
 def device_table(devices: Iterable[DeviceUse]) -> RenderableType:
@@ -191,6 +204,30 @@ def what_if_table(found: WhatIf) -> str:
     return to_text(Group(head, table, tail), sys.stdout)
 
 
+def fits_on_table(found: FitsOn) -> str:
+    """On how many of each board the model runs: a row a board."""
+    from devctl.cli.show.inventory import columns
+    from devctl.cli.show.streams import answer_style
+
+    model, workload = found.model, found.workload
+    asked = "weights alone" if workload is None else f"{workload.context_length:,} tokens × {workload.batch_size}"
+    head = f"{model.class_name} {format_bytes(model.nbytes)} in {model.dtype}"
+    head += f" and {model.quantisation}" if model.quantisation else ""
+    rows = [
+        [
+            fit.board,
+            str(fit.count) if fit.count is not None else "none" if fit.most == 1 else f"none up to {fit.most}",
+            ("~" if fit.estimated else "") + format_bytes(fit.memory),
+            "" if fit.fullest is None else f"{fit.fullest:.0%}",
+        ]
+        for fit in found.boards
+    ]
+    width, styled = answer_style()
+    table = columns(("BOARD", "LEAST", "EACH", "FULLEST"), rows, left=1, width=width, styled=styled)
+    tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated"
+    return f"{head}, placed by {found.strategy}: {asked}\n{table}{tail}\n"
+
+
 def room_line(room: Room | None) -> str:
     """What is left, and about how long a text it holds; empty where there is no room to speak of."""
     if room is None:
@@ -201,7 +238,7 @@ def room_line(room: Room | None) -> str:
     if room.made_for is not None and room.tokens >= room.made_for:
         return f"{text}, enough for the {room.made_for:,} tokens that the model is made for"
     if room.tokens < 1:
-        return f"{text}, too little to run a text"
+        return f"{text}, too little to run a text" + ("" if room.full is None else f" on {room.full}")
     full = "" if room.full is None else f", when {room.full} is full"
     return f"{text}, about {_two_digits(room.tokens)} tokens{full}"
 

@@ -55,8 +55,10 @@ def probe(
             )
         found.append(accelerator)
     order = [nodes[board.bus_id].number if board.bus_id in nodes else None for board in boards]
+    numbered = number(found, order, environment)
     return Findings(
-        accelerators=number(found, order, environment),
+        accelerators=numbered,
+        notes=notes(numbered, environment),
         driver=Driver(vendor=Vendor.AMD, version=pci.read(sys / "module/amdgpu/version"), cuda=None),
     )
 
@@ -176,7 +178,7 @@ def number(
     places.sort(key=lambda place: order[place] or 0)
     boards = [visibility.CudaBoard(uuid=accelerators[place].uuid) for place in places]
     left = visibility.seats(boards, range(len(boards)), environment.get("ROCR_VISIBLE_DEVICES"))
-    chosen = environment.get("HIP_VISIBLE_DEVICES", environment.get("CUDA_VISIBLE_DEVICES"))
+    chosen = environment.get(_hip_variable(environment))
     remaining = [seat.board for seat in left]
     shown = visibility.seats([boards[i] for i in remaining], range(len(remaining)), chosen)
     ordinals = {places[remaining[seat.board]]: ordinal for ordinal, seat in enumerate(shown)}
@@ -193,3 +195,20 @@ def number(
         )
 
     return tuple(numbered(place, accelerator) for place, accelerator in enumerate(accelerators))
+
+
+def _hip_variable(environment: Mapping[str, str]) -> str:
+    return "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in environment else "CUDA_VISIBLE_DEVICES"
+
+
+def notes(accelerators: Sequence[Accelerator], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What of the variables names no GPU, of accelerators that have their numbers already."""
+    counted = sorted((a for a in accelerators if a.cuda_index is not None), key=lambda a: a.cuda_index or 0)
+    boards = [visibility.CudaBoard(uuid=accelerator.uuid) for accelerator in counted]
+    first, second = "ROCR_VISIBLE_DEVICES", _hip_variable(environment)
+    left = [boards[seat.board] for seat in visibility.seats(boards, range(len(boards)), environment.get(first))]
+    wrong = {
+        first: visibility.unnamed(boards, range(len(boards)), environment.get(first)),
+        second: visibility.unnamed(left, range(len(left)), environment.get(second)),
+    }
+    return tuple(f"{variable}: {words}" for variable, words in wrong.items() if words)

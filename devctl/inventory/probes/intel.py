@@ -55,6 +55,7 @@ def probe(environment: Mapping[str, str], on_bus: Iterable[pci.PciDevice], sys: 
     return Findings(
         accelerators=tuple(found),
         driver=Driver(vendor=Vendor.INTEL, version=version, cuda=None) if driver else None,
+        notes=notes(mask, working),
     )
 
 
@@ -67,6 +68,15 @@ def parse_affinity_mask(mask: str | None, device: int) -> int | None:
         return device
     named = {int(match[1]) for entry in mask.split(",") if (match := re.fullmatch(r"\s*(\d{1,6})(\.\d+)*\s*", entry))}
     return sorted(named).index(device) if device in named else None
+
+
+def notes(mask: str | None, working: int) -> tuple[str, ...]:
+    """What of ZE_AFFINITY_MASK names no GPU, of so many that there are."""
+    for entry in (mask or "").split(",") if (mask or "").strip() else ():
+        match = re.fullmatch(r"\s*(\d{1,6})(\.\d+)*\s*", entry)
+        if match is None or int(match[1]) >= working:
+            return (f"ZE_AFFINITY_MASK: its entry {entry.strip()[:48]!r} names no GPU: there are {working}, from 0 on",)
+    return ()
 
 
 def _memory_total(board: pci.PciDevice) -> int | None:

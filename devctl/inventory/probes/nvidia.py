@@ -105,7 +105,7 @@ def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
         driver=_read_driver(machine),
         links=read_links([gate for gate, _ in boards], [board.pci_bus_id for _, board in boards], positions),
         order_certain=certain,
-        notes=notes(numbered, certain),
+        notes=notes(numbered, certain, environment),
     )
 
 

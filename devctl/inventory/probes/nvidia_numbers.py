@@ -22,31 +22,18 @@ def number(
 
     A board at fault is not counted: CUDA leaves it out, or does not start at all.
     """
-    working = [a for a in accelerators if a.mig is None and a.fault is None]
-    instances = {
-        board.index: [a for a in accelerators if a.mig and a.index == board.index and a.fault is None]
-        for board in working
-    }
+    working = _working(accelerators)
     places = {board.uuid: place for place, board in enumerate(working)}
     order = [places[uuid] for uuid in known or () if uuid in places]
     seen = visibility.view(
-        [
-            visibility.CudaBoard(
-                uuid=board.uuid,
-                model=f"{board.name} {board.compute_capability}" if board.name else None,
-                speed=speeds.get(board.index),
-                mig=bool(board.mig_mode),
-                instances=tuple(_names(instance) for instance in instances[board.index]),
-            )
-            for board in working
-        ],
+        [_as_cuda_names_it(board, accelerators, speeds.get(board.index)) for board in working],
         environment,
         order if working and sorted(order) == list(range(len(working))) else None,
     )
     seats: dict[int, visibility.Seat] = {}
     for place, board in enumerate(working):
         seats[id(board)] = visibility.Seat(place)
-        for n, instance in enumerate(instances[board.index]):
+        for n, instance in enumerate(_instances(board, accelerators)):
             seats[id(instance)] = visibility.Seat(place, n)
 
     def numbered(accelerator: Accelerator) -> Accelerator:
@@ -65,15 +52,43 @@ def number(
     return tuple(numbered(a) for a in accelerators), seen.certain and not faults
 
 
+def _working(accelerators: Sequence[Accelerator]) -> list[Accelerator]:
+    return [a for a in accelerators if a.mig is None and a.fault is None]
+
+
+def _instances(board: Accelerator, accelerators: Sequence[Accelerator]) -> list[Accelerator]:
+    return [a for a in accelerators if a.mig and a.index == board.index and a.fault is None]
+
+
+def _as_cuda_names_it(
+    board: Accelerator, accelerators: Sequence[Accelerator], speed: float | None = None
+) -> visibility.CudaBoard:
+    return visibility.CudaBoard(
+        uuid=board.uuid,
+        model=f"{board.name} {board.compute_capability}" if board.name else None,
+        speed=speed,
+        mig=bool(board.mig_mode),
+        instances=tuple(_names(instance) for instance in _instances(board, accelerators)),
+    )
+
+
 def _names(instance: Accelerator) -> tuple[str, ...]:
     mig = instance.mig
     old = f"MIG-{mig.parent}/{mig.gpu_instance}/{mig.compute_instance}" if mig else ""
     return tuple(name for name in (instance.uuid, old) if name)
 
 
-def notes(accelerators: Sequence[Accelerator], certain: bool) -> tuple[str, ...]:
-    """What a person should know before trusting the numbers."""
+def notes(
+    accelerators: Sequence[Accelerator], certain: bool, environment: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """What a person should know before trusting the numbers, which ``accelerators`` have already."""
     found = []
+    variable = (environment or {}).get("CUDA_VISIBLE_DEVICES")
+    working = _working(accelerators)
+    order = sorted(range(len(working)), key=lambda place: working[place].cuda_index or 0)
+    boards = [_as_cuda_names_it(board, accelerators) for board in working]
+    if wrong := visibility.unnamed(boards, order, variable):
+        found.append(f"CUDA_VISIBLE_DEVICES: {wrong}")
     faults = any(a.fault for a in accelerators)
     if faults:
         found.append(

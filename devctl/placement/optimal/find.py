@@ -5,6 +5,7 @@ it is found, is in `row`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from devctl.devices import Device
 from devctl.models.tree import Block, ModuleTree
@@ -14,7 +15,7 @@ from devctl.placement.device_map import FrozenMap
 from devctl.placement.optimal.latency import Fastest, Speeds, fastest
 from devctl.placement.optimal.solve import Best, Row, solve
 from devctl.placement.strategy import FoundMap, collapse, in_order
-from devctl.units import format_bytes
+from devctl.units import format_bytes, format_rate
 
 ENDED_EARLY = "the search ended early"
 """How a note begins that says what is not proven to be the best."""
@@ -55,8 +56,12 @@ def optimal_map(
         devices, notes = best.devices, tuple(_not_proven(best, row.moved, len(accelerators)))
     else:
         memory = [speeds.memory[device] for device in accelerators]
+        if speeds.reads is not None:
+            own_reads = speeds.reads
+            read = tuple(sum(own_reads.of(counted.tree, name) for name in block.names) for block in blocks)
+            row = replace(row, read=tuple(map(min, moved, read)))
         quick = fastest(row, own, cpu, memory, speeds.link, speeds.disk)
-        devices, notes = quick.devices, (_predicted(quick),)
+        devices, notes = quick.devices, _predicted(quick, row, accelerators, speeds)
     places = [*accelerators, Device.cpu(), Device.disk()]
     found = {name: places[at] for block, at in zip(blocks, devices, strict=True) for name in block.names}
     return FoundMap(device_map=in_order(counted.tree, collapse(found)), notes=notes, least_off=least_off)
@@ -79,11 +84,41 @@ def row_of(blocks: Sequence[Block]) -> Row:
     )
 
 
-def _predicted(quick: Fastest) -> str:
-    return (
-        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, by the "
-        f"speeds of memories and links alone; no placement is below {quick.bound * 1e3:.3g} ms"
-    )
+def _predicted(quick: Fastest, row: Row, accelerators: Sequence[Device], speeds: Speeds) -> tuple[str, ...]:
+    """The time for a token, what it rests on, and what it leaves out."""
+    read, whole = row.read or row.moved, sum(row.moved)
+    count = len(accelerators)
+    rates: dict[str, list[str]] = {}
+    for place in sorted(set(quick.devices)):
+        if place < count:
+            device = accelerators[place]
+            told = f"{format_rate(speeds.memory[device])} ({speeds.boards.get(device, 'as given')})"
+        else:
+            device = Device.cpu() if place == count else Device.disk()
+            told = format_rate(speeds.link if place == count else min(speeds.link, speeds.disk))
+        rates.setdefault(told, []).append(str(device))
+    on = sum(size for size, place in zip(read, quick.devices, strict=True) if place < count)
+    off = sum(size for size, place in zip(row.moved, quick.devices, strict=True) if place >= count)
+    where = "; ".join(f"{_run_of(names)} at {rate}" for rate, names in rates.items())
+    notes = [
+        f"about {quick.seconds * 1e3:.3g} ms a token ({1 / quick.seconds:.3g} tokens/s) for one sequence, if nothing "
+        f"but weights took time: {format_bytes(on + off)} of {format_bytes(whole)} are read a token, {where}. A real "
+        "run takes longer: KV cache, kernels and waiting are not counted",
+        f"counted so, no placement takes less than {quick.bound * 1e3:.3g} ms",
+    ]
+    known = speeds.reads
+    if known is not None and known.experts is not None:
+        few, every = known.experts
+        notes.append(f"{few} of {every} experts of a layer are read for one sequence; several read more of them")
+    if known is not None and known.unknown:
+        notes.append(
+            "it is not known how many of its experts a token is sent to: all are counted as read, and it may be faster"
+        )
+    return tuple(notes)
+
+
+def _run_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}" if len(names) > 2 else " and ".join(names)
 
 
 def _not_proven(best: Best, sizes: tuple[int, ...], accelerators: int) -> list[str]:

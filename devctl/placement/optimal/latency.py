@@ -1,18 +1,21 @@
 """``optimal`` for speed: the least predicted time for a token, on devices that are not equally fast.
 
-To decode one token of one sequence, every weight is read once: from the memory of the accelerator that holds it, over
-the link from the CPU, or from the disk. What else takes time is small beside that, but for a move between devices. Of a
-mixture of experts only some weights are read, so that it is faster than predicted here, wherever it is placed.
+To decode one token of one sequence, weights are read once: from the memory of the accelerator that holds them, over the
+link from the CPU, or from the disk. Which of them are read is in `reads`: an accelerator reads the experts that the
+router picks, and not the others; what is offloaded is brought whole, as accelerate does it. What else takes time, the
+KV cache, kernels and waiting, is not counted, but for a move between devices: a token takes longer than predicted here.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import accumulate
 
 from devctl.devices import Device
 from devctl.placement.optimal.bounded import TooMuchWorkError, Work
 from devctl.placement.optimal.fewest_moves import moves
+from devctl.placement.optimal.reads import Reads
 from devctl.placement.optimal.solve import Best, Row, solve
 
 MOVE = 20e-6
@@ -38,16 +41,20 @@ class Speeds:
         memory: of each accelerator's own memory.
         link: from the host's memory to the accelerator that runs what is offloaded.
         disk: reading from the disk.
+        boards: what each accelerator's figure rests on: a board's name, or "as given".
+        reads: which bytes are read; None for all.
     """
 
     memory: Mapping[Device, int]
     link: int
     disk: int
+    boards: Mapping[Device, str] = field(default_factory=dict)
+    reads: Reads | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fastest:
-    """A placement, the seconds that it is predicted to take for a token, and a time that none is below."""
+    """A placement, the seconds that it is predicted to take for a token, and the least that any is predicted to."""
 
     devices: tuple[int, ...]
     seconds: float
@@ -84,7 +91,9 @@ def fastest(row: Row, budgets: Sequence[int], cpu: int | None, memory: Sequence[
 
 
 def _ticks(row: Row, devices: Sequence[int], rates: Sequence[int]) -> int:
-    read = sum(_read(size, rates[device]) for size, device in zip(row.moved, devices, strict=True))
+    on, off = row.read or row.moved, row.moved
+    gpus = len(rates) - 2
+    read = sum(_read((on if device < gpus else off)[at], rates[device]) for at, device in enumerate(devices))
     return read + moves(devices) * int(MOVE * _TICKS)
 
 
@@ -127,6 +136,7 @@ def _shortest(
     """The fastest cover of the row by one run a device; alike devices are taken in the order of their numbers."""
     held = list(accumulate(row.held, initial=0))
     moved = list(accumulate(row.moved, initial=0))
+    read = list(accumulate(row.read or row.moved, initial=0))
     size = len(row.moved)
     kinds: dict[tuple[int, int, bool], list[int]] = {}
     for device, limit in enumerate(limits):
@@ -144,8 +154,9 @@ def _shortest(
                 last = _last(row, held, moved, at, device, limits, largest, cpu)
                 work.take(1 + last - at)
                 more = (*counts[:kind], counts[kind] + 1, *counts[kind + 1 :])
+                taken = read if device < len(limits) else moved
                 for end in range(at + 1, last + 1):
-                    ticks = way.ticks + _read(moved[end] - moved[at], rates[device]) + bool(at) * int(MOVE * _TICKS)
+                    ticks = way.ticks + _read(taken[end] - taken[at], rates[device]) + bool(at) * int(MOVE * _TICKS)
                     known = ways[end].get(more)
                     if known is None or ticks < known.ticks:
                         ways[end][more] = _Way(ticks, (*way.devices, (device, end)))
@@ -189,11 +200,20 @@ def _by_speed(row: Row, budgets: Sequence[int], memory: Sequence[int]) -> tuple[
 
 
 def _bound(row: Row, budgets: Sequence[int], cpu: int | None, rates: Sequence[int]) -> int:
-    """No placement takes less: bytes as fine as dust, the fastest places filled first, no moves."""
-    left, ticks = sum(row.moved), 0
-    places = [*budgets, left if cpu is None else cpu, left]
-    for rate, room in sorted(zip(rates, places, strict=True), reverse=True):
-        taken = min(left, room)
-        ticks += _read(taken, rate)
-        left -= taken
+    """No placement takes less: blocks as fine as dust, of which most is read in the fastest places; no moves."""
+    whole = sum(row.moved)
+    places = [*budgets, whole if cpu is None else cpu, whole]
+    free = [[rate, room] for rate, room in sorted(zip(rates, places, strict=True), reverse=True)]
+    pairs = zip(row.moved, row.read or row.moved, strict=True)
+    ticks = 0
+    for size, read in sorted(pairs, key=lambda pair: Fraction(pair[1], max(1, pair[0])), reverse=True):
+        left = size
+        while left:
+            rate, room = free[0]
+            if not (taken := min(left, room)):
+                del free[0]
+                continue
+            ticks += read * taken // size * _TICKS // rate  # rounded down, twice: no more than it is
+            free[0][1] -= taken
+            left -= taken
     return ticks

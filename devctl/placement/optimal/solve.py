@@ -39,11 +39,14 @@ class Row:
         held: bytes of each on an accelerator, with what it needs beside its weights.
         moved: bytes of each elsewhere, no more than ``held``.
         brought: bytes of each that are on the accelerator at once which runs it from elsewhere.
+        read: bytes of each that an accelerator reads of its own memory for a token, no more than ``moved``; None where
+            that is all of them.
     """
 
     held: tuple[int, ...]
     moved: tuple[int, ...]
     brought: tuple[int, ...]
+    read: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

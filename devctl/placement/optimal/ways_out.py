@@ -1,5 +1,7 @@
 """Finds hardware that would hold a model that does not fit. ``optimal`` computes each answer; none is guessed."""
 
+from collections.abc import Collection, Mapping
+
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets, is_accelerator
@@ -23,10 +25,19 @@ def fits(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool) -> bool:
     return _fits(row_of(tree.index.blocks), gpus, limits.get(Device.cpu()), cpu_may_hold=cpu_may_hold)
 
 
-def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: int = 0) -> tuple[str, ...]:
+def ways_out(
+    tree: ModuleTree,
+    budgets: Budgets,
+    *,
+    cpu_may_hold: bool,
+    beside: int = 0,
+    of_host: Collection[Device] = (),
+) -> tuple[str, ...]:
     """Hardware that would hold the model: one line for each way.
 
     Args:
+        of_host: accelerators whose memory is the host's RAM. None can be added to them, and the CPU has no other RAM
+            that could hold the rest: a machine with more memory would.
         cpu_may_hold: whether the CPU may hold weights beside accelerators, so that only the disk has to be avoided.
         beside: bytes that are taken on each accelerator, whatever it holds. ``budgets`` do not include them; the sizes
             in the lines do.
@@ -36,12 +47,14 @@ def ways_out(tree: ModuleTree, budgets: Budgets, *, cpu_may_hold: bool, beside: 
     gpus = {device: limit for device, limit in limits.items() if is_accelerator(device) and limit}
     cpu = limits.get(Device.cpu())
     found = []
-    if not gpus or cpu_may_hold:
+    unified = [device for device in gpus if device in of_host]
+    if (not gpus or cpu_may_hold) and not unified:
         needed = _cpu_needed(row, list(gpus.values()))
         found.append(f"{Device.cpu()} would have to hold {format_need(needed)}" + _more(needed, cpu))
     if gpus:
-        found.append(_larger(row, gpus, beside))
-        if more := _how_many_more(row, list(gpus.values()), cpu, cpu_may_hold=cpu_may_hold, beside=beside):
+        found.append(_larger(row, gpus, beside) + (", on a machine with more memory" if unified else ""))
+        size = max((limit for device, limit in gpus.items() if device not in of_host), default=0)
+        if size and (more := _how_many_more(row, gpus, size, cpu, cpu_may_hold=cpu_may_hold, beside=beside)):
             found.append(more)
     return tuple(found)
 
@@ -76,12 +89,14 @@ def _more(needed: int, given: int | None) -> str:
     return "" if not given or given >= needed else f", {format_need(needed - given)} more than it may"
 
 
-def _how_many_more(row: Row, gpus: list[int], cpu: int | None, *, cpu_may_hold: bool, beside: int) -> str | None:
-    """A line that says how many more GPUs, of the size of the largest, are enough; None where no number is."""
-    size = max(gpus)
+def _how_many_more(
+    row: Row, gpus: Mapping[Device, int], size: int, cpu: int | None, *, cpu_may_hold: bool, beside: int
+) -> str | None:
+    """A line that says how many more GPUs of a ``size`` are enough; None where no number is."""
+    here = list(gpus.values())
 
     def enough(count: int) -> bool:
-        return _fits(row, gpus + [size] * count, cpu, cpu_may_hold=cpu_may_hold)
+        return _fits(row, here + [size] * count, cpu, cpu_may_hold=cpu_may_hold)
 
     high = 1
     while not enough(high):

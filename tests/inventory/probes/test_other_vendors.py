@@ -87,6 +87,40 @@ def test_amds_variables(mi300, environment, devices):
     assert all((a.device is None) == (a.hidden is Hidden.ENVIRONMENT) for a in found)
 
 
+@pytest.mark.parametrize(
+    ("environment", "notes"),
+    [
+        ({}, ()),
+        ({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "9"}, ()),
+        ({"HIP_VISIBLE_DEVICES": "2"}, ("HIP_VISIBLE_DEVICES: its entry '2' names no GPU: there are 2, from 0 on",)),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ("CUDA_VISIBLE_DEVICES: it is empty, which hides every GPU",)),
+        (
+            {"ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "1"},
+            ("HIP_VISIBLE_DEVICES: its entry '1' names no GPU: there are 1, from 0 on",),
+        ),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-x"}, ("ROCR_VISIBLE_DEVICES: its entry 'GPU-x' fits no GPU here, or several",)),
+    ],
+)
+def test_an_entry_of_amds_variables_that_names_nothing_is_told(mi300, environment, notes):
+    found = amd.notes(amd_probe(mi300, **environment), environment)
+    assert len(found) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(found, notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mask", "notes"),
+    [
+        (None, ()),
+        ("", ()),
+        ("1,0.1", ()),
+        ("2", ("ZE_AFFINITY_MASK: its entry '2' names no GPU: there are 2, from 0 on",)),
+        ("0,x", ("ZE_AFFINITY_MASK: its entry 'x' names no GPU: there are 2, from 0 on",)),
+    ],
+)
+def test_an_entry_of_intels_variable_that_names_nothing_is_told(mask, notes):
+    assert intel.notes(mask, 2) == notes
+
+
 def test_no_permission_for_amds_compute_device(mi300):
     (mi300 / "kfd").unlink()
     found = amd_probe(mi300)

@@ -44,6 +44,22 @@ def test_more_gpus(sizes, gpus):
     assert number == 1 or not fits(model, budgets([*gpus, *[max(gpus)] * (number - 1)]), cpu_may_hold=False)
 
 
+def test_to_a_gpu_that_shares_the_ram_none_can_be_added():
+    model, mac = layers(30, 30), Budgets(devices=((Device.mps(), 40),), given=True)
+    for may in (True, False):
+        (line,) = ways_out(model, mac, cpu_may_hold=may, of_host=[Device.mps()])
+        assert line.startswith("mps would have to hold 60 B, 20 B more than it may, by --strategy optimal")
+        assert line.endswith(", on a machine with more memory")
+    assert "1 more GPU of 40 B" in " ".join(ways_out(model, mac, cpu_may_hold=False))
+
+
+def test_beside_a_gpu_that_shares_the_ram_more_of_the_others_are_advised():
+    both = budgets([40, 30])
+    lines = ways_out(layers(30, 30, 30), both, cpu_may_hold=True, of_host=[Device.gpu(0)])
+    assert not any(line.startswith("cpu") for line in lines)
+    assert "1 more GPU of 30 B would hold the rest, by --strategy optimal" in lines
+
+
 @settings(max_examples=80, deadline=None)
 @given(SIZES, st.lists(st.integers(0, 40), max_size=2), st.integers(0, 40))
 def test_more_ram(sizes, gpus, cpu):
