@@ -362,7 +362,7 @@ def _workload(
         batch_size=1 if batch_size is None else batch_size,
         new_tokens=new_tokens,
         kv_dtype=kv_dtype,
-        overhead=None if overhead is None else str(overhead),
+        overhead=None if overhead is None else _size(overhead),
     )
 
 
@@ -371,8 +371,13 @@ def _entries(values: Mapping[Device | int | str, int | str] | int | str | None) 
     if values is None:
         return None
     if isinstance(values, Mapping):
-        return tuple(f"{device}={size}" for device, size in values.items())
-    return (str(values),)
+        return tuple(f"{device}={_size(size)}" for device, size in values.items())
+    return (_size(values),)
+
+
+def _size(value: int | str) -> str:
+    """A size as an option takes it: an integer is bytes."""
+    return f"{value}B" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 _KEYWORDS = {

@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import MaxMemory, ModelOptions
+from devctl.cli.options import MaxMemory, ModelOptions, tokens
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -64,9 +64,9 @@ class RunOptions:
     audio: Annotated[Path | None, typer.Option(metavar="FILE.wav", help="A sound, for a model that hears.")] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Run so many inputs at a time.")] = 1
     context_length: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
+        int | None, typer.Option(**tokens(1), help="Make the text this long, by repeating or cutting it.")
     ] = None
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8
+    max_new_tokens: Annotated[int, typer.Option(**tokens(0), help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
     ] = 1

@@ -29,11 +29,12 @@ def _parsed(name: str, parse: Callable[[str], _T], value: _T | str | None) -> _T
         raise UsageError(f"--{name.replace('_', '-')}: {error}") from None
 
 
-def _parse_size(text: str) -> int:
-    # a gate that takes 40 for 40 bytes, where 40GiB was meant, lets everything through
-    if not text.strip()[-1:].isalpha():
-        raise ValueError(f"{text!r} has no unit; write it like {text.strip() or 40}GiB")
-    return parse_size(text)
+def _bytes(name: str, value: Size | None) -> int | None:
+    """What is asked for, in bytes: an integer is that already."""
+    size = _parsed(name, parse_size, value)
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+        raise UsageError(f"--{name.replace('_', '-')}: {value!r} is not a size; give bytes, or text like 10GiB")
+    return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +83,18 @@ class _Asked:
 
 
 def _in_numbers(wanted: Requirements) -> _Asked:
-    sizes = {
-        name: _parsed(name, _parse_size, getattr(wanted, name)) for name in ("gpu_memory", "total_gpu_memory", "ram")
-    }
     versions = {
         name: _parsed(name, parse_version, getattr(wanted, name)) for name in ("compute_capability", "driver", "cuda")
     }
     return _Asked(
         gpus=wanted.gpus,
         select=wanted.select,
-        disks=tuple((path, _parsed("disk", _parse_size, size) or 0) for path, size in wanted.disks),
+        gpu_memory=_bytes("gpu_memory", wanted.gpu_memory),
+        total_gpu_memory=_bytes("total_gpu_memory", wanted.total_gpu_memory),
+        ram=_bytes("ram", wanted.ram),
+        disks=tuple((path, _bytes("disk", size) or 0) for path, size in wanted.disks),
         idle=wanted.idle,
         p2p=wanted.p2p,
-        **sizes,
         **versions,
     )
 

@@ -1,12 +1,13 @@
 """How many bytes each device may hold: what the user says, or what the machine has free."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory
-from devctl.units import format_bytes, parse_size
+from devctl.units import AmbiguousSizeError, format_bytes, parse_size
 
 NUMBERED = (DeviceType.GPU, DeviceType.XPU)
 """Kinds of accelerator that there may be several of, so that a device map has their ids."""
@@ -21,6 +22,8 @@ _HOST_SHARE = 0.90
 
 _SINGLE_GPU_SHARE = 0.9
 """A lone GPU whose budget was measured keeps a tenth for activations, in transformers."""
+
+_SHARE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?\s*%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +132,13 @@ def parse_reserve(texts: Iterable[str]) -> Reserve:
 
 def _parse_amount(text: str) -> int | Fraction:
     if not text.endswith("%"):
-        return parse_size(text)
-    try:
-        share = Fraction(text[:-1].strip()) / 100
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(-1)
+        try:
+            return parse_size(text)
+        except AmbiguousSizeError as error:
+            if text[-1:].isalpha():
+                raise
+            raise ValueError(f"{error}; a share has a %, like 10%") from None
+    share = Fraction(text[:-1].strip()) / 100 if _SHARE.fullmatch(text) else Fraction(-1)
     if not 0 <= share <= 1:
         raise ValueError(f"{text!r} is no share; write it like 10%")
     return share

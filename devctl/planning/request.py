@@ -27,7 +27,26 @@ MOST_TOKENS = 2**22
 """Tokens of a context that are counted, at most."""
 
 
-class Dtype(StrEnum):
+_SHORT_NAMES = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+}
+"""What dtypes are called for short; of those of eight bits keys and values are kept in one only."""
+
+
+class _DtypeName(StrEnum):
+    """Torch's names of dtypes, which may be given by their short ones."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> StrEnum | None:
+        wanted = _SHORT_NAMES.get(value) if isinstance(value, str) else None
+        return next((member for member in cls if member == wanted), None)
+
+
+class Dtype(_DtypeName):
     """Dtypes that a model can be built in."""
 
     AUTO = "auto"
@@ -37,7 +56,7 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
 
 
-class KvDtype(StrEnum):
+class KvDtype(_DtypeName):
     """Dtypes that keys and values can be kept in."""
 
     FLOAT32 = "float32"
