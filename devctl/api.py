@@ -28,6 +28,7 @@ from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
+from devctl.planning.plan_facts import parse_facts
 from devctl.planning.request import (
     Limits,
     MachineRequest,
@@ -338,8 +339,8 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
-    used = {use.device: use.used for use in device_map.placement.devices} if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices_by_name(device_map), used=used)
+    facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
+    return MapFile(device_map=devices_by_name(device_map), facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -27,6 +27,7 @@ def take_inventory(
     *,
     only: Part | None = None,
     folders: Sequence[tuple[str, Path]] = (),
+    there: Collection[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Inventory:
     """Look at this machine now. A device that can't be read is in the result with its fault; nothing is raised.
@@ -34,6 +35,7 @@ def take_inventory(
     Args:
         only: look at one part; the rest is empty or unknown.
         folders: what to look at besides the working directory and the Hugging Face cache, each with its ``use``.
+        there: those uses whose folder must be there: others are looked at as if they were made.
         environment: the variables that choose devices; this process's own where it is None.
     """
     from devctl.inventory.probes import disk, host
@@ -49,7 +51,7 @@ def take_inventory(
         # "." is made absolute by the probe, which can say so where the working directory has been removed
         always = (("working directory", Path()), ("hf cache", disk.hf_cache()))
         mounted = disk.mounted()
-        disks = tuple(disk.probe(use, path, mounted) for use, path in (*always, *folders))
+        disks = tuple(disk.probe(use, path, mounted, must_be_there=use in there) for use, path in (*always, *folders))
     return replace(
         inventory,
         disks=disks,

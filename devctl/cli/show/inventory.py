@@ -86,6 +86,8 @@ def _devices(inventory: Inventory, width: int | None, styled: bool) -> str:
 
 def _name(gpu: Accelerator) -> str:
     facts = [gpu.fault] if gpu.fault else []
+    if gpu.health and gpu.health.problems:
+        facts.append(f"unhealthy: {'; '.join(gpu.health.problems)}")
     if gpu.hidden:
         facts.append(_HIDDEN[gpu.hidden])
     if gpu.memory_pool:

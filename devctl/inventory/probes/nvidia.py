@@ -10,6 +10,7 @@ from typing import Any
 
 from devctl.inventory.probes import cuda, pci
 from devctl.inventory.probes.findings import Findings
+from devctl.inventory.probes.nvidia_health import read_health
 from devctl.inventory.probes.nvidia_links import read_links
 from devctl.inventory.probes.nvidia_numbers import notes, number
 from devctl.inventory.probes.nvml import (
@@ -142,6 +143,7 @@ def _read_board(machine: Nvml, index: int, sys: Path) -> tuple[Nvml, Accelerator
         pci_bus_id=bus_id,
         numa_node=pci.parse_numa_node(pci.read(sys / "bus/pci/devices" / (bus_id or "-") / "numa_node")),
         mig_mode=None if mig is None else mig[0] == 1,
+        health=read_health(gate, board.utilization),
         fault=gate.fault,
     )
     return gate, board
@@ -226,6 +228,7 @@ def _read_instances(gate: Nvml, board: Accelerator) -> list[Accelerator]:
                 # NVML asks these of boards only
                 compute_capability=board.compute_capability,
                 architecture=board.architecture,
+                health=board.health,
                 mig=MigInstance(
                     parent=board.uuid,
                     gpu_instance=instance.ask("nvmlDeviceGetGpuInstanceId"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import CONFIG, fetch
+from devctl.writing import expanded
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -78,7 +79,7 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 
 def _resolve_here(model: str) -> ModelSource | None:
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
