@@ -21,7 +21,7 @@ from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
-from devctl.planning.request import MachineRequest, ModelRequest, one_of
+from devctl.planning.request import MachineRequest, ModelRequest, one_of, require_between
 
 if TYPE_CHECKING:
     from devctl.loading.measure import LoadReport
@@ -68,6 +68,11 @@ class LoadRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
+        require_between("--batch-size", self.batch_size, 1)
+        require_between("--context-length", self.context_length, 1)
+        require_between("--max-new-tokens", self.max_new_tokens, 0)
+        require_between("--repeat", self.repeat, 1)
+        require_between("--warmup", self.warmup, 0)
 
     @property
     def random_weights(self) -> bool:

@@ -68,6 +68,8 @@ def format_need(size: int) -> str:
 
 def format_bytes(size: int) -> str:
     """``size`` in the largest binary unit that keeps it at or above 1, with three significant digits: "7.48 GiB"."""
+    if abs(size) >= _MOST * 2**40:  # nothing has so much, and a float may not hold it
+        return f"{size // 2**40} TiB"
     value, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 999.5 or unit == "TiB":

@@ -1,5 +1,6 @@
 """Do the GPUs of a machine meet what a job asks of them, and which are the best that do? Pure."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,10 +152,14 @@ def ailments(accelerator: Accelerator) -> str:
     return ", ".join(accelerator.health.problems)
 
 
-def rank(accelerator: Accelerator) -> tuple[int, int, int, int, int, int]:
-    """The order of selection, best first: healthy, most free memory, fewest processes, least busy, the PCI order."""
+def rank(accelerator: Accelerator) -> tuple[int, ...]:
+    """The order of selection, best first: healthy, most free memory, fewest processes, least busy, the PCI order.
+
+    Those that no UUID names are last.
+    """
     unknown = 1 << 62
     return (
+        0 if nameable(accelerator.uuid) else 1,
         1 if accelerator.health and accelerator.health.problems else 0,
         -(accelerator.memory_free if accelerator.memory_free is not None else -1),
         unknown if accelerator.processes is None else len(accelerator.processes),
@@ -162,6 +167,11 @@ def rank(accelerator: Accelerator) -> tuple[int, int, int, int, int, int]:
         accelerator.index,
         (accelerator.mig.gpu_instance or 0) if accelerator.mig else 0,
     )
+
+
+def nameable(uuid: str | None) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES can name a device by ``uuid``: "GPU-…", "MIG-…", "MIG-GPU-…/1/0"."""
+    return uuid is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9/_.-]{0,99}", uuid) is not None
 
 
 def _candidates(inventory: Inventory, select: int | None) -> list[Accelerator]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from devctl.errors import first_line
 from devctl.inventory.probes.findings import Findings
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Hidden, Host, Inventory, Links, Vendor
 
@@ -101,7 +102,7 @@ def guarded(vendor: Vendor, probe: Callable[[], Findings]) -> Findings:
     try:
         return probe()
     except Exception as error:  # noqa: BLE001 - see above
-        fault = f"could not be looked at: {type(error).__name__}: {error}"
+        fault = f"could not be looked at: {type(error).__name__}: {first_line(error)}"
         return Findings(driver=Driver(vendor=vendor, version=None, cuda=None, fault=fault))
 
 

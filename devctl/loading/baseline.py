@@ -128,7 +128,7 @@ def figures_of(report: Mapping[str, Any]) -> tuple[Figure, ...]:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise ValueError(f"its {name} is {value!r}, which is no figure")
     return float(value)
 

@@ -12,6 +12,9 @@ from devctl.units import AmbiguousSizeError, format_bytes, parse_size
 NUMBERED = (DeviceType.GPU, DeviceType.XPU)
 """Kinds of accelerator that there may be several of, so that a device map has their ids."""
 
+MOST_ID = 99_999
+"""The largest number of a device that is taken for one."""
+
 ACCELERATORS = (*NUMBERED, DeviceType.MPS)
 
 _ORDER = {DeviceType.GPU: 0, DeviceType.XPU: 0, DeviceType.MPS: 1, DeviceType.CPU: 2, DeviceType.DISK: 3}
@@ -93,11 +96,12 @@ def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:
 
 
 def _parse_key(key: str) -> Device:
-    if key.isascii() and key.isdigit():
-        return Device.gpu(int(key))
+    device: Device | None
     try:
-        device = Device.from_str(key)
-    except ValueError:
+        device = Device.gpu(int(key)) if key.isascii() and key.isdigit() else Device.from_str(key)
+    except ValueError:  # int() has one too, for thousands of digits
+        device = None
+    if device is not None and (device.id or 0) > MOST_ID:
         device = None
     # transformers takes ids only; "cuda:0" is what everything else prints, so it is understood too
     if device is None or (device.type in NUMBERED) == (device.id is None):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _Enum = TypeVar("_Enum", bound=StrEnum)
 
 MOST_TOKENS = 2**22
-"""Tokens of a context that are counted, at most."""
+"""Tokens of a context that are counted, at most; and sequences of a batch, and runs."""
 
 
 _SHORT_NAMES = {
@@ -180,8 +180,7 @@ class WorkloadRequest:
             "--new-tokens": (self.new_tokens, 0),
         }
         for option, (number, lowest) in least.items():
-            if number is not None and number < lowest:
-                raise UsageError(f"{option} {number}: it is at least {lowest}")
+            require_between(option, number, lowest)
         _require_countable(self.context_length or 0)
 
 
@@ -242,6 +241,18 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
         return kind(value)
     except ValueError:
         raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def require_between(option: str, number: int | None, least: int, most: int = MOST_TOKENS) -> None:
+    """Refuse a ``number`` that is too small, or larger than anything that is counted; None is not given.
+
+    Raises:
+        UsageError: naming ``option``.
+    """
+    if number is not None and number < least:
+        raise UsageError(f"{option} {number}: it is at least {least}")
+    if number is not None and number > most:
+        raise UsageError(f"{option} {number:.3g}: it is at most {most}" if number < 2**63 else f"{option} is too large")
 
 
 def _require_countable(tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What a gate must not let through: half-told machines, plans that contradict themselves, boards that only look idle."""
+"""What a gate must not let through: plans that contradict themselves, boards that only look idle, sick ones."""
 
 import copy
 import json
