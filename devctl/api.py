@@ -269,6 +269,7 @@ def load(
     repeat: int = 1,
     warmup: int | None = None,
     verify: bool = False,
+    allow_missing: bool = False,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -285,6 +286,7 @@ def load(
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare every block, and the outputs, with the same model on the CPU.
+        allow_missing: leave weights random that the checkpoint lacks, as for a head that is trained later.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -317,6 +319,7 @@ def load(
             repeat=repeat,
             warmup=warmup,
             verify=verify,
+            allow_missing=allow_missing,
         )
         return prepare(request).run()
 

@@ -47,6 +47,13 @@ class PlaceOptions:
     load_format: Annotated[
         LoadFormat, typer.Option("--load-format", help="dummy makes random weights, and reads and downloads none.")
     ] = LoadFormat.AUTO
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Leave weights random that the checkpoint lacks, as for a head that is trained later.",
+        ),
+    ] = False
     offload_folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="For weights on disk.  [default: a temporary folder, removed afterwards]"),
@@ -125,6 +132,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         repeat=run.repeat,
         warmup=run.warmup,
         verify=proofs.verify,
+        allow_missing=place.allow_missing,
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

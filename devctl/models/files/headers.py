@@ -81,6 +81,21 @@ def stored_tensors(source: ModelSource) -> dict[str, Stored]:
     return found
 
 
+def stored_dtypes(source: ModelSource) -> dict[str, str]:
+    """safetensors' names of the dtypes of a checkpoint's tensors, by name, as `stored_tensors` finds these.
+
+    Raises:
+        Exception: a file is broken.
+    """
+    if source.kind is SourceKind.CONFIG:
+        return {}
+    if source.kind is SourceKind.HUB:
+        metadata = hub_headers(source.location, source.revision)
+        return {name: t.dtype for file in metadata.files_metadata.values() for name, t in file.tensors.items()}
+    paths = _files(source.config_path.parent)
+    return {name: tensor.dtype for path in paths for name, tensor in read_header(path).tensors.items()}
+
+
 def _files(folder: Path) -> Iterable[Path]:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 

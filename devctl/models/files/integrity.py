@@ -39,9 +39,9 @@ def _shards(folder: Path, index: str) -> tuple[Path, ...]:
     if missing := [path.name for path in files if not path.is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{folder} lacks {missing[0]}{more}, which {index} names", hint=DOWNLOAD_AGAIN)
-    found = {path.name: _check(path) for path in files}
+    found = {path: _check(path) for path in files}
     for tensor, name in weights.items():
-        there = found[Path(name).name]
+        there = found[folder / name]
         if there is not None and tensor not in there:
             raise ModelError(f"{folder / name} has no {tensor}, which {index} says it has", hint=DOWNLOAD_AGAIN)
     return files
