@@ -120,6 +120,7 @@ def check(
     if model is not None:
         from devctl.planning.request import ModelRequest
 
+        streams.clean_logs()
         request = ModelRequest(model=model)
     file = None if host.map_ is None else read_map_file(host.map_)
     verdict, inventory = check_machine(wanted, file, request, called=f"--map {host.map_}")

@@ -112,6 +112,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
     """
+    streams.clean_logs()
     refuse_clashes(clashes.OF_LOAD, place, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)

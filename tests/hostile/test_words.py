@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
@@ -215,6 +216,19 @@ def test_configs(devctl, tmp_path, key):
     done = devctl("plan", tmp_path, "--devices", "1GiB", "--context-length", "8")
     assert not BAD.search(done.out + done.err), done
     assert not [line for line in done.err.splitlines() if line.lstrip().startswith("::")]
+
+
+def test_what_libraries_log(capsys):
+    factory = logging.getLogRecordFactory()
+    logger, handler = logging.getLogger("a library"), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        streams.clean_logs()
+        logger.warning("the class is '%s'", HOSTILE)
+    finally:
+        logging.setLogRecordFactory(factory)
+        logger.removeHandler(handler)
+    require_harmless(capsys.readouterr().err, "\n")
 
 
 def test_plan_documents(devctl, tmp_path):

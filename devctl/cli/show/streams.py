@@ -64,6 +64,19 @@ def _harmless(text: str, stream: TextIO | None) -> str:
     return text if is_terminal(stream) else _ANY_ESCAPE.sub("\u241b", text)
 
 
+def clean_logs() -> None:
+    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are."""
+    import logging
+
+    class Record(logging.LogRecord):
+        """One whose message is a part of one line."""
+
+        def getMessage(self) -> str:
+            return clean(super().getMessage())
+
+    logging.setLogRecordFactory(Record)
+
+
 def answer(text: str) -> None:
     """Write the command's answer to stdout, whole.
 
