@@ -30,6 +30,7 @@ from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
+from devctl.planning.plan_facts import parse_facts
 from devctl.planning.request import (
     Limits,
     MachineRequest,
@@ -314,6 +315,7 @@ def load(
     repeat: int = 1,
     warmup: int | None = None,
     verify: bool = False,
+    allow_missing: bool = False,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -330,6 +332,7 @@ def load(
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare every block, and the outputs, with the same model on the CPU.
+        allow_missing: leave weights random that the checkpoint lacks, as for a head that is trained later.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -362,6 +365,7 @@ def load(
             repeat=repeat,
             warmup=warmup,
             verify=verify,
+            allow_missing=allow_missing,
         )
         return prepare(request).run()
 
@@ -384,8 +388,8 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
-    used = {use.device: use.used for use in device_map.placement.devices} if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices_by_name(device_map), used=used)
+    facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
+    return MapFile(device_map=devices_by_name(device_map), facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
@@ -408,7 +412,7 @@ def _workload(
         batch_size=1 if batch_size is None else batch_size,
         new_tokens=new_tokens,
         kv_dtype=kv_dtype,
-        overhead=None if overhead is None else str(overhead),
+        overhead=None if overhead is None else _size(overhead),
     )
 
 
@@ -417,8 +421,13 @@ def _entries(values: Mapping[Device | int | str, int | str] | int | str | None) 
     if values is None:
         return None
     if isinstance(values, Mapping):
-        return tuple(f"{device}={size}" for device, size in values.items())
-    return (str(values),)
+        return tuple(f"{device}={_size(size)}" for device, size in values.items())
+    return (_size(values),)
+
+
+def _size(value: int | str) -> str:
+    """A size as an option takes it: an integer is bytes."""
+    return f"{value}B" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 _KEYWORDS = {

@@ -87,7 +87,11 @@ class RefusedError(DevctlError):
 
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line (two joined where the first only announces); its class if it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - that of a library in C may hold what is no text
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device
-from devctl.errors import LoadError, UntracedError
-from devctl.inventory import Inventory
+from devctl.errors import LoadError, ModelError, UntracedError, UsageError
+from devctl.inventory import Inventory, Part, take_inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
 from devctl.models.own_code import ExitedError, contained
@@ -17,12 +17,13 @@ from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.placement import make_placement, to_hf
 from devctl.planning.footprints import Footprints
-from devctl.planning.gates import require_memory, require_valid, tight
+from devctl.planning.gates import require_memory, require_ram, require_valid, tight
 from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
-from devctl.planning.request import MachineRequest, ModelRequest, one_of
+from devctl.planning.request import MachineRequest, ModelRequest, one_of, require_between
+from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from devctl.loading.measure import LoadReport
@@ -46,9 +47,10 @@ class LoadRequest:
         max_new_tokens: tokens to generate, where the model generates.
         repeat, warmup: how often the forward and the generate are timed, and run before.
         verify: compare with the same model on the CPU.
+        allow_missing: leave weights random that the checkpoint does not have.
 
     Raises:
-        UsageError: there is no such load format.
+        UsageError: there is no such load format, it reads no weights that could be missing, or a number is none.
     """
 
     model: ModelRequest
@@ -66,9 +68,17 @@ class LoadRequest:
     repeat: int = 1
     warmup: int | None = None
     verify: bool = False
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
+        if self.allow_missing and self.random_weights:
+            raise UsageError("--load-format dummy reads no weights: leave out --allow-missing")
+        require_between("--batch-size", self.batch_size, 1)
+        require_between("--context-length", self.context_length, 1)
+        require_between("--max-new-tokens", self.max_new_tokens, 0)
+        require_between("--repeat", self.repeat, 1)
+        require_between("--warmup", self.warmup, 0)
 
     @property
     def random_weights(self) -> bool:
@@ -97,14 +107,17 @@ class Prepared:
         """Load, run and prove.
 
         Raises:
+            RefusedError: torch can't use a device of the map, or the RAM has not what the load has to hold there.
             LoadError: it can't be loaded, or can't run.
         """
-        from devctl.loading.trial import try_out
+        from devctl.loading.trial import require_usable, try_out
 
         options = self._options()
         show = reporter()
         for warning in tight(self.placement, options.beside, self.inventory):
             show.warn(warning)
+        require_usable(self.placement)
+        options = replace(options, notes=(*options.notes, *self._require_ram(options.beside)))
         try:
             with contained():
                 return try_out(
@@ -120,6 +133,44 @@ class Prepared:
         except ExitedError as error:
             raise LoadError(f"{self.name} can't run: {error}") from error
 
+    def _require_ram(self, beside: Mapping[Device, int]) -> tuple[str, ...]:
+        """Notes on the RAM that the load takes.
+
+        Raises:
+            RefusedError: it takes more than this process can have.
+        """
+        from devctl.loading.weights.ram import host_need
+
+        try:
+            need = host_need(
+                self.source,
+                self.skeleton,
+                dict(self.placement.device_map),
+                random_weights=self.request.random_weights,
+                forward=beside.get(Device.cpu(), 0),
+            )
+        except ModelError:  # a file is broken, which the load tells better
+            return ()
+        # the libraries that were imported since have taken some of it
+        now = take_inventory(only=Part.CPU).host.ram_available
+        known = [size for size in (now, self.inventory.host.ram_available) if size is not None]
+        available = min(known, default=None)
+        what = "made up" if self.request.random_weights else "converted, or read from pickles"
+        parts = {
+            f"weights on the CPU that are {what}": need.made,
+            "making them": need.beside,
+            "the run beside weights": need.forward,
+            "the libraries": need.libraries,
+        }
+        require_ram(parts, available)
+        if available is None or need.anonymous + need.mapped <= available:
+            return ()
+        mapped, here = format_bytes(need.mapped), format_bytes(available)
+        return (
+            f"{mapped} of weights on the CPU are mapped from their files, and {here} of RAM can be had: what is not in "
+            "use is read again from disk, which is slow",
+        )
+
     def _options(self) -> TrialOptions:
         from devctl.loading.trial import TrialOptions
 
@@ -131,6 +182,7 @@ class Prepared:
             repeat=self.request.repeat,
             warmup=self.request.warmup,
             verify=self.request.verify,
+            allow_missing=self.request.allow_missing,
             ram=self.inventory.host.ram_available,
             beside=beside,
             notes=unpredicted,

@@ -1,30 +1,59 @@
-"""Bytes to text and back: the only place where a size has a unit."""
+"""Bytes to text and back: the only place where a size has a unit, and a count of tokens a k."""
 
-import math
 import re
 
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?:([KMGTkmgt])([Ii]?)([Bb])|B)?\s*")
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,4})?)\s*([KMGTkmgt]?)([Ii]?)([Bb]?)")
+_MOST = 2**63
+_COUNT = re.compile(r"([0-9]{1,15})([kKmM]?)")
+
+
+class AmbiguousSizeError(ValueError):
+    """A size that can be read in two ways; the message names both."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by ``text``: "10GiB" is binary, "7.5GB" decimal, a bare number bytes.
+    """Bytes meant by ``text``, a number and a unit: "10GiB" is binary, "7.5GB" decimal, "4096B" as it is.
 
-    As in accelerate's ``convert_file_size_to_int``, fractions of a byte are cut off, the unit's case is free, and a
-    lower-case final b in KB, MB or GB means bits ("8Gb" is 10**9 bytes). Terabytes and bare numbers are ours.
+    Fractions of a byte are cut off, and the case of K, M, G, T and i is free. What can be read in two ways is refused:
+    "64gb" is bits to some (to accelerate, too), "80G" is GB or GiB, and a number alone may lack its unit.
 
     Raises:
-        ValueError: ``text`` is no such size, or is negative.
+        AmbiguousSizeError: ``text`` can be read in two ways.
+        ValueError: ``text`` is no size, is negative, or more than any machine has.
     """
+    text = text.strip()
     match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write bytes as a number, or with a unit like 10GiB, 512MiB or 7.5GB")
-    number, scale, binary, last = match.groups()
-    value = float(number) * (1 if scale is None else (_BINARY if binary else _DECIMAL)[scale.upper()])
-    if not math.isfinite(value):
+    number, scale, binary, last = match.groups() if match else ("", "", "", "")
+    scale = scale.upper()
+    if match and not (scale or binary or last):
+        raise AmbiguousSizeError(f"{text!r} has no unit; write it like {number}GiB, or {number}B where bytes are meant")
+    if match is None or (binary and not (scale and last)):
+        why = ", but a share" if text.endswith("%") else "" if text else ", it has no unit"
+        raise ValueError(f"{text!r} is not a size{why}; write it like 10GiB, 512MiB or 7.5GB")
+    if not last:
+        raise AmbiguousSizeError(f"{text!r} may be {number}{scale}B or {number}{scale}iB; write which")
+    if last == "b" and not binary:
+        raise AmbiguousSizeError(f"{text!r} may be bits or bytes; write bytes with a capital B, like {number}{scale}B")
+    factor = (_BINARY if binary else _DECIMAL)[scale] if scale else 1
+    # whole numbers exactly; of others a float has all the digits that anybody writes
+    value = int(number) * factor if number.isdigit() and len(number) < 20 else float(number) * factor
+    if value >= _MOST:
         raise ValueError(f"{text!r} is too large for a size")
-    return int(value) // 8 if last == "b" and not binary else int(value)
+    return int(value)
+
+
+def parse_count(text: str) -> int:
+    """How many tokens ``text`` means: "4096", or "32k", which is 32 times 1024 as in the names of models, and "1M".
+
+    Raises:
+        ValueError: ``text`` is no such number.
+    """
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a count of tokens; write it like 4096 or 32k")
+    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()]
 
 
 def format_need(size: int) -> str:
@@ -39,6 +68,8 @@ def format_need(size: int) -> str:
 
 def format_bytes(size: int) -> str:
     """``size`` in the largest binary unit that keeps it at or above 1, with three significant digits: "7.48 GiB"."""
+    if abs(size) >= _MOST * 2**40:  # nothing has so much, and a float may not hold it
+        return f"{size // 2**40} TiB"
     value, unit = float(size), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(value) < 999.5 or unit == "TiB":

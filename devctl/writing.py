@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where they are."""
 
 import contextlib
 import os
@@ -8,6 +8,12 @@ from pathlib import Path
 from devctl.errors import OutputError, UsageError
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with the user's folder for a "~" in front, as shells have it: "~nobody" stays where nobody has one."""
+    # not Path.expanduser, which raises then
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 import devctl
 from devctl.cli.groups import PanelledCommand
 from devctl.cli.show import streams
-from devctl.errors import DevctlError, ExitCode
+from devctl.errors import DevctlError, ExitCode, first_line
 
 _EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
 met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
@@ -52,6 +52,9 @@ class _Devctl(TyperGroup):
         bare = not args  # then the help is shown, which is no error to explain
         try:
             return super().parse_args(ctx, args)
+        except DevctlError as error:  # of what is answered at once, as --version
+            streams.error(error)
+            raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if bare or not _is_typers(error):
                 raise
@@ -82,7 +85,7 @@ class _Devctl(TyperGroup):
             if os.environ.get("DEVCTL_DEBUG"):
                 raise
             streams.message(
-                f"unexpected failure: {type(error).__name__}: {error}",
+                f"unexpected failure: {type(error).__name__}: {first_line(error)}",
                 "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",
             )
             raise typer.Exit(ExitCode.BUG) from None

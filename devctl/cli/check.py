@@ -11,6 +11,7 @@ from devctl.cli.groups import Json, grouped, refuse_clashes
 from devctl.cli.show import streams
 from devctl.errors import RefusedError, UsageError
 from devctl.planning import clashes
+from devctl.writing import expanded
 
 if TYPE_CHECKING:
     from devctl.inventory.requirements import Requirements, Verdict
@@ -44,15 +45,24 @@ class GpuOptions:
     cuda: Annotated[
         str | None, typer.Option(metavar="VERSION", help="The driver can run at least this CUDA version.")
     ] = None
-    idle: Annotated[bool, typer.Option("--idle", help="No process on each.")] = False
+    idle: Annotated[
+        bool, typer.Option("--idle", help="Nobody on each: no process, no memory in use, no work for a second.")
+    ] = False
+    healthy: Annotated[
+        bool,
+        typer.Option(
+            "--healthy",
+            help="No uncorrected errors, pending repair, narrowed link, or throttling by heat or power on each.",
+        ),
+    ] = False
     p2p: Annotated[bool, typer.Option("--p2p", help="They can read and write each other's memory.")] = False
     select: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Print the N best GPUs that qualify, for CUDA_VISIBLE_DEVICES: most free memory first, then fewest "
-            "processes, least busy, PCI order.",
+            help="Print the N best GPUs that qualify, for CUDA_VISIBLE_DEVICES: healthy ones first, then most free "
+            "memory, fewest processes, least busy, PCI order.",
         ),
     ] = None
 
@@ -110,6 +120,7 @@ def check(
     if model is not None:
         from devctl.planning.request import ModelRequest
 
+        streams.clean_logs()
         request = ModelRequest(model=model)
     file = None if host.map_ is None else read_map_file(host.map_)
     verdict, inventory = check_machine(wanted, file, request, called=f"--map {host.map_}")
@@ -135,6 +146,7 @@ def _requirements(gpu: GpuOptions, host: HostOptions) -> "Requirements":
         driver=gpu.driver,
         cuda=gpu.cuda,
         idle=gpu.idle,
+        healthy=gpu.healthy,
         p2p=gpu.p2p,
     )
 
@@ -161,4 +173,4 @@ def _disk(text: str) -> tuple[Path, str]:
     path, equals, size = text.rpartition("=")
     if not equals or not path:
         raise UsageError(f"--disk {text!r} is not PATH=SIZE", hint="write it like --disk /data=200GiB")
-    return Path(path).expanduser(), size
+    return expanded(path), size

@@ -15,6 +15,7 @@ from devctl.cli.show import inventory as show_inventory
 from devctl.cli.show import streams
 from devctl.errors import ExitCode, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
+from devctl.writing import expanded
 
 _SHORTEST_TICK = 0.1
 """Seconds. Asking a driver more often keeps it from the work it is asked about."""
@@ -48,7 +49,7 @@ def list_(
         from devctl.planning import clashes  # which a plain look does without
 
         clashes.refuse(clashes.OF_LIST, {*(name for name, is_asked in asked.items() if is_asked), f"only {only}"})
-    folders = () if offload_folder is None else (("offload folder", offload_folder.expanduser()),)
+    folders = () if offload_folder is None else (("offload folder", expanded(offload_folder)),)
 
     def look() -> Inventory:
         return take_inventory(only=only, folders=folders)

@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import MaxMemory, ModelOptions
+from devctl.cli.options import MaxMemory, ModelOptions, tokens
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -47,6 +47,13 @@ class PlaceOptions:
     load_format: Annotated[
         LoadFormat, typer.Option("--load-format", help="dummy makes random weights, and reads and downloads none.")
     ] = LoadFormat.AUTO
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Leave weights random that the checkpoint lacks, as for a head that is trained later.",
+        ),
+    ] = False
     offload_folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="For weights on disk.  [default: a temporary folder, removed afterwards]"),
@@ -64,9 +71,9 @@ class RunOptions:
     audio: Annotated[Path | None, typer.Option(metavar="FILE.wav", help="A sound, for a model that hears.")] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Run so many inputs at a time.")] = 1
     context_length: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
+        int | None, typer.Option(**tokens(1), help="Make the text this long, by repeating or cutting it.")
     ] = None
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8
+    max_new_tokens: Annotated[int, typer.Option(**tokens(0), help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
     ] = 1
@@ -105,6 +112,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
     """
+    streams.clean_logs()
     refuse_clashes(clashes.OF_LOAD, place, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
@@ -125,6 +133,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         repeat=run.repeat,
         warmup=run.warmup,
         verify=proofs.verify,
+        allow_missing=place.allow_missing,
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

@@ -1,8 +1,9 @@
 """The options of commands about models, as frozen groups."""
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -18,6 +19,39 @@ from devctl.planning.request import (
     Objective,
     WorkloadRequest,
 )
+from devctl.units import parse_count
+
+
+def tokens(least: int) -> dict[str, Any]:
+    """How Typer reads an option that is a count of tokens, like 4096 or 32k, ``least`` or more."""
+
+    def parse(text: str | int) -> int:
+        try:
+            count = parse_count(str(text))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if count < least:
+            raise typer.BadParameter(f"{count} is not in the range x>={least}.")
+        return count
+
+    return {"parser": parse, "metavar": "TOKENS"}
+
+
+def dtypes(kind: type[StrEnum]) -> dict[str, Any]:
+    """How Typer reads an option that is a dtype of ``kind``, by torch's name or a short one like bf16."""
+
+    def parse(text: str) -> StrEnum:
+        try:
+            return kind(text)
+        except ValueError:
+            names = ", ".join(repr(str(member)) for member in kind)
+            raise typer.BadParameter(f"{text!r} is not one of {names}.") from None
+
+    def offered() -> list[str]:
+        return list(kind)
+
+    return {"parser": parse, "metavar": f"[{'|'.join(kind)}]", "autocompletion": offered}
+
 
 MaxMemory = Annotated[
     list[str] | None,
@@ -37,9 +71,9 @@ class ModelOptions:
     PANEL: ClassVar[str] = "Model"
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Build in this dtype; auto is the checkpoint's own.")] = (
-        Dtype.AUTO
-    )
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", **dtypes(Dtype), help="Build in this dtype; auto is the checkpoint's own.")
+    ] = Dtype.AUTO
     model_class: Annotated[
         str | None,
         typer.Option(
@@ -170,9 +204,8 @@ class WorkloadOptions:
         int | None,
         typer.Option(
             "--context-length",
-            metavar="TOKENS",
-            min=1,
-            help="Count the KV cache and activations of so many tokens too.",
+            **tokens(1),
+            help="Count the KV cache and activations of so many tokens too, like 4096 or 32k.",
         ),
     ] = None
     batch_size: Annotated[
@@ -180,10 +213,11 @@ class WorkloadOptions:
     ] = None
     new_tokens: Annotated[
         int | None,
-        typer.Option("--new-tokens", metavar="N", min=0, help="How many of the tokens are generated.  [default: 1]"),
+        typer.Option("--new-tokens", **tokens(0), help="How many of the tokens are generated.  [default: 1]"),
     ] = None
     kv_dtype: Annotated[
-        KvDtype | None, typer.Option("--kv-dtype", help="What keys and values are kept in.  [default: the model's]")
+        KvDtype | None,
+        typer.Option("--kv-dtype", **dtypes(KvDtype), help="What keys and values are kept in.  [default: the model's]"),
     ] = None
     overhead: Annotated[
         str | None,
@@ -241,8 +275,7 @@ class GoalOptions:
         int | None,
         typer.Option(
             "--target-context",
-            metavar="TOKENS",
-            min=2,
+            **tokens(2),
             help="Place for as many sequences of this length as fit; if not one does, for the longest that does.",
         ),
     ] = None

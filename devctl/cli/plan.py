@@ -37,6 +37,7 @@ def plan(
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
     """
+    streams.clean_logs()
     refuse_clashes(clashes.OF_PLAN, machine, goal, workload, output)
 
     from devctl.planning.machine import open_machine  # which the help does without

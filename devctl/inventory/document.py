@@ -80,6 +80,8 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         raise _wrong(value, f"of type {kind.__name__}", where)
     if kind is int and value < 0:
         raise _wrong(value, "at least 0", where)
+    if isinstance(value, int | float) and not abs(value) < 2**63:
+        raise ValueError(f"{where} is larger than anything of a machine")
     return float(value) if kind is float else value
 
 

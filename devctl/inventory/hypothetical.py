@@ -11,7 +11,7 @@ from itertools import takewhile
 from devctl.devices import Device, DeviceType
 from devctl.inventory.catalogue import Board, index, key, like, unlisted, words
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Host, Inventory, Vendor
-from devctl.units import format_bytes, parse_size
+from devctl.units import AmbiguousSizeError, format_bytes, parse_size
 
 MOST = 1024
 """Accelerators; a text that asks for more is taken for a mistake."""
@@ -86,12 +86,13 @@ def _read(what: str) -> Board | int:
     if found:
         raise ValueError(f"{what!r} may be {_either([board.name for board in found])}: say which")
     try:
-        size = parse_size(what)
+        return parse_size(what)
+    except AmbiguousSizeError:
+        if what.strip().isdigit():
+            raise ValueError(f"{what!r} is neither a board nor a size; a size has a unit, like {what}GiB") from None
+        raise
     except ValueError:
         raise ValueError(_unknown(what)) from None
-    if what.strip().isdigit():
-        raise ValueError(f"{what!r} is neither a board nor a size; a size has a unit, like {what}GiB")
-    return size
 
 
 def _with_memory(what: str) -> tuple[Board, ...]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory, label
-from devctl.inventory.requirements import Finding
+from devctl.inventory.verdict import Finding
 from devctl.units import format_bytes
+
+_NOT_ASKED = "is here; whether its layers have room was not asked, which takes a plan document, or MODEL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,13 @@ def judge_map(inventory: Inventory, used: Mapping[Device, int | None]) -> tuple[
     for device, bytes_used in used.items():
         room, problem = _room(inventory, device)
         if problem is not None:
-            findings.append(Finding(requirement=str(device), met=False, found=problem))
+            findings.append(Finding(requirement=str(device), met=False, said=problem, wanted=bytes_used))
             continue
-        if room is None or bytes_used is None:
-            findings.append(Finding(requirement=str(device), met=True, found="is here"))
+        if room is None:
+            findings.append(Finding(requirement=str(device), met=True, said="is here", wanted=bytes_used))
+            continue
+        if bytes_used is None:
+            findings.append(Finding(requirement=str(device), met=True, said=_NOT_ASKED, found=room.free))
             continue
         findings.append(_compare(str(device), bytes_used, room.free))
         pools.setdefault(room.pool, []).append((device, bytes_used, room.free))
@@ -43,11 +48,11 @@ def judge_map(inventory: Inventory, used: Mapping[Device, int | None]) -> tuple[
 
 def _compare(name: str, needs: int, free: int | None) -> Finding:
     if free is None:
-        return Finding(requirement=name, met=False, found=f"needs {format_bytes(needs)}, free memory unknown")
+        said = f"needs {format_bytes(needs)}, free memory unknown"
+        return Finding(requirement=name, met=False, said=said, wanted=needs)
     short = f", {format_bytes(needs - free)} short" if needs > free else ""
-    return Finding(
-        requirement=name, met=not short, found=f"needs {format_bytes(needs)} of {format_bytes(free)} free{short}"
-    )
+    said = f"needs {format_bytes(needs)} of {format_bytes(free)} free{short}"
+    return Finding(requirement=name, met=not short, said=said, wanted=needs, found=free)
 
 
 def _room(inventory: Inventory, device: Device) -> tuple[_Room | None, str | None]:

@@ -87,6 +87,35 @@ class MigInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How well a board is, as its driver tells; None where the board or the driver has no such thing.
+
+    Attributes:
+        ecc_uncorrected: errors of its memory since the driver was loaded that could not be corrected.
+        retirement_pending: whether pages of its memory are to be retired at the next reset.
+        remapping_pending: whether rows of its memory are to be remapped at the next reset.
+        remapping_failed: whether there was no row left to remap one to.
+        recovery_action: what the driver wants done: "none", "gpu-reset", "node-reboot", …
+        link_width, link_width_max: PCIe lanes now, and as many as board and slot allow.
+        link_generation, link_generation_max: of PCIe; it drops while the board has nothing to do.
+        throttled_by: what slows its clocks down: "heat", "power-brake", "hardware" where the board doesn't tell which.
+        problems: what is wrong of these, and what the driver failed to tell, in words.
+    """
+
+    ecc_uncorrected: int | None = None
+    retirement_pending: bool | None = None
+    remapping_pending: bool | None = None
+    remapping_failed: bool | None = None
+    recovery_action: str | None = None
+    link_width: int | None = None
+    link_width_max: int | None = None
+    link_generation: int | None = None
+    link_generation_max: int | None = None
+    throttled_by: tuple[str, ...] | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
     """One GPU, or one MIG instance of a GPU.
 
@@ -109,6 +138,7 @@ class Accelerator:
         mig: what the instance is, if it is one.
         processes: None where the driver does not say who is on it.
         host_to_device: measured bytes a second, copied from pinned host memory; None unless measured.
+        health: None where the vendor's driver is not asked for it; a MIG instance has its board's.
     """
 
     device: Device | None
@@ -136,6 +166,7 @@ class Accelerator:
     mig: MigInstance | None = None
     processes: tuple[Process, ...] | None = None
     host_to_device: int | None = None
+    health: Health | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

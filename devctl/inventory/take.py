@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from devctl.errors import first_line
 from devctl.inventory.probes.findings import Findings
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Hidden, Host, Inventory, Links, Vendor
 
@@ -27,6 +28,7 @@ def take_inventory(
     *,
     only: Part | None = None,
     folders: Sequence[tuple[str, Path]] = (),
+    there: Collection[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Inventory:
     """Look at this machine now. A device that can't be read is in the result with its fault; nothing is raised.
@@ -34,6 +36,7 @@ def take_inventory(
     Args:
         only: look at one part; the rest is empty or unknown.
         folders: what to look at besides the working directory and the Hugging Face cache, each with its ``use``.
+        there: those uses whose folder must be there: others are looked at as if they were made.
         environment: the variables that choose devices; this process's own where it is None.
     """
     from devctl.inventory.probes import disk, host
@@ -49,7 +52,7 @@ def take_inventory(
         # "." is made absolute by the probe, which can say so where the working directory has been removed
         always = (("working directory", Path()), ("hf cache", disk.hf_cache()))
         mounted = disk.mounted()
-        disks = tuple(disk.probe(use, path, mounted) for use, path in (*always, *folders))
+        disks = tuple(disk.probe(use, path, mounted, must_be_there=use in there) for use, path in (*always, *folders))
     return replace(
         inventory,
         disks=disks,
@@ -99,7 +102,7 @@ def guarded(vendor: Vendor, probe: Callable[[], Findings]) -> Findings:
     try:
         return probe()
     except Exception as error:  # noqa: BLE001 - see above
-        fault = f"could not be looked at: {type(error).__name__}: {error}"
+        fault = f"could not be looked at: {type(error).__name__}: {first_line(error)}"
         return Findings(driver=Driver(vendor=vendor, version=None, cuda=None, fault=fault))
 
 

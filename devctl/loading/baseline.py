@@ -128,7 +128,7 @@ def figures_of(report: Mapping[str, Any]) -> tuple[Figure, ...]:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise ValueError(f"its {name} is {value!r}, which is no figure")
     return float(value)
 
@@ -137,7 +137,7 @@ def parse_tolerance(text: str) -> float:
     """The share that "10%" or "0.1" is.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or like "10", which may be 10% or ten times as much.
     """
     number, percent = (text[:-1], 100) if text.endswith("%") else (text, 1)
     try:
@@ -146,6 +146,8 @@ def parse_tolerance(text: str) -> float:
         share = -1.0
     if not 0 <= share < float("inf"):
         raise UsageError(f"--tolerance {text!r} is no share", hint="write it like 10%")
+    if percent == 1 and share >= 1:
+        raise UsageError(f"--tolerance {text!r} may be {text}% or {share:.0%}", hint="write it with a %, like 10%")
     return share
 
 

@@ -49,6 +49,7 @@ class TrialOptions:
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare with the same model on the CPU.
+        allow_missing: leave weights random that the checkpoint does not have.
         ram: bytes of RAM that are free, for a second copy of the model; None where that is not known.
         beside: bytes beside its weights that each device should hold while it runs, where that is known.
         notes: what a reader of them should know.
@@ -60,9 +61,22 @@ class TrialOptions:
     repeat: int = 1
     warmup: int | None = None
     verify: bool = False
+    allow_missing: bool = False
     ram: int | None = None
     beside: Mapping[Device, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def require_usable(placement: Placement) -> list[Device]:
+    """The accelerators of ``placement``, all of which torch can use.
+
+    Raises:
+        RefusedError: it can't use one.
+    """
+    computing = sorted({device for _, device in placement.device_map if is_accelerator(device)}, key=str)
+    if findings := loader.unusable(computing):
+        raise RefusedError("the map does not hold for this installation of torch", findings=findings)
+    return computing
 
 
 def try_out(
@@ -85,9 +99,7 @@ def try_out(
         LoadError: loading or the smoke inference failed.
     """
     device_map = dict(placement.device_map)
-    computing = sorted({device for device in device_map.values() if is_accelerator(device)}, key=str)
-    if findings := loader.unusable(computing):
-        raise RefusedError("the map does not hold for this installation of torch", findings=findings)
+    computing = require_usable(placement)
     total = sum(use.used for use in placement.devices)
     on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
     random_weights = options.load_format is LoadFormat.DUMMY
@@ -105,7 +117,13 @@ def try_out(
         start = time.perf_counter()
         with progress("loading", total) as advance:
             model, missing = loader.load(
-                source, skeleton, device_map, load_format=options.load_format, folder=folder, on_progress=advance
+                source,
+                skeleton,
+                device_map,
+                load_format=options.load_format,
+                folder=folder,
+                on_progress=advance,
+                allow_missing=options.allow_missing,
             )
         load_seconds = time.perf_counter() - start
         places = find_places(model, device_map)
@@ -198,6 +216,7 @@ def _verify(
                 load_format=options.load_format,
                 folder=folder,
                 on_progress=advance,
+                allow_missing=options.allow_missing,
             )
         with status("comparing with the CPU"):
             return verify(model, reference, forward, block_names(skeleton.tree), dtype=skeleton.tree.dtype, kind=kind)

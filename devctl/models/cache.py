@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from devctl.errors import DevctlError
+from devctl.errors import DevctlError, UsageError
 from devctl.models import footprint
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
-from devctl.writing import write_whole
+from devctl.writing import expanded, write_whole
 
 FORMAT = 3
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
@@ -38,16 +38,22 @@ _DECIDING = re.compile(r"\.safetensors$|\.bin$|\.index\.json$|^hf_quant_config\.
 
 
 def cache_folder(platform: str = sys.platform) -> Path:
-    """``DEVCTL_CACHE_DIR``, else ``devctl`` in ``XDG_CACHE_HOME`` or the user's cache folder on ``platform``."""
-    if folder := os.environ.get("DEVCTL_CACHE_DIR"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder).expanduser() / "devctl"
+    """``DEVCTL_CACHE_DIR``, else ``devctl`` in ``XDG_CACHE_HOME`` or the user's cache folder on ``platform``.
+
+    Raises:
+        UsageError: one of these variables names the folder of a user that there is not.
+    """
+    for name, within in (("DEVCTL_CACHE_DIR", ""), ("XDG_CACHE_HOME", "devctl")):
+        if folder := os.environ.get(name):
+            path = expanded(folder)
+            if str(path).startswith("~"):
+                raise UsageError(f"{name}={folder}: there is no such user", hint="name a folder of your own")
+            return path / within
     if platform == "darwin":
-        return Path("~/Library/Caches/devctl").expanduser()
+        return expanded("~/Library/Caches/devctl")
     if platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "devctl" / "Cache"
-    return Path("~/.cache/devctl").expanduser()
+        return expanded(os.environ.get("LOCALAPPDATA") or "~/AppData/Local") / "devctl" / "Cache"
+    return expanded("~/.cache/devctl")
 
 
 def tree_key(

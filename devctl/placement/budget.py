@@ -1,15 +1,19 @@
 """How many bytes each device may hold: what the user says, or what the machine has free."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from devctl.devices import Device, DeviceType
 from devctl.inventory.records import HOST_POOL, Inventory
-from devctl.units import format_bytes, parse_size
+from devctl.units import AmbiguousSizeError, format_bytes, parse_size
 
 NUMBERED = (DeviceType.GPU, DeviceType.XPU)
 """Kinds of accelerator that there may be several of, so that a device map has their ids."""
+
+MOST_ID = 99_999
+"""The largest number of a device that is taken for one."""
 
 ACCELERATORS = (*NUMBERED, DeviceType.MPS)
 
@@ -21,6 +25,8 @@ _HOST_SHARE = 0.90
 
 _SINGLE_GPU_SHARE = 0.9
 """A lone GPU whose budget was measured keeps a tenth for activations, in transformers."""
+
+_SHARE = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?\s*%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +96,12 @@ def parse_max_memory(texts: Iterable[str]) -> dict[Device, int]:
 
 
 def _parse_key(key: str) -> Device:
-    if key.isascii() and key.isdigit():
-        return Device.gpu(int(key))
+    device: Device | None
     try:
-        device = Device.from_str(key)
-    except ValueError:
+        device = Device.gpu(int(key)) if key.isascii() and key.isdigit() else Device.from_str(key)
+    except ValueError:  # int() has one too, for thousands of digits
+        device = None
+    if device is not None and (device.id or 0) > MOST_ID:
         device = None
     # transformers takes ids only; "cuda:0" is what everything else prints, so it is understood too
     if device is None or (device.type in NUMBERED) == (device.id is None):
@@ -129,11 +136,13 @@ def parse_reserve(texts: Iterable[str]) -> Reserve:
 
 def _parse_amount(text: str) -> int | Fraction:
     if not text.endswith("%"):
-        return parse_size(text)
-    try:
-        share = Fraction(text[:-1].strip()) / 100
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(-1)
+        try:
+            return parse_size(text)
+        except AmbiguousSizeError as error:
+            if text[-1:].isalpha():
+                raise
+            raise ValueError(f"{error}; a share has a %, like 10%") from None
+    share = Fraction(text[:-1].strip()) / 100 if _SHARE.fullmatch(text) else Fraction(-1)
     if not 0 <= share <= 1:
         raise ValueError(f"{text!r} is no share; write it like 10%")
     return share

@@ -6,7 +6,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError, first_line
-from devctl.placement.budget import NUMBERED
+from devctl.placement.budget import MOST_ID, NUMBERED
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -94,7 +94,13 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
 
 
 def normal(device: Device) -> Device:
-    """The one spelling of a device: numbered kinds have an id, the others have none."""
+    """The one spelling of a device: numbered kinds have an id, the others have none.
+
+    Raises:
+        ValueError: its number is larger than any machine's.
+    """
+    if (device.id or 0) > MOST_ID:
+        raise ValueError(f"no machine has a device with so large a number as {str(device)[:20]}…")
     if device.type in NUMBERED:
         return Device(device.type, device.id or 0)
     return Device(device.type)

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
 from devctl.devices import Device
-from devctl.errors import UsageError
-from devctl.inventory import Inventory, take_inventory
-from devctl.inventory.requirements import Finding, Requirements, Verdict, disk_use, judge
+from devctl.errors import DevctlError, UsageError
+from devctl.inventory import Inventory, Part, take_inventory
+from devctl.inventory.requirements import Requirements, disk_use, judge
+from devctl.inventory.verdict import Finding, Verdict
 from devctl.planning.map_file import MapFile
-from devctl.planning.request import ModelRequest
+from devctl.planning.request import ModelRequest, WorkloadRequest
+from devctl.units import format_bytes
+
+if TYPE_CHECKING:
+    from devctl.models.tree import ModuleTree
+    from devctl.planning.model import Model
+    from devctl.planning.plan_facts import PlanFacts
+
+_IDLE_SAMPLES = 3
+_IDLE_SECONDS = 1.0
+"""How often, and over how long, a board is looked at to say that nobody is on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a map needs of a machine.
+
+    Attributes:
+        bytes: on each device; None where that is not known.
+        problems: why the map does not hold, or does not agree with what is said of it: a line each.
+    """
+
+    bytes: Mapping[Device, int | None]
+    problems: tuple[str, ...] = ()
 
 
 def check_machine(
@@ -33,33 +63,146 @@ def check_machine(
         raise UsageError(f"MODEL {model.model!r} is only for --map", hint="write --map map.json MODEL")
     if wanted == Requirements() and file is None:
         raise UsageError("nothing to check", hint="say what the job needs, like --gpus 2 --gpu-memory 40GiB")
-    used, problems = (None, ()) if file is None else _used(file, model)
+    needs = None if file is None else needs_of(file, model)
     if inventory is None:
-        inventory = take_inventory(folders=tuple((disk_use(path), path) for path, _ in wanted.disks))
+        inventory = _look(wanted)
     verdict = judge(inventory, wanted)
-    if used is None:
+    if needs is None:
         return verdict, inventory
     from devctl.inventory.map_fits import judge_map
     from devctl.placement.budget import as_here
 
-    here = {as_here(device, inventory): size for device, size in used.items()}
-    wrong = tuple(Finding(requirement=called, met=False, found=problem) for problem in problems)
-    findings = verdict.findings + wrong + judge_map(inventory, here)
-    return Verdict(findings=findings, selected=verdict.selected), inventory
+    here = {as_here(device, inventory): size for device, size in needs.bytes.items()}
+    wrong = tuple(Finding(requirement=called, met=False, said=problem) for problem in needs.problems)
+    whole = Verdict(findings=verdict.findings + wrong + judge_map(inventory, here), selected=verdict.selected)
+    return (whole if whole.ok else replace(whole, selected=())), inventory
 
 
-def _used(file: MapFile, model: ModelRequest | None) -> tuple[dict[Device, int | None], tuple[str, ...]]:
-    """The bytes on each device of the map, None where they are not asked for, and why it is not one for the model."""
-    devices = dict.fromkeys(file.device_map.values())
-    if model is None:
+def _look(wanted: Requirements) -> Inventory:
+    """This machine, now; where idle boards are asked for, several times."""
+    uses = {disk_use(path): path for path, _ in wanted.disks}
+    samples = []
+    for _ in range(_IDLE_SAMPLES - 1 if wanted.idle else 0):
+        samples.append(take_inventory(only=Part.GPU))
+        time.sleep(_IDLE_SECONDS / (_IDLE_SAMPLES - 1))
+    inventory = take_inventory(folders=tuple(uses.items()), there=tuple(uses))
+    if not samples:
+        return inventory
+    from devctl.inventory.idle import busiest
+
+    return busiest([*samples, inventory])
+
+
+def needs_of(file: MapFile, model: ModelRequest | None) -> Needs:
+    """What the map of ``file`` needs, by all that the file says, and by ``model`` where it is given.
+
+    Of two figures for a device the larger counts: a plan that says too little is no room.
+    """
+    devices: dict[Device, int | None] = dict.fromkeys(file.device_map.values())
+    facts, problems = file.facts, []
+    if facts is not None:
+        from devctl.planning.plan_facts import contradictions
+
+        problems = list(contradictions(facts, file.device_map))
         # a plan may name devices that hold nothing; they need not be there
-        said = {device: size for device, size in (file.used or {}).items() if size or device in devices}
-        return {**devices, **said}, ()
-    from devctl.placement import judge, placement
-    from devctl.planning.model import open_model
+        for device in dict.fromkeys(each.device for each in facts.devices):
+            said = facts.of(device)
+            assert said is not None
+            if said.used or said.state or said.activations or device in devices:
+                devices[device] = said.total
+    if model is not None:
+        from devctl.planning.model import open_model
 
-    tree = open_model(model).tree
+        opened, differs = _open_as_planned(model, facts, open_model(model))
+        problems += differs
+        problems += _of_model(opened.tree, file.device_map)
+        for device, size in _by_model(opened, file, problems).items():
+            devices[device] = max(size, devices.get(device) or 0)
+    return Needs(bytes=devices, problems=tuple(dict.fromkeys(problems)))
+
+
+def _open_as_planned(request: ModelRequest, facts: PlanFacts | None, opened: Model) -> tuple[Model, list[str]]:
+    """The model in the dtype and class of the plan, and how else it is not the plan's."""
+    from devctl.planning.model import open_model
+    from devctl.planning.request import Dtype
+
+    if facts is None:
+        return opened, []
+    said = facts.model
+    changes: dict[str, Any] = {}
+    if said.get("dtype") != opened.tree.dtype and said.get("dtype") in list(Dtype):
+        changes["dtype"] = said["dtype"]
+    if isinstance(said.get("class"), str) and said["class"] != opened.tree.class_name:
+        changes["model_class"] = said["class"]
+    if changes:
+        with contextlib.suppress(DevctlError):  # then it stays what it is, and differs
+            opened = open_model(replace(request, **changes))
+    now = {
+        "class": opened.tree.class_name,
+        "dtype": opened.tree.dtype,
+        "quantisation": opened.tree.quantisation,
+    }
+    differs = [
+        f"it is a plan of a model of {name} {said[name]}, and {request.model} is of {value}"
+        for name, value in now.items()
+        if name in said and said[name] != value
+    ]
+    return opened, differs
+
+
+def _of_model(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[str]:
+    from devctl.placement import judge as judge_placement
+
     # which devices are here is a question of its own, with an answer for each
-    problems = judge.validate(tree, file.device_map, tuple(file.device_map.values()))
-    problems += judge.find_faults(tree, file.device_map)
-    return {**devices, **placement.bytes_per_device(tree, file.device_map)}, problems
+    yield from judge_placement.validate(tree, device_map, tuple(device_map.values()))
+    yield from judge_placement.find_faults(tree, device_map)
+
+
+def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, int]:
+    """Bytes on each device of the map by the model itself; ``problems`` is told where the plan says less."""
+    from devctl.placement.placement import bytes_per_device
+
+    weights = bytes_per_device(opened.tree, file.device_map)
+    if file.facts is None:
+        return weights
+    beside = _beside_weights(opened, file, problems)
+    needed = {}
+    for device in {**weights, **beside}:
+        said = file.facts.of(device)
+        used, (state, activations) = weights.get(device, 0), beside.get(device, (0, 0))
+        overhead = said.overhead if said is not None else 0
+        if said is not None:
+            problems += [
+                f"{device} is said to hold {format_bytes(there)} of {what}, and by the model it is {format_bytes(real)}"
+                for what, there, real in (
+                    ("weights", said.used, used),
+                    ("state", said.state, state),
+                    ("activations", said.activations, activations),
+                )
+                if there < real or (what == "weights" and there != real)
+            ]
+        needed[device] = used + state + activations + overhead
+    return needed
+
+
+def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, tuple[int, int]]:
+    """State and activations on each device by the model itself, for the workload that the plan names."""
+    from devctl.models.footprint import Kernels, Workload
+    from devctl.placement.runtime import needs
+
+    if file.facts is None or file.facts.workload is None:
+        return {}
+    said = file.facts.workload
+    known: dict[str, Any] = {field.name: said[field.name] for field in fields(Workload) if field.name in said}
+    asked: dict[str, Any] = {field.name: known[field.name] for field in fields(WorkloadRequest) if field.name in known}
+    try:
+        WorkloadRequest(**asked)  # which knows what can be counted
+        footprint = opened.footprints.of(Workload(**{**known, "kernels": Kernels(known.get("kernels", ""))}))
+    except (TypeError, ValueError, UsageError) as error:
+        problems.append(f"its workload is none: {error}")
+        return {}
+    except DevctlError as error:
+        problems.append(f"its workload can't be counted: {error.message}")
+        return {}
+    found = needs(opened.tree, file.device_map, footprint)
+    return {device: (need.state, need.activations) for device, need in found.items()}

@@ -143,6 +143,24 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
         )
 
 
+def require_ram(parts: Mapping[str, int], available: int | None) -> None:
+    """Refuse a load whose ``parts``, by name, are together more RAM than this process can have.
+
+    Beyond a control group's limit the system ends the process without a word.
+
+    Raises:
+        RefusedError: with every part.
+    """
+    need = sum(parts.values())
+    if available is None or need <= available:
+        return
+    raise RefusedError(
+        f"the load needs {format_need(need)} of RAM beside mapped files, and {format_bytes(available)} can be had",
+        findings=tuple(f"{name}: {format_bytes(size)}" for name, size in parts.items() if size),
+        hint="put less on the CPU, run less at a time, or raise the limit of this process's memory",
+    )
+
+
 def tight(placement: Placement, beside: Mapping[Device, int], inventory: Inventory) -> Iterator[str]:
     """A line for each accelerator that has less free than it should hold while the model runs.
 

@@ -5,20 +5,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.strategy import Strategy
+from devctl.planning.plan_facts import PlanFacts, parse_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapFile:
-    """What the file says; ``used`` is the bytes on each device, None for a plain map, which does not say."""
+    """What the file says; ``facts`` is what a plan document knows beyond its map, None for a plain map."""
 
     device_map: Mapping[str, Device]
-    used: Mapping[Device, int] | None
+    facts: PlanFacts | None = None
 
 
 def read_map_file(path: Path) -> MapFile:
@@ -57,24 +57,10 @@ def parse_map_file(text: str, origin: str) -> MapFile:
     document = parse_json(text, origin)
     device_map = map_of(document, origin)
     if document.get("kind") != KIND:
-        return MapFile(device_map=device_map, used=None)
+        return MapFile(device_map=device_map)
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    return MapFile(device_map=device_map, used=_used(document.get("devices"), origin))
-
-
-def _used(value: Any, origin: str) -> dict[Device, int]:
-    used: dict[Device, int] = {}
-    for entry in value if isinstance(value, list) else [value]:
-        size = entry.get("used") if isinstance(entry, dict) else None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise UsageError(f'{origin}: "devices" must be a list of objects with "device" and "used", in bytes')
-        try:
-            device = normal(Device.from_str(entry.get("device", "")))
-        except (ValueError, AttributeError) as error:
-            raise UsageError(f'{origin}: in "devices": {error}') from None
-        used[device] = used.get(device, 0) + size
-    return used
+    return MapFile(device_map=device_map, facts=parse_facts(document, origin))
 
 
 def read_map(argument: str) -> dict[str, Device]:

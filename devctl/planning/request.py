@@ -24,10 +24,29 @@ if TYPE_CHECKING:
 _Enum = TypeVar("_Enum", bound=StrEnum)
 
 MOST_TOKENS = 2**22
-"""Tokens of a context that are counted, at most."""
+"""Tokens of a context that are counted, at most; and sequences of a batch, and runs."""
 
 
-class Dtype(StrEnum):
+_SHORT_NAMES = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+}
+"""What dtypes are called for short; of those of eight bits keys and values are kept in one only."""
+
+
+class _DtypeName(StrEnum):
+    """Torch's names of dtypes, which may be given by their short ones."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> StrEnum | None:
+        wanted = _SHORT_NAMES.get(value) if isinstance(value, str) else None
+        return next((member for member in cls if member == wanted), None)
+
+
+class Dtype(_DtypeName):
     """Dtypes that a model can be built in."""
 
     AUTO = "auto"
@@ -37,7 +56,7 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
 
 
-class KvDtype(StrEnum):
+class KvDtype(_DtypeName):
     """Dtypes that keys and values can be kept in."""
 
     FLOAT32 = "float32"
@@ -161,8 +180,7 @@ class WorkloadRequest:
             "--new-tokens": (self.new_tokens, 0),
         }
         for option, (number, lowest) in least.items():
-            if number is not None and number < lowest:
-                raise UsageError(f"{option} {number}: it is at least {lowest}")
+            require_between(option, number, lowest)
         _require_countable(self.context_length or 0)
 
 
@@ -223,6 +241,18 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
         return kind(value)
     except ValueError:
         raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def require_between(option: str, number: int | None, least: int, most: int = MOST_TOKENS) -> None:
+    """Refuse a ``number`` that is too small, or larger than anything that is counted; None is not given.
+
+    Raises:
+        UsageError: naming ``option``.
+    """
+    if number is not None and number < least:
+        raise UsageError(f"{option} {number}: it is at least {least}")
+    if number is not None and number > most:
+        raise UsageError(f"{option} {number:.3g}: it is at most {most}" if number < 2**63 else f"{option} is too large")
 
 
 def _require_countable(tokens: int) -> None:

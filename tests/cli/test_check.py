@@ -11,6 +11,8 @@ import pytest
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
 
+PEERS = [boxes.pair(a, b, level=50) for a in range(8) for b in range(a + 1, 8)]
+
 
 @pytest.fixture
 def eight(machine, ran):
@@ -18,10 +20,9 @@ def eight(machine, ran):
     return ran
 
 
-def test_requirements_that_are_met(eight):
-    result = eight(
-        "check", "--gpus", 8, "--gpu-memory", "70GiB", "--driver", "550", "--cuda", "12.4", "--p2p", "--idle"
-    )
+def test_requirements_that_are_met(machine, ran):
+    machine("".join([boxes.system(), *(boxes.board(n, used=0) for n in range(8)), *PEERS]))
+    result = ran("check", "--gpus", 8, "--gpu-memory", "70GiB", "--driver", "550", "--cuda", "12.4", "--p2p", "--idle")
     assert (result.code, result.err) == (0, "")
     assert [line.partition(": ")[2].partition(":")[0] for line in result.out.splitlines()] == [
         "--gpus 8",
@@ -62,8 +63,8 @@ def test_the_verdict_as_json(eight):
         [],
     )
     assert document["requirements"] == [
-        {"requirement": "--gpus 2", "met": True, "found": "8 usable"},
-        {"requirement": "--cuda 13.0", "met": False, "found": "12.4"},
+        {"requirement": "--gpus 2", "met": True, "said": "8 usable", "wanted": 2, "found": 8},
+        {"requirement": "--cuda 13.0", "met": False, "said": "12.4", "wanted": "13.0", "found": "12.4"},
     ]
 
 
@@ -96,7 +97,7 @@ def test_selecting(eight):
 def test_selecting_prints_nothing_when_too_few_qualify(eight):
     result = eight("check", "--select", 3, "--gpu-memory", "77GiB")
     assert (result.code, result.out) == (3, "")
-    assert "--select 3: 2 of 8" in result.err
+    assert "--gpu-memory 77.0 GiB: 2 of 8 usable GPUs have enough, 3 wanted" in result.err
 
 
 def test_selecting_from_what_is_visible_names_it_as_outside(eight, monkeypatch):

@@ -222,7 +222,7 @@ def test_speeds_are_asked_for_where_they_are_not_known(devctl):
             "--objective and --target-context are for --strategy optimal",
         ),
         (["--speed", "0=1TB"], "--speed is for --objective latency"),
-        (["--objective", "latency", "--speed", "0=0"], "--speed: '0' has the speed 0"),
+        (["--objective", "latency", "--speed", "0=0B"], "--speed: '0' has the speed 0"),
         (["--objective", "latency", "--speed", "0"], "--speed: '0' is not DEVICE=SIZE, as in 0=2TB, link=25GB or disk"),
         (["--map", "0", "--strategy", "auto"], "--map says where everything goes"),
         (["--compare", "--strategy", "auto"], "--compare shows every strategy"),

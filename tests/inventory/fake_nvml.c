@@ -5,6 +5,8 @@
  *   board  uuid=GPU-… name=… bus=… total=… used=… reserved=… util=… temp=… power=… limit=… cc=9.0 cores=… clock=…
  *          handle=15 (error of getting the handle) lost=1 memory=3 (error of asking) v2=0 (driver without the
  *          second version of the memory call) mig=0|1 (-1: has none) processes=4 badname=1 links=18 (to a switch)
+ *          health, each not supported unless given: ecc=3 retire=1 remap=1 unmapped=1 recover=1 width=8 widest=16 gen=1
+ *          newest=5 slowed=64 (a reason for lower clocks), and sick=999 (error of asking for any of them)
  *   mig    board=0 uuid=MIG-… gi=1 ci=0 total=… used=… name=…
  *   proc   board=0 pid=… bytes=… (-1: not available) gi=… kind=c|g
  *   pair   a=0 b=1 level=10 p2p=0 nvlinks=4
@@ -22,6 +24,7 @@ typedef struct {
     unsigned long long total, used, reserved;
     int util, temp, power, limit, major, minor, cores, clock, handle, lost, memory, v2, mig, processes, badname, links;
     int board, gi, ci, is_instance;
+    int ecc, retire, remap, unmapped, recover, width, widest, gen, newest, slowed, sick;
 } Device;
 
 static Device boards[MAX], instances[MAX];
@@ -59,6 +62,17 @@ static void set(Device *d, const char *k, const char *v) {
     else if (!strcmp(k, "badname")) d->badname = atoi(v);
     else if (!strcmp(k, "links")) d->links = atoi(v);
     else if (!strcmp(k, "board")) d->board = atoi(v);
+    else if (!strcmp(k, "ecc")) d->ecc = atoi(v);
+    else if (!strcmp(k, "retire")) d->retire = atoi(v);
+    else if (!strcmp(k, "remap")) d->remap = atoi(v);
+    else if (!strcmp(k, "unmapped")) d->unmapped = atoi(v);
+    else if (!strcmp(k, "recover")) d->recover = atoi(v);
+    else if (!strcmp(k, "width")) d->width = atoi(v);
+    else if (!strcmp(k, "widest")) d->widest = atoi(v);
+    else if (!strcmp(k, "gen")) d->gen = atoi(v);
+    else if (!strcmp(k, "newest")) d->newest = atoi(v);
+    else if (!strcmp(k, "slowed")) d->slowed = atoi(v);
+    else if (!strcmp(k, "sick")) d->sick = atoi(v);
     else if (!strcmp(k, "gi")) d->gi = atoi(v);
     else if (!strcmp(k, "ci")) d->ci = atoi(v);
 }
@@ -78,6 +92,8 @@ static void describe(void) {
             d = &boards[board_count++];
             memset(d, 0, sizeof *d);
             d->v2 = 1; d->mig = -1; d->board = board_count - 1;
+            d->ecc = d->retire = d->remap = d->unmapped = d->recover = -1;
+            d->width = d->widest = d->gen = d->newest = d->slowed = -1;
         } else if (!strcmp(kind, "mig")) {
             d = &instances[instance_count++];
             memset(d, 0, sizeof *d);
@@ -188,9 +204,34 @@ API int nvmlDeviceGetPersistenceMode(Device *d, int *s) { *s = 1; return of_boar
 API int nvmlDeviceGetComputeMode(Device *d, int *s) { *s = 0; return of_board(d); }
 API int nvmlDeviceGetEncoderUtilization(Device *d, unsigned *u, unsigned *us) { *u = 0; *us = 1000; return of_board(d); }
 API int nvmlDeviceGetDecoderUtilization(Device *d, unsigned *u, unsigned *us) { *u = 0; *us = 1000; return of_board(d); }
+static int healthy(Device *d, int fact) { return of_board(d) ? of_board(d) : d->sick ? d->sick : fact < 0 ? 3 : 0; }
 API int nvmlDeviceGetTotalEccErrors(Device *d, int e, int c, unsigned long long *n) {
-    (void)e; (void)c; *n = 0;
+    *n = e == 1 && c == 0 ? d->ecc : 0; /* uncorrected, volatile */
+    return healthy(d, d->ecc);
+}
+API int nvmlDeviceGetRetiredPagesPendingStatus(Device *d, int *s) { *s = d->retire; return healthy(d, d->retire); }
+API int nvmlDeviceGetRemappedRows(Device *d, unsigned *a, unsigned *b, unsigned *pending, unsigned *failed) {
+    *a = *b = 0; *pending = d->remap > 0; *failed = d->unmapped > 0;
+    return healthy(d, d->remap > d->unmapped ? d->remap : d->unmapped);
+}
+typedef struct {
+    unsigned id, scope; long long timestamp, latency; int type, error;
+    union { double d; unsigned ui; unsigned long long ull; } value;
+} Field;
+API int nvmlDeviceGetFieldValues(Device *d, int count, Field *f) {
+    for (int i = 0; i < count; i++) {
+        f[i].error = f[i].id == 230 ? healthy(d, d->recover) : 2;
+        f[i].value.ui = d->recover;
+    }
     return of_board(d);
+}
+API int nvmlDeviceGetCurrPcieLinkWidth(Device *d, unsigned *n) { *n = d->width; return healthy(d, d->width); }
+API int nvmlDeviceGetMaxPcieLinkWidth(Device *d, unsigned *n) { *n = d->widest; return healthy(d, d->widest); }
+API int nvmlDeviceGetCurrPcieLinkGeneration(Device *d, unsigned *n) { *n = d->gen; return healthy(d, d->gen); }
+API int nvmlDeviceGetMaxPcieLinkGeneration(Device *d, unsigned *n) { *n = d->newest; return healthy(d, d->newest); }
+API int nvmlDeviceGetCurrentClocksThrottleReasons(Device *d, unsigned long long *n) {
+    *n = d->slowed;
+    return healthy(d, d->slowed);
 }
 API int nvmlDeviceGetDriverModel(Device *d, int *now, int *next) { (void)d; (void)now; (void)next; return 3; }
 API int nvmlDeviceGetDriverModel_v2(Device *d, int *now, int *next) { (void)d; (void)now; (void)next; return 3; }

@@ -136,7 +136,7 @@ def test_any_text_is_read_or_raises_value_error(text):
     st.none() | st.integers(0, 2**45),
 )
 def test_counts_and_sizes_survive(groups, ram):
-    text = ",".join(f"{count}x{size}B" for count, size in groups) + ("" if ram is None else f",cpu={ram}")
+    text = ",".join(f"{count}x{size}B" for count, size in groups) + ("" if ram is None else f",cpu={ram}B")
     machine = parse_devices(text)
     assert [a.memory_free for a in machine.accelerators] == [size for count, size in groups for _ in range(count)]
     assert [a.device.id for a in machine.accelerators] == list(range(len(machine.accelerators)))

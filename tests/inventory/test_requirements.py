@@ -11,6 +11,7 @@ from devctl.inventory.records import (
     Accelerator,
     Disk,
     Driver,
+    Health,
     Hidden,
     Host,
     Inventory,
@@ -37,6 +38,8 @@ def gpu(n, free=50, **facts):
         "compute_capability": "8.0",
         "processes": (),
         "utilization": 0,
+        "memory_used": 0,
+        "health": Health(),
     }
     return Accelerator(**{**known, **facts})
 
@@ -85,7 +88,6 @@ def test_free_memory_of_each():
     three = box(gpu(0, 50), gpu(1, 10), gpu(2, None))
     assert lines(three, gpu_memory=50) == []
     assert lines(three, gpu_memory=20, gpus=2) == [
-        "--gpus 2: 1 of 3 usable GPUs has what is asked of each, 2 wanted",
         "--gpu-memory 20 B: 1 of 3 usable GPUs has enough, 2 wanted; cuda:1: 10 B free; cuda:2: unknown",
     ]
 
@@ -189,7 +191,7 @@ def test_peers():
     assert lines(three, p2p=True) == ["--p2p: no 3 GPUs that qualify all reach each other's memory"]
     assert selected(three, select=2, p2p=True) == [0, 2]
     assert lines(box(gpu(0)), p2p=True) == []
-    assert lines(box(), p2p=True) == ["--p2p: no usable GPU"]
+    assert lines(box(), p2p=True) == ["--p2p: 0 usable, 1 wanted"]
 
 
 def test_peers_are_the_best_that_qualify():
@@ -213,7 +215,7 @@ def test_selection_is_best_first():
 
 def test_selection_needs_all_requirements():
     assert selected(box(gpu(0)), select=1, ram=61) == []
-    assert lines(box(gpu(0), gpu(1, 10)), select=2, gpu_memory=20)[0].startswith("--select 2: 1 of 2")
+    assert lines(box(gpu(0), gpu(1, 10)), select=2, gpu_memory=20)[0].startswith("--gpu-memory 20 B: 1 of 2")
 
 
 def test_more_may_be_asked_for_than_selected():

@@ -33,7 +33,7 @@ def test_max_memory_in_one_or_several_options():
     expected = {Device.gpu(0): 10 * GIB, Device.gpu(1): 5 * 10**9, Device.cpu(): 30 * GIB}
     assert parse_max_memory(["0=10GiB,1=5GB,cpu=30GiB"]) == expected
     assert parse_max_memory(["0=10GiB", "1=5GB, cpu = 30GiB"]) == expected
-    assert parse_max_memory(["cuda:0=10GiB,1=5000000000", "cpu=30GiB"]) == expected
+    assert parse_max_memory(["cuda:0=10GiB,1=5000000000B", "cpu=30GiB"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def told(explanation):
 
 def test_a_device_without_room_is_left_and_what_follows_goes_along():
     # embed 5 + block 10 = 15 of 30, and 10 kept: 5 are left; for all the layers, 5 were kept for what is after them
-    found = why(layers(10, 10, 10, embed=5, head=5), "0=30,1=100")
+    found = why(layers(10, 10, 10, embed=5, head=5), "0=30B,1=100B")
     assert told(found) == [
         ("embed", "cuda:0", "room for it on cuda:0, in its 30 B, 10 B of it kept for layers.0"),
         ("layers.0", "cuda:0", "layers was split: whole it needs 30 B, and cuda:0 had 20 B left"),
@@ -46,7 +46,7 @@ def test_a_device_without_room_is_left_and_what_follows_goes_along():
 
 def test_an_even_share_is_an_addition():
     # 48 / 2 + 1.25 × 10 = 36
-    found = why(layers(10, 10, 10, 10, embed=4, head=4), "0=100,1=100", Strategy.BALANCED)
+    found = why(layers(10, 10, 10, 10, embed=4, head=4), "0=100B,1=100B", Strategy.BALANCED)
     assert (
         "no more than an even share for cuda:0: 36 B, which is 48 B / 2 + 1.25 × the largest block's 10 B"
         in found.rules
@@ -55,7 +55,7 @@ def test_an_even_share_is_an_addition():
 
 
 def test_the_low_device_holds_what_the_others_can_not():
-    found = why(layers(*[10] * 8, embed=4, head=4), "0=100,1=30,2=30", Strategy.BALANCED_LOW_0)
+    found = why(layers(*[10] * 8, embed=4, head=4), "0=100B,1=30B,2=30B", Strategy.BALANCED_LOW_0)
     assert "cuda:0 is to hold what the others can't: 28 B" in found.rules
 
 
@@ -68,15 +68,15 @@ def test_a_lone_measured_device_keeps_a_tenth():
 
 
 def test_ties():
-    found = why(layers(10, 10, embed=8, head=8, head_is_tied=True), "0=30,1=100")
+    found = why(layers(10, 10, embed=8, head=8, head_is_tied=True), "0=30B,1=100B")
     assert told(found)[0][3] == "head is tied to it, and beside it"
     assert told(found)[-1] == ("head", "cuda:0", "tied to embed, so beside it")
-    found = why(tree(TIED_TWICE, ties=TIES), "0=41,cpu=100")
+    found = why(tree(TIED_TWICE, ties=TIES), "0=41B,cpu=100B")
     assert any("tied to head.inner.bias on cuda:0, so beside it" in said for said in told(found))
 
 
 def test_many_devices_without_room():
-    found = why(layers(10, 10, embed=5), ",".join(f"{i}=1" for i in range(9)) + ",cpu=100")
+    found = why(layers(10, 10, embed=5), ",".join(f"{i}=1B" for i in range(9)) + ",cpu=100B")
     (reason,) = found.reasons
     assert len([said for said in reason.because if "next device" in said]) == 3
     assert reason.because[-1] == "cuda:3 to cuda:8 had no room either"
@@ -85,7 +85,7 @@ def test_many_devices_without_room():
 
 def test_the_disk_holds_the_rest():
     # cpu: the first block and 4 for the head are 14 of 20
-    assert told(why(layers(10, 10, embed=4, head=4), "0=16,cpu=20"))[-1] == (
+    assert told(why(layers(10, 10, embed=4, head=4), "0=16B,cpu=20B"))[-1] == (
         "layers.1",
         "disk",
         "cpu had 6 B left of its 20 B, 4 B of it kept for head; 10 B are needed → next device",
@@ -96,18 +96,18 @@ def test_the_disk_holds_the_rest():
 def test_buffers_that_the_walk_loses():
     model = tree({"m": {"_steps": 1, "a": {"w": 10}, "b": {"w": 10}, "c": {"w": 10}}})
     assert ("m.steps", "cuda:0", "directly in a module that was split, so beside the first of its parts") in told(
-        why(model, "0=25,cpu=100")
+        why(model, "0=25B,cpu=100B")
     )
 
 
 def test_parameters_that_may_stay_out_of_the_map():
     blocks = {"0:Block": {"huge": 100, "w": 2, "_b": 1}, "1:Block": {"w": 4}}
-    found = told(why(tree({"layers": blocks}, no_split=["Block"], unplaced=["huge"]), "0=20,1=20,cpu=200"))
+    found = told(why(tree({"layers": blocks}, no_split=["Block"], unplaced=["huge"]), "0=20B,1=20B,cpu=200B"))
     assert ("layers.0.huge", "cpu", "left out of the map, as in transformers: it stays on the CPU") in found
 
 
 def test_optimal_one_run_a_device():
-    found = why(layers(*[10] * 8), "0=120,1=40,cpu=100", Strategy.OPTIMAL)
+    found = why(layers(*[10] * 8), "0=120B,1=40B,cpu=100B", Strategy.OPTIMAL)
     assert found.rules == (
         "all of the 80 B are on the accelerators, and nothing is offloaded",
         "each device has one run of blocks that follow each other",
@@ -125,7 +125,7 @@ def test_optimal_one_run_a_device():
 
 
 def test_optimal_offloads_what_has_no_room():
-    found = why(layers(10, 10, 10, 10), "0=20,1=15,cpu=15", Strategy.OPTIMAL)
+    found = why(layers(10, 10, 10, 10), "0=20B,1=15B,cpu=15B", Strategy.OPTIMAL)
     assert found.rules[:3] == (
         "the accelerators may hold 35 B, and can hold at most 20 B of these 40 B",
         "5 B of cuda:0 are kept free for what is brought to it to run layers.2",
@@ -138,14 +138,14 @@ def test_optimal_offloads_what_has_no_room():
 
 
 def test_optimal_packs_and_keeps_ties():
-    found = why(layers(7, 7, 4, 4), "0=11,1=11,cpu=100", Strategy.OPTIMAL)
+    found = why(layers(7, 7, 4, 4), "0=11B,1=11B,cpu=100B", Strategy.OPTIMAL)
     assert any(rule.startswith("blocks are packed as they fit") for rule in found.rules)
-    found = why(layers(10, 10, embed=10, head_is_tied=True), "0=20,1=20,cpu=100", Strategy.OPTIMAL)
+    found = why(layers(10, 10, embed=10, head_is_tied=True), "0=20B,1=20B,cpu=100B", Strategy.OPTIMAL)
     assert told(found)[-1] == ("head", "cuda:0", "tied to embed, so beside it")
 
 
 def test_a_map_that_somebody_wrote_is_not_explained():
-    model, budgets = layers(10), from_max_memory(parse_max_memory(["0=20"]))
+    model, budgets = layers(10), from_max_memory(parse_max_memory(["0=20B"]))
     written = Placement(strategy=None, device_map=(("", Device.gpu(0)),), devices=(), crossings=0)
     assert explain(model, budgets, written).reasons == ()
 

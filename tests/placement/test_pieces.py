@@ -18,16 +18,16 @@ def found(model, max_memory):
 
 def test_blocks_leaves_and_tensors_beside_modules():
     model = tree({"x": 1, "a:Block": {"b": {"w": 2}, "c": {"w": 3}}, "act": {}, "d": {"w": 4}}, no_split=["Block"])
-    assert found(model, "0=100") == [("x", 1, "cuda:0", None), ("a", 5, "cuda:0", None), ("d", 4, "cuda:0", None)]
+    assert found(model, "0=100B") == [("x", 1, "cuda:0", None), ("a", 5, "cuda:0", None), ("d", 4, "cuda:0", None)]
 
 
 def test_a_tied_piece_says_what_it_is_tied_to():
-    assert found(layers(10, embed=8, head=8, head_is_tied=True), "0=100")[-1] == ("head", 0, "cuda:0", "embed.w")
+    assert found(layers(10, embed=8, head=8, head_is_tied=True), "0=100B")[-1] == ("head", 0, "cuda:0", "embed.w")
 
 
 def test_a_block_that_the_map_cuts_through():
     model = tree({"layers": {"0:Block": {"huge": 100, "w": 2}}}, no_split=["Block"], unplaced=["huge"])
-    assert found(model, "0=20,1=20,cpu=200") == [
+    assert found(model, "0=20B,1=20B,cpu=200B") == [
         ("layers.0.huge", 100, "cpu", None),
         ("layers.0.w", 2, "cuda:0", None),
     ]

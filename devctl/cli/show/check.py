@@ -2,28 +2,35 @@
 
 from collections.abc import Sequence
 
-from devctl.errors import UsageError
+from devctl.cli.show.streams import clean
+from devctl.errors import RefusedError, UsageError
+from devctl.inventory.gpus_fit import nameable
 from devctl.inventory.records import Accelerator, label
 from devctl.inventory.requirements import Verdict
 
 
 def lines(verdict: Verdict) -> str:
     """A line a requirement, all of them met."""
-    return "".join(f"ok: {finding}\n" for finding in verdict.findings)
+    return "".join(f"ok: {clean(str(finding))}\n" for finding in verdict.findings)
 
 
 def ids(selected: Sequence[Accelerator], *, uuid: bool) -> str:
     """The GPUs as CUDA_VISIBLE_DEVICES takes them, best first, on one line.
 
     Raises:
-        UsageError: one of them has no such name.
+        UsageError: one of them has no index.
+        RefusedError: one of them has no UUID, or none that CUDA could read.
     """
     names = [accelerator.uuid if uuid else accelerator.cuda_index for accelerator in selected]
     for accelerator, name in zip(selected, names, strict=True):
+        if uuid and not nameable(accelerator.uuid):
+            raise RefusedError(
+                f"{label(accelerator)} has no UUID to select it by",
+                hint="use --format index, or --format json for all that is known",
+            )
         if name is None:
-            other = "index" if uuid else "uuid"
             raise UsageError(
-                f"{label(accelerator)} has no {'UUID' if uuid else 'index'} to select it by",
-                hint=f"use --format {other}, or --format json for all that is known",
+                f"{label(accelerator)} has no index to select it by",
+                hint="use --format uuid, or --format json for all that is known",
             )
     return ",".join(str(name) for name in names) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from devctl.cli.show.streams import UNKNOWN, dumps, size
+from devctl.cli.show.streams import UNKNOWN, clean, dumps, size
 from devctl.inventory.records import Accelerator, Disk, Hidden, Host, Inventory, LinkPath, label
 
 _HIDDEN = {
@@ -53,7 +53,7 @@ def to_text(inventory: Inventory, *, width: int | None, styled: bool) -> str:
     if known:
         parts.append(_links(inventory, width, styled))
     if inventory.notes:
-        parts.append("".join(_styled(f"note: {note}", _DIM, styled, width) for note in inventory.notes))
+        parts.append("".join(_styled(f"note: {clean(note)}", _DIM, styled, width) for note in inventory.notes))
     return "\n".join(parts)
 
 
@@ -86,6 +86,8 @@ def _devices(inventory: Inventory, width: int | None, styled: bool) -> str:
 
 def _name(gpu: Accelerator) -> str:
     facts = [gpu.fault] if gpu.fault else []
+    if gpu.health and gpu.health.problems:
+        facts.append(f"unhealthy: {'; '.join(gpu.health.problems)}")
     if gpu.hidden:
         facts.append(_HIDDEN[gpu.hidden])
     if gpu.memory_pool:
@@ -171,7 +173,7 @@ def columns(
         wrap: the column that is folded where the table is wider than ``width``.
         dim: the rows to dim.
     """
-    cells = [list(header), *([*row, *[""] * (len(header) - len(row))] for row in rows)]
+    cells = [list(header), *([*map(clean, row), *[""] * (len(header) - len(row))] for row in rows)]
     widths = [max(_width(row[column]) for row in cells) for column in range(len(header))]
     if wrap is not None and width is not None:
         rest = sum(widths) - widths[wrap] + 2 * (len(header) - 1)

@@ -1,12 +1,16 @@
 """Values to what people and programs read: rich or JSON, stdout or stderr.
 
 stdout is the answer and is written once, whole; stderr is the conversation.
+
+Names of boards, processes, tensors and files, what a config, a hub or a plan says: text that is not ours goes through
+`clean` before it is part of a line. Tables, messages and what rich draws do so here; JSON escapes it by itself.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +30,53 @@ _PIPE_WIDTH = 10_000
 """Columns when nobody looks: nothing is wrapped or cut off."""
 
 
+_CONTROLS = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    0x7F: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
+}
+"""What stands for a character that moves a cursor, begins a line, or turns the order of others around: its picture."""
+
+_COMMAND = re.compile(r"::|##(?=\[|vso\[)")
+"""How what a CI's log takes for a command begins: ``::error::``, ``##[error]``, ``##vso[task]``.
+
+It would have to begin a line, but where a table is folded anything may.
+"""
+
+_LIKE_A_COMMAND = {"::": ":\ua789", "##": "#\uff03"}
+
+_NOT_A_STYLE = re.compile(
+    "\x1b(?!\\[[0-9;]*m)|[\x00-\x09\x0b-\x1a\x1c-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+_ANY_ESCAPE = re.compile("\x1b")
+
+
+def clean(text: str) -> str:
+    """``text`` that is not ours as a part of one line: as long as it was, with nothing that a terminal or log obeys."""
+    if text.isascii() and text.isprintable() and "::" not in text and "##" not in text:
+        return text
+    return _COMMAND.sub(lambda found: _LIKE_A_COMMAND[found[0]], text.translate(_CONTROLS))
+
+
+def _harmless(text: str, stream: TextIO | None) -> str:
+    """Lines of ours, with nothing that is obeyed but a terminal's styles, should text have come past `clean`."""
+    text = _NOT_A_STYLE.sub(lambda found: found[0].translate(_CONTROLS), text)
+    return text if is_terminal(stream) else _ANY_ESCAPE.sub("\u241b", text)
+
+
+def clean_logs() -> None:
+    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are."""
+    import logging
+
+    class Record(logging.LogRecord):
+        """One whose message is a part of one line."""
+
+        def getMessage(self) -> str:
+            return clean(super().getMessage())
+
+    logging.setLogRecordFactory(Record)
+
+
 def answer(text: str) -> None:
     """Write the command's answer to stdout, whole.
 
@@ -36,7 +87,7 @@ def answer(text: str) -> None:
     if sys.stdout is None:  # how Python shows one that was closed, as by `>&-`
         raise OutputError("cannot write to standard output: it is closed")
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(_harmless(text, sys.stdout))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -57,7 +108,7 @@ def say(text: str) -> None:
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(_harmless(text, sys.stderr))
         sys.stderr.flush()
     except OSError:
         abandon(sys.stderr)
@@ -65,14 +116,14 @@ def say(text: str) -> None:
 
 def message(text: str, hint: str = "") -> None:
     """One or two lines to stderr."""
-    say(f"devctl: {text}\n" + (f"  {hint}\n" if hint else ""))
+    say(f"devctl: {clean(text)}\n" + (f"  {clean(hint)}\n" if hint else ""))
 
 
 def error(error: DevctlError) -> None:
     """What went wrong, every finding, and the next step."""
     findings = error.findings if isinstance(error, RefusedError) else ()
-    lines = [f"devctl: {error.message}", *(f"  - {finding}" for finding in findings)]
-    say("".join(f"{line}\n" for line in (*lines, *([f"  {error.hint}"] if error.hint else []))))
+    lines = [f"devctl: {clean(error.message)}", *(f"  - {clean(finding)}" for finding in findings)]
+    say("".join(f"{line}\n" for line in (*lines, *([f"  {clean(error.hint)}"] if error.hint else []))))
 
 
 def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
@@ -88,8 +139,30 @@ def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
     width = max(shutil.get_terminal_size().columns, _NARROWEST) if looked_at else _PIPE_WIDTH
     text = io.StringIO()
     out = Console(file=text, force_terminal=terminal, width=width, highlight=False, emoji=False, markup=False)
-    out.print(renderable)
+    out.print(_cleaned(renderable))
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def _cleaned(renderable: Any) -> Any:
+    """``renderable`` with all text in it clean; what it is made of is changed in place."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    if isinstance(renderable, str):
+        return clean(renderable)
+    if isinstance(renderable, Text):
+        renderable.plain = clean(renderable.plain)  # of the same length, so that each part keeps its style
+    elif isinstance(renderable, Group):
+        renderable.renderables[:] = [_cleaned(each) for each in renderable.renderables]
+    elif isinstance(renderable, Padding):
+        renderable.renderable = _cleaned(renderable.renderable)
+    elif isinstance(renderable, Table):
+        for column in renderable.columns:
+            column.header = _cleaned(column.header)
+            column._cells[:] = [_cleaned(cell) for cell in column._cells]
+    return renderable
 
 
 def answer_style() -> tuple[int | None, bool]:
@@ -112,7 +185,7 @@ def status(text: str) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True, highlight=False).status(text):
+    with Console(stderr=True, highlight=False, markup=False, emoji=False).status(clean(text)):
         yield
 
 
@@ -133,14 +206,14 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
             return Text("" if task.speed is None else f"{format_bytes(int(task.speed))}/s")
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         Speed(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=total)
+        task = bar.add_task(clean(text), total=total)
         yield lambda done: bar.advance(task, done)
 
 

@@ -11,6 +11,7 @@ from html import escape
 from itertools import accumulate, pairwise
 from textwrap import wrap
 
+from devctl.cli.show import streams
 from devctl.cli.show.colours import canvas, css_class, shown_between, shown_from, stylesheet, text_width
 from devctl.cli.show.plan import offload_line, ranges
 from devctl.devices import Device
@@ -342,8 +343,8 @@ def wrapped(text: str, letters: int, most: int = 4) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """``text`` as XML and HTML have it: escaped, and without the characters that they do not know."""
-    return escape(_NOT_XML.sub("\ufffd", text))
+    """``text`` as XML and HTML have it: escaped, without what they do not know, or what a terminal obeys."""
+    return escape(streams.clean(_NOT_XML.sub("\ufffd", text)))
 
 
 def ascii_only(document: str) -> str:

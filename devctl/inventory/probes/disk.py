@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from devctl.inventory.probes import mounts
 from devctl.inventory.probes.mounts import Mount
 from devctl.inventory.probes.pci import SYS, read
 from devctl.inventory.records import Disk, DiskKind
+from devctl.writing import expanded
 
 _MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _NETWORK = re.compile(
@@ -29,9 +31,9 @@ _BLOCK_NAMES = (
 def hf_cache() -> Path:
     """Where Hugging Face keeps downloaded models: HF_HUB_CACHE, HF_HOME/hub, or the user's cache folder."""
     if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    home = Path(os.environ.get("HF_HOME") or cache_home / "huggingface").expanduser()
+        return expanded(cache)
+    cache_home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = expanded(os.environ.get("HF_HOME") or cache_home / "huggingface")
     return home / "hub"
 
 
@@ -46,14 +48,17 @@ def nearest_existing(path: Path) -> Path:
     return path
 
 
-def probe(use: str, path: Path, all_mounts: Sequence[Mount], sys: Path = SYS) -> Disk:
-    """The file system that ``path`` is on, or would be on once it is made."""
+def probe(use: str, path: Path, all_mounts: Sequence[Mount], sys: Path = SYS, *, must_be_there: bool = False) -> Disk:
+    """The file system that ``path`` is on, or would be on once it is made; a fault where it ``must_be_there``."""
     try:
         path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would show another path than the user gave
+        if must_be_there and not stat.S_ISDIR(path.stat().st_mode):
+            return Disk(use=use, path=str(path), total=None, free=None, fault="is no folder")
         existing = nearest_existing(path)
         usage = shutil.disk_usage(existing)
-    except OSError as error:
-        return Disk(use=use, path=str(path), total=None, free=None, fault=error.strerror or str(error))
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+        fault = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return Disk(use=use, path=str(path), total=None, free=None, fault=fault)
     mount = mount_of(str(existing.resolve()), all_mounts)
     return Disk(
         use=use,

@@ -10,6 +10,7 @@ from typing import Any
 
 from devctl.inventory.probes import cuda, pci
 from devctl.inventory.probes.findings import Findings
+from devctl.inventory.probes.nvidia_health import read_health
 from devctl.inventory.probes.nvidia_links import read_links
 from devctl.inventory.probes.nvidia_numbers import notes, number
 from devctl.inventory.probes.nvml import (
@@ -20,9 +21,16 @@ from devctl.inventory.probes.nvml import (
     NOT_SUPPORTED,
     VERSION_MISMATCH,
     Nvml,
+    words,
 )
 from devctl.inventory.probes.processes import process_name
 from devctl.inventory.records import HOST_POOL, Accelerator, Driver, MigInstance, Process, Vendor
+
+_MOST_BOARDS, _MOST_INSTANCES = 256, 64
+"""More than any machine, and any board, has: a driver that says more is broken, and not asked for each."""
+
+_MOST_BYTES, _MOST_CUDA, _MOST_MAJOR, _MOST_DEGREES, _MOST_WATTS = 2**50, 100_000, 99, 300, 10_000
+"""Answers above these are none: a gate must not be passed by garbage."""
 
 _INIT_FAULTS = {
     NO_PERMISSION: "no permission to ask the NVIDIA driver: may this user read /dev/nvidiactl?",
@@ -42,15 +50,15 @@ def probe(environment: Mapping[str, str], sys: Path = pci.SYS) -> Findings:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return without_driver(error.value, str(error), pci.scan(sys), pci.read(sys / "module/nvidia/version"))
+        return without_driver(error.value, words(error), pci.scan(sys), pci.read(sys / "module/nvidia/version"))
     try:
         return _read(Nvml(pynvml), environment, sys)
     finally:
-        pynvml.nvmlShutdown()
+        Nvml(pynvml).ask("nvmlShutdown")  # what was found is as good if the library does not close
 
 
 def without_driver(
-    error: int, words: str, on_bus: Iterable[pci.PciDevice], module_version: str | None = None
+    error: int, said: str, on_bus: Iterable[pci.PciDevice], module_version: str | None = None
 ) -> Findings:
     """What can be said when NVML does not start: every NVIDIA board on the bus, each with the fault.
 
@@ -59,7 +67,7 @@ def without_driver(
     boards = [device for device in on_bus if device.vendor == pci.NVIDIA and device.driver != "vfio-pci"]
     if error == LIBRARY_NOT_FOUND and not boards:
         return Findings()
-    fault = _INIT_FAULTS.get(error, f"the NVIDIA driver does not answer: {words}")
+    fault = _INIT_FAULTS.get(error, f"the NVIDIA driver does not answer: {said}")
     return Findings(
         driver=Driver(vendor=Vendor.NVIDIA, version=module_version, cuda=None, fault=fault),
         accelerators=tuple(
@@ -84,7 +92,7 @@ def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
     count = machine.ask("nvmlDeviceGetCount")
     if count is None:
         return without_driver(machine.refused or 0, machine.words, pci.scan(sys), _read_driver(machine).version)
-    boards = in_pci_order([_read_board(machine, index, sys) for index in range(count)])
+    boards = in_pci_order([_read_board(machine, index, sys) for index in range(min(count, _MOST_BOARDS))])
 
     accelerators: list[Accelerator] = []
     positions: list[int] = []
@@ -121,7 +129,7 @@ def _read_driver(machine: Nvml) -> Driver:
     return Driver(
         vendor=Vendor.NVIDIA,
         version=machine.ask("nvmlSystemGetDriverVersion"),
-        cuda=None if not cuda else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        cuda=None if not cuda or not 0 < cuda < _MOST_CUDA else f"{cuda // 1000}.{cuda % 1000 // 10}",
     )
 
 
@@ -130,9 +138,9 @@ def _read_board(machine: Nvml, index: int, sys: Path) -> tuple[Nvml, Accelerator
         handle = machine.library.nvmlDeviceGetHandleByIndex(index)
     except machine.library.NVMLError as error:
         lost = Accelerator(
-            device=None, index=index, name=None, uuid=None, memory_total=None, memory_free=None, fault=str(error)
+            device=None, index=index, name=None, uuid=None, memory_total=None, memory_free=None, fault=words(error)
         )
-        return Nvml(machine.library, None, fault=str(error)), lost
+        return Nvml(machine.library, None, fault=words(error)), lost
     gate = Nvml(machine.library, handle)
     bus_id = gate.bus_id("nvmlDeviceGetPciInfo_v3")
     mig = gate.ask("nvmlDeviceGetMigMode")
@@ -142,6 +150,7 @@ def _read_board(machine: Nvml, index: int, sys: Path) -> tuple[Nvml, Accelerator
         pci_bus_id=bus_id,
         numa_node=pci.parse_numa_node(pci.read(sys / "bus/pci/devices" / (bus_id or "-") / "numa_node")),
         mig_mode=None if mig is None else mig[0] == 1,
+        health=read_health(gate, board.utilization),
         fault=gate.fault,
     )
     return gate, board
@@ -153,6 +162,8 @@ def _read_device(gate: Nvml, index: int) -> Accelerator:
     memory = _memory(gate)
     utilization = gate.ask("nvmlDeviceGetUtilizationRates")
     capability = gate.ask("nvmlDeviceGetCudaComputeCapability")
+    if capability is not None and not all(0 <= number <= _MOST_MAJOR for number in capability):
+        capability = None
     return Accelerator(
         device=None,
         index=index,
@@ -163,8 +174,8 @@ def _read_device(gate: Nvml, index: int) -> Accelerator:
         memory_used=memory.get("used"),
         memory_reserved=memory.get("reserved"),
         memory_pool=HOST_POOL if name and _SHARES_RAM.search(name) else None,
-        utilization=None if utilization is None else utilization.gpu,
-        temperature=gate.ask("nvmlDeviceGetTemperature", 0),
+        utilization=None if utilization is None else _at_most(utilization.gpu, 100),
+        temperature=_at_most(gate.ask("nvmlDeviceGetTemperature", 0), _MOST_DEGREES),
         power=_watts(gate.ask("nvmlDeviceGetPowerUsage")),
         power_limit=_watts(gate.ask("nvmlDeviceGetEnforcedPowerLimit")),
         compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
@@ -181,7 +192,14 @@ def _memory(gate: Nvml) -> dict[str, int]:
         memory = gate.ask("nvmlDeviceGetMemoryInfo")
     if memory is None:
         return {}
-    return {key: getattr(memory, key) for key in ("total", "free", "used", "reserved") if hasattr(memory, key)}
+    sizes = {key: getattr(memory, key) for key in ("total", "free", "used", "reserved") if hasattr(memory, key)}
+    known = {key: size for key, size in sizes.items() if size <= min(sizes["total"], _MOST_BYTES)}
+    # what is free of an unknown whole is not known either
+    return known if "total" in known else {}
+
+
+def _at_most(value: int | None, most: int) -> int | None:
+    return value if value is not None and 0 <= value <= most else None
 
 
 def _processes(gate: Nvml) -> tuple[Process, ...] | None:
@@ -211,7 +229,7 @@ def merge_processes(
 
 def _read_instances(gate: Nvml, board: Accelerator) -> list[Accelerator]:
     instances = []
-    for place in range(gate.ask("nvmlDeviceGetMaxMigDeviceCount") or 0):
+    for place in range(min(gate.ask("nvmlDeviceGetMaxMigDeviceCount") or 0, _MOST_INSTANCES)):
         handle = gate.ask("nvmlDeviceGetMigDeviceHandleByIndex", place)
         if handle is None:
             continue  # the places of a board need not be filled in order
@@ -226,6 +244,7 @@ def _read_instances(gate: Nvml, board: Accelerator) -> list[Accelerator]:
                 # NVML asks these of boards only
                 compute_capability=board.compute_capability,
                 architecture=board.architecture,
+                health=board.health,
                 mig=MigInstance(
                     parent=board.uuid,
                     gpu_instance=instance.ask("nvmlDeviceGetGpuInstanceId"),
@@ -245,4 +264,5 @@ def _speed(gate: Nvml) -> float | None:
 
 
 def _watts(milliwatts: int | None) -> float | None:
-    return None if milliwatts is None else milliwatts / 1000
+    known = _at_most(milliwatts, _MOST_WATTS * 1000)
+    return None if known is None else known / 1000

@@ -11,6 +11,18 @@ NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT
 GPU_IS_LOST, RESET_REQUIRED, VERSION_MISMATCH = 15, 16, 18
 
 
+UNKNOWN = 999
+"""NVML_ERROR_UNKNOWN: what an answer that makes no sense is taken for."""
+
+
+def words(error: Any) -> str:
+    """What NVML says of an ``NVMLError``; its number where that is no text."""
+    try:
+        return str(error)
+    except UnicodeDecodeError:
+        return f"NVML error {error.value}"
+
+
 class Nvml:
     """The one gate to NVML. An answer is a value, or None where the board does not know; a fault is kept.
 
@@ -37,12 +49,16 @@ class Nvml:
             return getattr(self.library, function)(*self.subject, *arguments)
         except self.library.NVMLError as error:
             self.refused = error.value
-            self.words = str(error)
+            self.words = words(error)
             if self.subject and error.value in (GPU_IS_LOST, RESET_REQUIRED):
                 self.fault = self.words
         except UnicodeDecodeError:
             # a board whose firmware is damaged can have a name that is no text
             self.refused = NOT_SUPPORTED
+        except (MemoryError, OverflowError, ValueError, TypeError) as error:
+            # a broken driver may say that there are four billion of something
+            self.refused = UNKNOWN
+            self.words = f"an answer that makes no sense: {error or type(error).__name__}"
         return None
 
     def bus_id(self, function: str, *arguments: Any) -> str | None:

@@ -24,5 +24,5 @@ def process_name(pid: int) -> str | None:
         return None
     try:
         return psutil.Process(pid).name()
-    except (psutil.Error, ValueError):
+    except (psutil.Error, ValueError, OverflowError):
         return None

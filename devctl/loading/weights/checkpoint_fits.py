@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +27,28 @@ _RIGHT_CONFIG = "is it the config of this checkpoint?"
 
 
 def require_fit(
-    skeleton: Skeleton, device_map: Mapping[str, Device], model: PreTrainedModel, info: Mapping[str, Any], name: str
+    skeleton: Skeleton,
+    device_map: Mapping[str, Device],
+    model: PreTrainedModel,
+    info: Mapping[str, Any],
+    name: str,
+    *,
+    allow_missing: bool = False,
 ) -> tuple[str, ...]:
     """Judge what ``from_pretrained`` found in the checkpoint called ``name``; ``info`` is its loading info.
 
     A class that the config does not name may have parts of its own, like the head of a classifier. Otherwise a
-    checkpoint that both lacks tensors and has others is one of another model.
+    checkpoint that both lacks tensors and has others is one of another model. A weight that is tied to one that is
+    there is not missing, nor is what the class lets a checkpoint leave out.
+
+    Args:
+        allow_missing: leave what is missing random, as for a head that is trained later.
 
     Returns:
         Notes on what is missing, so random, and on what was not used.
 
     Raises:
-        ModelError: the checkpoint is of another model, or lacks what the map puts on disk.
+        ModelError: the checkpoint is of another model, lacks weights, or what the map puts on disk.
     """
     wrong = [(key, tuple(stored), tuple(built)) for key, stored, built in info["mismatched_keys"]]
     if mismatched := sorted([*wrong, *_mismatched_on_disk(model)]):
@@ -49,7 +59,7 @@ def require_fit(
             f"{list(built)} in the model{more}",
             hint=_RIGHT_CONFIG,
         )
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    missing, unexpected = _absent(model, info["missing_keys"]), sorted(info["unexpected_keys"])
     own = type(model).__name__ in (getattr(skeleton.config, "architectures", None) or ())
     expected = sum(1 for _ in model.parameters())
     if missing and unexpected and (own or len(missing) >= expected):
@@ -62,6 +72,12 @@ def require_fit(
         raise ModelError(
             f"the weights of {name} lack {shorten(on_disk)}, which the map puts on disk, where nothing can be read",
             hint="put these on a device that computes",
+        )
+    if missing and not allow_missing:
+        raise ModelError(
+            f"the weights of {name} lack {len(missing)} of the {expected} tensors of {type(model).__name__}: "
+            f"{shorten(missing)}",
+            hint="with --allow-missing they are random, as for a head that is trained later",
         )
     notes = []
     if missing:
@@ -96,6 +112,16 @@ def require_unneeded(skeleton: Skeleton, device_map: Mapping[str, Device], nowhe
             f"the weights of {name} lack {shorten(sorted(needed))}, which the index names and no file has",
             hint=DOWNLOAD_AGAIN,
         )
+
+
+def _absent(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
+    """Those of ``missing`` that no other name of the same tensor has brought."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        if tensor.device.type != "meta":
+            names.setdefault(id(tensor), []).append(name)
+    there = {name for same in names.values() if any(each not in missing for each in same) for name in same}
+    return sorted(name for name in missing if name not in there)
 
 
 def _unreadable(model: PreTrainedModel, device_map: Mapping[str, Device]) -> list[str]:

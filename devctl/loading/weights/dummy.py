@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,18 @@ def dummy_weights(tree: ModuleTree) -> dict[str, Any]:
     }
 
 
+def bytes_beside(tree: ModuleTree, stay: Collection[str]) -> int:
+    """What making them takes for itself: the numbers that all start from, and one tensor on its way elsewhere.
+
+    Args:
+        stay: names of the tensors that stay in RAM.
+    """
+    import torch
+
+    pools: int = sum(2 * getattr(torch, dtype).itemsize for dtype in _floating_dtypes(tree))
+    return _POOL * (4 + pools) + max((t.nbytes for t in tensors(tree.root) if t.name not in stay), default=0)
+
+
 def _floating_dtypes(tree: ModuleTree) -> list[str]:
     import torch
 
@@ -57,5 +70,11 @@ class _DummyTensor:
             return torch.full(shape, int(scale), dtype=getattr(torch, self.tensor.dtype))
         count = math.prod(shape)
         start = zlib.crc32(self.tensor.name.encode()) % _POOL
-        numbers = self.pool[start : start + min(count, _POOL)]
-        return numbers.repeat(-(-count // _POOL))[:count].reshape(shape)
+        if count <= _POOL:
+            return self.pool[start : start + count].reshape(shape)
+        # in parts, so that it takes no more memory than the tensor has
+        made = torch.empty(count, dtype=self.pool.dtype)
+        for at in range(0, count, _POOL):
+            part = min(_POOL, count - at)
+            made[at : at + part] = self.pool[start : start + part]
+        return made.reshape(shape)

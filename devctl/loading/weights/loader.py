@@ -95,18 +95,20 @@ def load(
     load_format: LoadFormat,
     folder: Path | None,
     on_progress: Progress,
+    allow_missing: bool = False,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load the model on ``device_map``.
 
     Args:
         folder: where weights go that stay on disk and can't be read from the checkpoint as they are.
         on_progress: told the bytes of each tensor as it arrives.
+        allow_missing: leave weights random that the checkpoint does not have.
 
     Returns:
         The model in evaluation mode, and notes on what the checkpoint did not have.
 
     Raises:
-        ModelError: there are no weights, or they are corrupt.
+        ModelError: there are no weights, some are absent, or they are corrupt.
         LoadError: out of memory, or out of disk.
     """
     import torch
@@ -144,7 +146,7 @@ def load(
     # the buffers of dummy weights are not missing: the model makes them itself
     if load_format is LoadFormat.DUMMY:
         return model, ()
-    notes = checkpoint_fits.require_fit(skeleton, device_map, model, info, source.location)
+    notes = checkpoint_fits.require_fit(skeleton, device_map, model, info, source.location, allow_missing=allow_missing)
     if nowhere:
         notes += (f"named by the index, in no file, and not of {type(model).__name__}: {shorten(nowhere)}",)
     return model, notes

@@ -4,6 +4,8 @@ Only the config is read or downloaded, never a weight.
 """
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -11,6 +13,13 @@ from pathlib import Path
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import CONFIG, fetch
+from devctl.writing import expanded
+
+MOST_LAYERS = 10_000
+"""Ten times as many as the deepest model; building more than can be meant takes RAM until there is none."""
+
+_LAYERS = re.compile(r"num_(\w+_)?layers|n_layers?|(encoder|decoder)_layers")
+"""Names of how many layers a model has."""
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -78,7 +87,7 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 
 def _resolve_here(model: str) -> ModelSource | None:
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
@@ -117,7 +126,26 @@ def read_config(path: Path) -> dict[str, object]:
     ):
         if not good:
             raise ModelError(f"{path} is not a model config: its {key} is {json.dumps(config[key])[:80]}")
+    for name, number in _numbers(config):
+        layers = _LAYERS.fullmatch(name) is not None
+        if abs(number) >= 2**63 or (layers and not 0 <= number <= MOST_LAYERS):
+            shown = str(number) if abs(number) < 2**63 else "larger than any tensor"
+            most = f" (0 to {MOST_LAYERS} can be)" if layers else ""
+            raise ModelError(f"{path} is not a model config: its {name} is {shown}{most}")
     return config
+
+
+def _numbers(config: object) -> Iterator[tuple[str, int]]:
+    """Every integer that a config gives a name to, at any depth."""
+    waiting = [("", config)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(str(key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(name, inner) for inner in value]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
 
 
 def _looks_like_a_path(model: str) -> bool:

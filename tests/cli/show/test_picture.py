@@ -63,7 +63,7 @@ class Texts(HTMLParser):
 
 
 def test_every_block_is_in_the_picture_and_in_the_table():
-    drawn = planned(layers(10, 10, 10, embed=5, head=5, head_is_tied=True), memory("0=25,cpu=10"))
+    drawn = planned(layers(10, 10, 10, embed=5, head=5, head_is_tied=True), memory("0=25B,cpu=10B"))
     said = titles(plan_svg(*drawn))
     page = Texts(plan_html(*drawn))
     for piece in drawn[2]:
@@ -74,7 +74,7 @@ def test_every_block_is_in_the_picture_and_in_the_table():
 
 
 def test_what_it_says_of_the_plan():
-    about, placement, pieces = planned(layers(10, 10, 10, 10), memory("0=20,cpu=25"), name="org/model")
+    about, placement, pieces = planned(layers(10, 10, 10, 10), memory("0=20B,cpu=25B"), name="org/model")
     svg = plan_svg(about, placement, pieces)
     texts = [text.text for text in parsed(svg).iter(f"{SVG}text")]
     for expected in ("org/model", "cuda:0", "cpu, offloaded", "disk, offloaded", "10 B of 20 B, 50%", "20 B, no limit"):
@@ -96,7 +96,7 @@ def test_notes_are_in_both():
 
 def test_names_may_be_anything():
     spec = {"<b>&\"'": {"w": 5}, "x" * 300: {"w": 5}, "\x00\ud800": {"w": 1}}
-    drawn = planned(tree(spec), memory("0=6,cpu=100"), name=HOSTILE)
+    drawn = planned(tree(spec), memory("0=6B,cpu=100B"), name=HOSTILE)
     svg, page = plan_svg(*drawn), plan_html(*drawn)
     assert any(title.startswith("<b>&\"'") for title in titles(svg))
     assert not {"script", "b"} & set(Texts(page).tags)
@@ -107,7 +107,7 @@ def test_names_may_be_anything():
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    drawn = planned(layers(10, 10), memory("0=15,cpu=100"))
+    drawn = planned(layers(10, 10), memory("0=15B,cpu=100B"))
     for text in (plan_svg(*drawn), plan_html(*drawn)):
         without = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert not re.search(r"https?:|//|<script|<link|<img|@import|@font-face|src=|href=", without)
@@ -163,7 +163,7 @@ def test_a_bar_that_is_over_its_budget():
 
 
 def test_many_devices_are_a_grid():
-    drawn = planned(layers(*[10] * 40), memory(",".join(f"{i}=12" for i in range(256))))
+    drawn = planned(layers(*[10] * 40), memory(",".join(f"{i}=12B" for i in range(256))))
     root = parsed(plan_svg(*drawn))
     assert int(root.get("height")) < 1500
     texts = [text.text for text in root.iter(f"{SVG}text")]

@@ -130,9 +130,12 @@ def test_weights_that_are_missing_and_on_disk(devctl, model, temporary, tmp_path
     assert done.code == 4
     assert "lack lm_head.weight, which the map puts on disk" in done.err
     assert list(temporary.iterdir()) == []
-    done = devctl("load", model, "--map", "cpu")
+    done = devctl("load", model, "--map", "cpu", "--allow-missing")
     assert done.code == 0
     assert "not in the checkpoint, so random: lm_head.weight" in done.out
+    done = devctl("load", model, "--map", "cpu")
+    assert (done.code, done.out) == (4, "")
+    assert "lack 1 of the 39 tensors of LlamaForCausalLM: lm_head.weight" in done.err
 
 
 def test_weights_that_are_not_used_are_noted(devctl, model):
@@ -143,7 +146,9 @@ def test_weights_that_are_not_used_are_noted(devctl, model):
 
 
 def test_a_class_with_a_head_of_its_own(devctl, checkpoint):
-    done = devctl("load", checkpoint("bert"), "--map", "cpu", "--model-class", "BertForSequenceClassification")
+    other = ["--model-class", "BertForSequenceClassification"]
+    assert devctl("load", checkpoint("bert"), "--map", "cpu", *other).code == 4
+    done = devctl("load", checkpoint("bert"), "--map", "cpu", *other, "--allow-missing")
     assert done.code == 0
     assert "so random: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias and 1 more" in done.out
     done = devctl("load", checkpoint("bert"), "--map", "cpu", "--model-class", "ViTModel")

@@ -142,27 +142,27 @@ def by_device(placement):
 
 def test_the_room_for_an_offloaded_layer_is_kept_only_if_one_is_offloaded():
     model = layers(10, 10, 10, 10)
-    assert by_device(optimal(model, "0=20,1=20,cpu=100")) == {"cuda:0": 20, "cuda:1": 20}
-    assert by_device(place(model, from_max_memory(parse_max_memory(["0=20,1=20,cpu=100"])), Strategy.AUTO)) == {
+    assert by_device(optimal(model, "0=20B,1=20B,cpu=100B")) == {"cuda:0": 20, "cuda:1": 20}
+    assert by_device(place(model, from_max_memory(parse_max_memory(["0=20B,1=20B,cpu=100B"])), Strategy.AUTO)) == {
         "cuda:0": 10,
         "cuda:1": 20,
         "cpu": 10,
     }
-    assert by_device(optimal(model, "0=20,1=10,cpu=100")) == {"cuda:0": 10, "cuda:1": 10, "cpu": 20}
+    assert by_device(optimal(model, "0=20B,1=10B,cpu=100B")) == {"cuda:0": 10, "cuda:1": 10, "cpu": 20}
 
 
 def test_unequal_devices_are_filled_to_the_same_fraction():
-    assert by_device(optimal(layers(*[10] * 8), "0=120,1=40,cpu=100")) == {"cuda:0": 60, "cuda:1": 20}
+    assert by_device(optimal(layers(*[10] * 8), "0=120B,1=40B,cpu=100B")) == {"cuda:0": 60, "cuda:1": 20}
 
 
 def test_what_is_tied_stays_together():
-    placement = optimal(layers(10, 10, embed=10, head_is_tied=True), "0=20,1=20,cpu=100")
+    placement = optimal(layers(10, 10, embed=10, head_is_tied=True), "0=20B,1=20B,cpu=100B")
     assert to_hf(placement.device_map) == {"embed": 0, "layers.0": 0, "layers.1": 1, "head": 0}
 
 
 def test_only_a_packing_fits():
     # one run each would be 7+7 and 4+4 at best
-    placement = optimal(layers(7, 7, 4, 4), "0=11,1=11,cpu=100")
+    placement = optimal(layers(7, 7, 4, 4), "0=11B,1=11B,cpu=100B")
     assert by_device(placement) == {"cuda:0": 11, "cuda:1": 11}
     assert to_hf(placement.device_map) == {"embed": 0, "layers.0": 0, "layers.1": 1, "layers.2": 1, "layers.3": 0} | {
         "head": 0
@@ -170,13 +170,13 @@ def test_only_a_packing_fits():
 
 
 def test_without_an_accelerator_the_cpu_is_filled():
-    placement = optimal(layers(10, 10, 10, 10), "cpu=35")
+    placement = optimal(layers(10, 10, 10, 10), "cpu=35B")
     assert by_device(placement) == {"cpu": 30, "disk": 10}  # room is kept for half of a block, brought from disk
-    assert by_device(optimal(layers(10, 10, 10, 10), "cpu=40")) == {"cpu": 40}
+    assert by_device(optimal(layers(10, 10, 10, 10), "cpu=40B")) == {"cpu": 40}
 
 
 def test_a_tiny_first_accelerator_does_not_run_the_offloaded():
-    placement = optimal(layers(10, 10, 10, 10), "0=9,1=30,cpu=100")
+    placement = optimal(layers(10, 10, 10, 10), "0=9B,1=30B,cpu=100B")
     assert by_device(placement) == {"cuda:1": 20, "cpu": 20}
 
 
@@ -194,12 +194,12 @@ def test_blocks_are_cut_where_a_model_may_be_cut():
 
 
 def test_a_model_without_bytes_has_a_place():
-    assert to_hf(optimal(tree({"a": {}, "b": {}}), "0=10").device_map) == {"": 0}
+    assert to_hf(optimal(tree({"a": {}, "b": {}}), "0=10B").device_map) == {"": 0}
 
 
 def test_a_search_that_ends_early_says_what_is_not_known(monkeypatch):
     monkeypatch.setattr(row_module, "_STEPS", 4)
-    placement = optimal(layers(*range(3, 40)), "0=100,1=90,2=81,cpu=1000")
+    placement = optimal(layers(*range(3, 40)), "0=100B,1=90B,2=81B,cpu=1000B")
     off = by_device(placement)["cpu"]
     bound = sum(range(3, 40)) - 271
     assert any(f"{off} B are offloaded" in note and f"less than {bound} B" in note for note in placement.notes)

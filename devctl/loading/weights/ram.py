@@ -1,0 +1,90 @@
+"""What a load takes of the host's RAM: what has to stay there, and what can be read again from files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from devctl.devices import Device
+from devctl.loading.weights.dummy import bytes_beside
+from devctl.models.files.checkpoint import stored_tensors
+from devctl.models.files.headers import renamed
+from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.files.weights import weights_file
+from devctl.models.skeleton import Skeleton, empty_model
+from devctl.models.tree import counted_bytes, tensors
+from devctl.placement.strategy import device_of
+
+LIBRARIES = 96 * 2**20
+"""Bytes that torch and transformers still take once they are imported: kernels, threads, modelling code, hooks.
+
+A load of small models on the CPU was measured to take 10 to 60 MiB beside weights and forward.
+"""
+
+_SAME = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostNeed:
+    """Bytes of RAM that a load takes.
+
+    Attributes:
+        made: weights that are made up, or converted as they are loaded, and so are in no file as they are.
+        beside: what making them takes.
+        forward: what the run holds beside weights.
+        libraries: what the process takes for itself.
+        mapped: weights that are mapped from their files: the system reads them again where RAM is short.
+    """
+
+    made: int
+    beside: int
+    forward: int
+    libraries: int
+    mapped: int
+
+    @property
+    def anonymous(self) -> int:
+        """What has to be there, all at once."""
+        return self.made + self.beside + self.forward + self.libraries
+
+
+def host_need(
+    source: ModelSource, skeleton: Skeleton, device_map: Mapping[str, Device], *, random_weights: bool, forward: int
+) -> HostNeed:
+    """What a load on ``device_map`` takes of the RAM.
+
+    Args:
+        forward: bytes that the CPU holds beside weights while the model runs.
+    """
+    size = counted_bytes(skeleton.tree)
+    here = {t.name: t for t in tensors(skeleton.tree.root) if device_of(t.name, device_map) in (Device.cpu(), None)}
+    as_they_are = set() if random_weights or not here else _mapped(source, skeleton)
+    mapped = sum(size[name] for name in here if name in as_they_are)
+    return HostNeed(
+        made=sum(size[name] for name in here) - mapped,
+        beside=bytes_beside(skeleton.tree, here) if random_weights else 0,
+        forward=forward,
+        libraries=LIBRARIES,
+        mapped=mapped,
+    )
+
+
+def _mapped(source: ModelSource, skeleton: Skeleton) -> set[str]:
+    """Names of the tensors that a safetensors file has as the model wants them; those of pickles are read in whole.
+
+    All of them where there is no file, so that the load can say so.
+    """
+    known = {t.name: t.dtype for t in tensors(skeleton.tree.root) if t.persistent}
+    stored = {name: tensor.dtype for name, tensor in stored_tensors(source).items()}
+    if not stored:
+        there_are_none = source.kind is not SourceKind.HUB and weights_file(source.config_path.parent) is None
+        return set(known) if there_are_none else set()
+    if skeleton.tree.quantisation is not None:
+        there = {name: (name, False) for name in stored}
+    else:
+        there = renamed(empty_model(skeleton), stored, known)
+    return {
+        new
+        for old, (new, converted) in there.items()
+        if new in known and not converted and _SAME.get(stored[old], known[new]) == known[new]
+    }

@@ -1,0 +1,214 @@
+"""What a plan document says beside its map, and whether it agrees with that map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from devctl.devices import Device, DeviceType
+from devctl.errors import UsageError
+from devctl.placement.budget import is_accelerator
+from devctl.placement.device_map import FrozenMap
+from devctl.placement.document import normal
+from devctl.placement.judge import shorten
+from devctl.placement.runtime import main_of
+from devctl.units import format_bytes
+
+MOST = 2**63
+"""Bytes; no machine has more, and what says so is no plan of ours."""
+
+_PARTS = ("used", "state", "activations", "overhead")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What a document says of one device, in bytes; ``modules`` is None where it does not say."""
+
+    device: Device
+    used: int
+    state: int = 0
+    activations: int = 0
+    overhead: int = 0
+    modules: tuple[str, ...] | None = None
+
+    @property
+    def total(self) -> int:
+        """All bytes that it has to hold."""
+        return self.used + self.state + self.activations + self.overhead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFacts:
+    """What a document says that a block holds beside its weights, in bytes."""
+
+    name: str
+    state: int
+    prefill: int
+    decode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFacts:
+    """What a plan document says; None where it does not say.
+
+    Attributes:
+        devices: in its order; a device that it has twice is here twice.
+        model: of its model: name, class, dtype, quantisation, bytes.
+        offloaded: bytes that it calls so.
+        workload: as it is in the document; None for a plan of weights alone.
+        blocks: of the workload.
+        output: of the workload, in bytes.
+    """
+
+    devices: tuple[DeviceFacts, ...]
+    model: Mapping[str, Any]
+    offloaded: int | None = None
+    workload: Mapping[str, Any] | None = None
+    blocks: tuple[BlockFacts, ...] = ()
+    output: int = 0
+
+    def of(self, device: Device) -> DeviceFacts | None:
+        """What it says of ``device`` in all."""
+        found = [each for each in self.devices if each.device == device]
+        if len(found) < 2:
+            return found[0] if found else None
+        sums = {part: sum(getattr(each, part) for each in found) for part in _PARTS}
+        return DeviceFacts(device=device, **sums)
+
+
+def parse_facts(document: Mapping[str, Any], origin: str) -> PlanFacts:
+    """What ``document``, a plan, says.
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    devices = document.get("devices")
+    if not isinstance(devices, list):
+        raise UsageError(f'{origin}: "devices" must be a list of objects with "device" and "used", in bytes')
+    model, workload = document.get("model"), document.get("workload")
+    if not isinstance(model, dict) or not isinstance(workload, dict | None):
+        raise UsageError(f'{origin}: "model" and "workload" must be objects')
+    blocks = (workload or {}).get("blocks", [])
+    if not isinstance(blocks, list):
+        raise UsageError(f'{origin}: "blocks" must be a list of objects')
+    return PlanFacts(
+        devices=tuple(_device(entry, origin, with_workload=workload is not None) for entry in devices),
+        model={**model, "bytes": _bytes(model, "bytes", origin)},
+        offloaded=_bytes(document, "offloaded", origin),
+        workload=workload,
+        blocks=tuple(_block(entry, origin) for entry in blocks),
+        output=_bytes(workload or {}, "output", origin) or 0,
+    )
+
+
+def _device(entry: Any, origin: str, *, with_workload: bool) -> DeviceFacts:
+    if not isinstance(entry, dict):
+        raise UsageError(f'{origin}: "devices" must be a list of objects with "device" and "used", in bytes')
+    try:
+        device = normal(Device.from_str(entry.get("device", "")))
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f'{origin}: in "devices": {error}') from None
+    needed = _PARTS if with_workload else ("used",)
+    if missing := [part for part in needed if entry.get(part) is None]:
+        raise UsageError(f'{origin}: in "devices", {device} has no "{missing[0]}", in bytes')
+    modules = entry.get("modules")
+    if modules is not None and not (isinstance(modules, list) and all(isinstance(each, str) for each in modules)):
+        raise UsageError(f'{origin}: in "devices", the "modules" of {device} must be a list of names')
+    return DeviceFacts(
+        device=device,
+        **{part: _bytes(entry, part, origin) or 0 for part in _PARTS},
+        modules=None if modules is None else tuple(modules),
+    )
+
+
+def _block(entry: Any, origin: str) -> BlockFacts:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise UsageError(f'{origin}: "blocks" must be a list of objects with a "name"')
+    sizes = {part: _bytes(entry, part, origin) or 0 for part in ("state", "prefill", "decode")}
+    return BlockFacts(name=entry["name"], **sizes)
+
+
+def _bytes(entry: Mapping[str, Any], key: str, origin: str) -> int | None:
+    size = entry.get(key)
+    if size is None:
+        return None
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MOST:
+        raise UsageError(f'{origin}: "{key}" must be bytes, at least 0 and below 2**63')
+    return size
+
+
+def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator[str]:
+    """Where a plan document says something else than its own map: a line each.
+
+    Every tensor is on one device, so that what they hold adds up to the model. What a map leaves out is on the CPU.
+    """
+    counted = Counter(each.device for each in facts.devices)
+    yield from (f'{device} is {times} times in "devices"' for device, times in counted.items() if times > 1)
+    for device in dict.fromkeys(device_map.values()):
+        keys = [key or "the whole model" for key, at in device_map.items() if at == device]
+        said = facts.of(device)
+        if said is None:
+            yield f'the map puts {shorten(keys)} on {device}, which "devices" does not have'
+        elif not said.used:
+            yield f"{device} is said to hold nothing, and the map puts {shorten(keys)} there"
+    for each in facts.devices:
+        keys = [key for key, at in device_map.items() if at == each.device]
+        if each.modules is not None and counted[each.device] == 1 and set(each.modules) != set(keys):
+            wrong = [key or "the whole model" for key in {**dict.fromkeys(keys), **dict.fromkeys(each.modules)}
+                     if (key in keys) != (key in each.modules)]  # fmt: skip
+            yield f'the "modules" of {each.device} are not those of the map: {shorten(wrong)}'
+        if each.used and not keys and each.device != Device.cpu():
+            yield f"{each.device} is said to hold {format_bytes(each.used)}, and the map puts nothing there"
+    used = sum(each.used for each in facts.devices)
+    if (whole := facts.model.get("bytes")) is not None and used != whole:
+        yield f"its devices hold {format_bytes(used)}, and its model is of {format_bytes(whole)}{_exactly(used, whole)}"
+    if facts.offloaded is not None and facts.offloaded != (off := _offloaded(facts)):
+        said_off, exactly = format_bytes(facts.offloaded), _exactly(facts.offloaded, off)
+        yield f"{said_off} are said to be offloaded, and by its devices it is {format_bytes(off)}{exactly}"
+    if facts.workload is not None:
+        yield from _of_workload(facts, device_map)
+
+
+def _exactly(a: int, b: int) -> str:
+    return f" ({a} and {b} bytes)" if format_bytes(a) == format_bytes(b) else ""
+
+
+def _offloaded(facts: PlanFacts) -> int:
+    computes = any(is_accelerator(each.device) and each.used for each in facts.devices)
+    off = [DeviceType.CPU, DeviceType.DISK] if computes else [DeviceType.DISK]
+    return sum(each.used for each in facts.devices if each.device.type in off)
+
+
+def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator[str]:
+    """What the blocks of the workload say against what the devices do.
+
+    What is offloaded runs, and keeps its state, on the main device; so does what belongs to no part alone.
+    """
+    frozen = FrozenMap.of(device_map)
+    main = main_of(frozen)
+    state, there = Counter[Device](), Counter[Device]()
+    for block in facts.blocks:
+        device = frozen.device_of(block.name) if block.name else None
+        if device is not None:
+            device = device if is_accelerator(device) else main
+            state[device] += block.state
+            there[device] = max(there[device], block.prefill, block.decode)
+    for device, least in state.items():
+        said = facts.of(device)
+        if said is None:
+            continue  # which is told above
+        if said.state < least:
+            kept_there = format_bytes(said.state)
+            yield f"{device} is said to keep {kept_there} of state, and its blocks keep {format_bytes(least)}"
+        if not said.activations and there[device]:
+            yield f"{device} is said to need no activations, and its blocks need up to {format_bytes(there[device])}"
+    whole, kept = sum(block.state for block in facts.blocks), sum(each.state for each in facts.devices)
+    if whole != kept:
+        exactly = _exactly(kept, whole)
+        yield f"its devices keep {format_bytes(kept)} of state, and its blocks {format_bytes(whole)}{exactly}"
+    at_main = facts.of(main)
+    if at_main is not None and at_main.activations < facts.output:
+        said_there = format_bytes(at_main.activations)
+        yield f"{main} is said to need {said_there} of activations, and the output is of {format_bytes(facts.output)}"
