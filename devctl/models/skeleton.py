@@ -145,7 +145,7 @@ def _read(
         tree = replace(tree, untied=untied)
         notes += told
     if purpose is Purpose.PLAN and quantize is None and (settings is None or counting is not None):
-        note = disagreement(model, tree, checkpoint.tensors, hidden=counting.hidden if counting else 0)
+        note = disagreement(model, tree, checkpoint.tensors, hidden=counting.all_hidden if counting else 0)
         notes += [note] if note else []
     return Skeleton(
         config=config,
@@ -250,10 +250,12 @@ def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting:
     def tensor(name: str, value: torch.Tensor, kind: TensorKind, *, persistent: bool = True) -> Tensor:
         # what the class ties is told by the ties, whether they are made already or not
         first = name if name in ties else seen.setdefault(id(value), name)
+        nbytes = planned.get(name, value.numel() * value.element_size())
         return Tensor(
             name=name,
             kind=kind,
-            nbytes=planned.get(name, value.numel() * value.element_size()),
+            nbytes=nbytes,
+            held=None if counting is None else counting.held(name, nbytes),
             shape=tuple(value.shape),
             dtype=dtypes.get(name, dtype_name(value.dtype)),
             persistent=persistent,

@@ -35,7 +35,8 @@ def count_compressed(model: PreTrainedModel, settings: dict[str, Any], dtype: to
         return Counting()
     compressed = settings.get("quantization_status") == "compressed"
     ignored = settings.get("ignore") or []
-    unpacked = packed = fused = 0
+    fused = 0
+    unpacked: dict[str, int] = {}
     for name, module in list(model.named_modules()):
         if compressed and is_experts(name, module):
             fused += _experts_saved(name, module, settings)
@@ -48,16 +49,17 @@ def count_compressed(model: PreTrainedModel, settings: dict[str, Any], dtype: to
             continue
         form = scheme.get("format") or settings.get("format") or "dense"
         tensors = _scheme_tensors(module, scheme, str(form), dtype_name(dtype), compressed=compressed)
-        unpacked += module.weight.numel() * module.weight.element_size()
-        packed += sum(math.prod(shape) * getattr(torch, kind).itemsize for shape, kind in tensors.values())
+        packed = sum(math.prod(shape) * getattr(torch, kind).itemsize for shape, kind in tensors.values())
+        unpacked[f"{name}.{next(iter(tensors))}"] = module.weight.numel() * module.weight.element_size() - packed
         if module.bias is not None:
             tensors["bias"] = (tuple(module.bias.shape), dtype_name(module.bias.dtype))
         replace_tensors(model, name, tensors)
     counting = Counting()
-    if packed and compressed:
+    if unpacked and compressed:
+        counting.unpacked = unpacked
         counting.notes.append(
             "compressed-tensors unpacks the weights at the first forward: "
-            f"{format_bytes(max(0, unpacked - packed))} more than is planned here are held from then on"
+            f"{format_bytes(max(0, sum(unpacked.values())))} more than transformers plans with are held from then on"
         )
     if fused:
         counting.notes.append(

@@ -27,7 +27,9 @@ class Counting:
         planned: bytes that transformers' planner counts for a tensor, by name, where they are not those of the tensor
             as it was built.
         dtypes: torch's names of the dtypes in which those tensors are kept.
-        hidden: bytes that the loaded model holds beyond all that is planned, like scales; may be less than 0.
+        hidden: bytes that are held for a tensor once it is loaded, beyond what is planned, like scales; may be less
+            than 0.
+        unpacked: bytes that are held for it beyond those once it has been used.
         budget_share: the share of every budget that transformers plans with (``adjust_max_memory``).
         no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
         notes: what a reader should know.
@@ -36,11 +38,26 @@ class Counting:
 
     planned: dict[str, int] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
-    hidden: int = 0
+    hidden: dict[str, int] = field(default_factory=dict)
+    unpacked: dict[str, int] = field(default_factory=dict)
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     quantizer: Any = None
+
+    def hide(self, name: str, nbytes: int) -> None:
+        """Count ``nbytes`` more as held for a tensor once it is loaded."""
+        self.hidden[name] = self.hidden.get(name, 0) + nbytes
+
+    @property
+    def all_hidden(self) -> int:
+        """Bytes that are held for all tensors once they are loaded, beyond what is planned."""
+        return sum(self.hidden.values())
+
+    def held(self, name: str, planned: int) -> int | None:
+        """Bytes that a tensor is held with; None where those are the ``planned`` ones."""
+        more = self.hidden.get(name, 0) + self.unpacked.get(name, 0)
+        return planned + more if more else None
 
 
 def replace_tensors(model: PreTrainedModel, name: str, tensors: Tensors) -> None:

@@ -35,7 +35,8 @@ def _bitsandbytes_4bit(model: PreTrainedModel, settings: dict[str, Any], dtype: 
         _plan(counting, name, module, count // 2, "uint8")
         blocks = math.ceil(count / 64)
         double = settings.get("bnb_4bit_use_double_quant")
-        counting.hidden += 64 + (blocks + 4 * math.ceil(blocks / 256) + 4 * 256 + 4 if double else 4 * blocks)
+        scales = blocks + 4 * math.ceil(blocks / 256) + 4 * 256 + 4 if double else 4 * blocks
+        counting.hide(f"{name}.weight", 64 + scales)
     return counting
 
 
@@ -44,7 +45,7 @@ def _bitsandbytes_8bit(model: PreTrainedModel, settings: dict[str, Any], dtype: 
     counting = Counting(budget_share=_SHARE)
     for name, module in _bitsandbytes_linears(model, settings):
         _plan(counting, name, module, module.weight.numel(), "int8")
-        counting.hidden += 4 * _features(module)[1]
+        counting.hide(f"{name}.weight", 4 * _features(module)[1])
     return counting
 
 
@@ -90,8 +91,8 @@ def _torchao(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtyp
             count = module.weight.numel()
             _plan(counting, name, module, count // 2 if four else count, "uint8" if four else "int8")
             groups = rows * math.ceil(columns / int(data.get("group_size") or 128))
-            counting.hidden += 4 * groups if four else rows * (4 if "float8" in kind.lower() else 5)
-            counting.hidden += count - count // 2 if four and unpacked else 0
+            scales = 4 * groups if four else rows * (4 if "float8" in kind.lower() else 5)
+            counting.hide(f"{name}.weight", scales + (count - count // 2 if four and unpacked else 0))
     return counting
 
 
@@ -116,7 +117,7 @@ def _quanto(model: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype
             module.register_buffer(buffer, torch.ones((), dtype=dtype, device="meta"))
         inputs, outputs = _features(module)
         group = next((g for g in (128, 64, 32) if inputs % g == 0), inputs)
-        counting.hidden += dtype.itemsize * (outputs if bits == 8 else 2 * count // group)
+        counting.hide(f"{name}.weight", dtype.itemsize * (outputs if bits == 8 else 2 * count // group))
     return counting
 
 

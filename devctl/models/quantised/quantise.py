@@ -291,11 +291,12 @@ def notes_on(tree: ModuleTree, counting: Counting, quantize: Quantize | None) ->
     if quantize is not None:
         notes.insert(0, f"--quantize {quantize} stands for {ON_THE_FLY[quantize].written}")
     total = sizes(tree)[""]
-    if abs(counting.hidden) * 1000 > total:
+    hidden = counting.all_hidden
+    if abs(hidden) * 1000 > total:
         notes.append(
-            f"{tree.quantisation} weights hold {format_bytes(abs(counting.hidden))} "
-            f"{'more' if counting.hidden > 0 else 'less'} once loaded than transformers plans with: "
-            f"{format_bytes(total + counting.hidden)} in all"
+            f"{tree.quantisation} weights hold {format_bytes(abs(hidden))} "
+            f"{'more' if hidden > 0 else 'less'} once loaded than transformers plans with: "
+            f"{format_bytes(total + hidden)} in all"
         )
     if counting.budget_share != 1:
         notes.append(
@@ -372,11 +373,11 @@ def _by_transformers(
             counting.planned[name] = planned
             # what is still as wide as the model's dtype is quantised as it is loaded; the rest is as it will be
             if not (name.endswith(".weight") and tensor.dtype == dtype):
-                counting.hidden += own - planned
+                counting.hide(name, own - planned)
     if method_of(settings) == "mxfp4":
-        counting.hidden += _mxfp4_scales(model)
+        _hide_mxfp4_scales(model, counting)
     if method_of(settings) == "eetq" and on_the_fly:
-        counting.hidden -= _wider_than_eetq(model)
+        _show_eetq_as_int8(model, counting)
     return counting
 
 
@@ -388,20 +389,23 @@ def _unfuse_experts(model: PreTrainedModel, method: str) -> None:
     convert(SimpleNamespace(quantization_config=SimpleNamespace(quant_method=method)), model)
 
 
-def _mxfp4_scales(model: PreTrainedModel) -> int:
+def _hide_mxfp4_scales(model: PreTrainedModel, counting: Counting) -> None:
     """A byte for every 32 weights, which are packed two in a byte; they are no parameters (``Mxfp4Deserialize``)."""
     from transformers.integrations.mxfp4 import Mxfp4GptOssExperts
 
-    experts = [module for module in model.modules() if isinstance(module, Mxfp4GptOssExperts)]
-    return sum((module.gate_up_proj.numel() + module.down_proj.numel()) * 2 // 32 for module in experts)
+    for name, module in model.named_modules():
+        if isinstance(module, Mxfp4GptOssExperts):
+            for weight in ("gate_up_proj", "down_proj"):
+                counting.hide(f"{name}.{weight}", getattr(module, weight).numel() * 2 // 32)
 
 
-def _wider_than_eetq(model: PreTrainedModel) -> int:
-    """Bytes that are planned for weights beyond the one of int8 that EETQ keeps; its quantizer names no size."""
+def _show_eetq_as_int8(model: PreTrainedModel, counting: Counting) -> None:
+    """EETQ keeps a byte for a weight that is planned as it was built; its quantizer names no size."""
     from transformers.integrations.eetq import EetqLinear
 
-    linears = [module for module in model.modules() if isinstance(module, EetqLinear)]
-    return sum(module.weight.numel() * (module.weight.element_size() - 1) for module in linears)
+    for name, module in model.named_modules():
+        if isinstance(module, EetqLinear):
+            counting.hide(f"{name}.weight", -module.weight.numel() * (module.weight.element_size() - 1))
 
 
 @contextlib.contextmanager
