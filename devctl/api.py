@@ -105,6 +105,7 @@ def plan(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
     max_context: bool = False,
     **of_model: Any,
 ) -> Plan:
@@ -129,6 +130,8 @@ def plan(
         new_tokens: how many of the tokens are generated; 1 unless given.
         kv_dtype: what keys and values are kept in; None is the model's.
         overhead: bytes that the libraries of each GPU take; None is what is usual.
+        attn_implementation: how the model attends: "sdpa", "eager", "flash_attention_2", …; None is what transformers
+            chooses.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -148,6 +151,7 @@ def plan(
         "new-tokens": new_tokens is not None,
         "kv-dtype": kv_dtype is not None,
         "overhead": overhead is not None,
+        "attn-implementation": attn_implementation is not None,
         "speed": speed is not None,
         "max-context": max_context,
     }
@@ -162,7 +166,14 @@ def plan(
                 speed=(_entries(speed) or ()) if latency else None,
             )
         )
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+        )
         goal = answers.goal_of(
             strategy=strategy,
             objective=objective,
@@ -184,6 +195,7 @@ def compare(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
     **of_model: Any,
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
@@ -193,7 +205,14 @@ def compare(
     """
     with _naming_keywords():
         here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+        )
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
 
@@ -207,6 +226,7 @@ def capacity(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
     **of_model: Any,
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
@@ -219,7 +239,14 @@ def capacity(
     """
     with _naming_keywords():
         here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+        )
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
 
@@ -268,6 +295,7 @@ def load(
     repeat: int = 1,
     warmup: int | None = None,
     verify: bool = False,
+    attn_implementation: str | None = None,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -284,6 +312,7 @@ def load(
         repeat: how often the forward and the generate are timed.
         warmup: how often each runs before; None is one forward.
         verify: compare every block, and the outputs, with the same model on the CPU.
+        attn_implementation: how the model attends; None is as the plan says, else what transformers chooses.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -316,6 +345,7 @@ def load(
             repeat=repeat,
             warmup=warmup,
             verify=verify,
+            attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
         )
         return prepare(request).run()
 
@@ -350,19 +380,11 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _workload(
-    context_length: int | None,
-    batch_size: int | None,
-    new_tokens: int | None,
-    kv_dtype: str | None,
-    overhead: int | str | None,
-) -> WorkloadRequest:
+def _workload(*, batch_size: int | None, overhead: int | str | None, **rest: Any) -> WorkloadRequest:
     return WorkloadRequest(
-        context_length=context_length,
         batch_size=1 if batch_size is None else batch_size,
-        new_tokens=new_tokens,
-        kv_dtype=kv_dtype,
         overhead=None if overhead is None else str(overhead),
+        **rest,
     )
 
 

@@ -12,15 +12,18 @@ from devctl.errors import UntracedError
 from devctl.inventory import Inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
+from devctl.models import attention
 from devctl.placement import Placement, Strategy, place
-from devctl.placement.budget import as_here
+from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.placement import make_placement, to_hf
+from devctl.placement.runtime import main_of
 from devctl.planning.footprints import Footprints
 from devctl.planning.gates import require_memory, require_valid, tight
 from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
+from devctl.planning.question import require_flash
 from devctl.planning.request import MachineRequest, ModelRequest, one_of
 
 if TYPE_CHECKING:
@@ -45,9 +48,10 @@ class LoadRequest:
         max_new_tokens: tokens to generate, where the model generates.
         repeat, warmup: how often the forward and the generate are timed, and run before.
         verify: compare with the same model on the CPU.
+        attn_implementation: how the model attends; None is what transformers chooses.
 
     Raises:
-        UsageError: there is no such load format.
+        UsageError: there is no such load format or attention.
     """
 
     model: ModelRequest
@@ -65,8 +69,11 @@ class LoadRequest:
     repeat: int = 1
     warmup: int | None = None
     verify: bool = False
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
+        if self.attn_implementation is not None:
+            attention.checked(self.attn_implementation, "--attn-implementation")
         object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
 
     @property
@@ -81,6 +88,7 @@ class Prepared:
 
     Attributes:
         subject: what is loaded and run: only the same can be compared with it.
+        attention: how the model is asked to attend; None for what transformers chooses.
     """
 
     name: str
@@ -91,6 +99,7 @@ class Prepared:
     subject: Subject
     request: LoadRequest
     inventory: Inventory
+    attention: str | None = None
 
     def run(self) -> LoadReport:
         """Load, run and prove.
@@ -129,6 +138,7 @@ class Prepared:
             ram=self.inventory.host.ram_available,
             beside=beside,
             notes=unpredicted,
+            attention=self.attention or self.skeleton.tree.attention,
         )
 
     def _beside_weights(self) -> tuple[dict[Device, int], tuple[str, ...]]:
@@ -141,7 +151,13 @@ class Prepared:
         try:
             found = [
                 footprints.of_run(workload, self.inputs.tensors)
-                for workload in workloads(self.skeleton, self.inputs, device_map, self.request.max_new_tokens)
+                for workload in workloads(
+                    self.skeleton,
+                    self.inputs,
+                    device_map,
+                    self.request.max_new_tokens,
+                    attention=self.attention,
+                )
             ]
         except UntracedError as error:
             return {}, (f"the peak is not predicted: {error.message}",)
@@ -157,7 +173,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
 
     Raises:
         RefusedError: the map does not hold for the model, or does not fit this machine as it is now.
-        ModelError: the model can't be read.
+        ModelError: the model can't be read, or a package that it needs is missing.
         UsageError: it can't be loaded so.
     """
     machine = open_machine(MachineRequest(inventory=inventory, max_memory=request.max_memory))
@@ -168,6 +184,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
     else:
         given = {name: as_here(device, machine.inventory) for name, device in request.device_map.items()}
         placement = make_placement(skeleton.tree, given, machine.budgets, strategy=None)
+    attending = _attending(request, skeleton, placement)
     require_valid(skeleton.tree, placement, machine.inventory)
     require_memory(placement, machine.inventory, random_weights=request.random_weights)
 
@@ -193,6 +210,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         device_map=to_hf(placement.device_map),
         inputs={name: tuple(tensor.shape) for name, tensor in inputs.tensors.items()},
         max_new_tokens=request.max_new_tokens,
+        attention=attending or skeleton.tree.attention,
     )
     return Prepared(
         name=name,
@@ -203,4 +221,25 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         subject=subject,
         request=request,
         inventory=machine.inventory,
+        attention=attending,
     )
+
+
+def _attending(request: LoadRequest, skeleton: Skeleton, placement: Placement) -> str | None:
+    """How the model is asked to attend, which its config then says; None for what transformers chooses.
+
+    Raises:
+        UsageError: its class does not have that, or it does not run on these devices.
+        ModelError: the package for it is missing.
+    """
+    from devctl.loading.run.attention import require_package
+
+    tree, name = skeleton.tree, request.attn_implementation
+    if name is not None:
+        name = attention.chosen(name, tree.attentions, tree.class_name)
+        skeleton.config._attn_implementation = name
+    runs = name or tree.attention
+    if runs is not None and attention.is_flash(runs):
+        require_flash(runs, tree, on_gpu=is_accelerator(main_of(dict(placement.device_map))))
+    require_package(runs)
+    return name

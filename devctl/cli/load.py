@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import MaxMemory, ModelOptions
+from devctl.cli.options import AttnImplementation, MaxMemory, ModelOptions
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -26,7 +26,7 @@ from devctl.loading.baseline import (
 from devctl.loading.weights.loader import LoadFormat
 from devctl.placement import Strategy
 from devctl.planning import clashes
-from devctl.planning.map_file import read_map, read_text
+from devctl.planning.map_file import read_map_and_attention, read_text
 from devctl.trying import LoadRequest, prepare
 
 
@@ -66,6 +66,7 @@ class RunOptions:
     context_length: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
     ] = None
+    attn_implementation: AttnImplementation = None
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
@@ -109,9 +110,10 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
     inventory = take_inventory()
+    device_map, planned = (None, None) if place.map is None else read_map_and_attention(place.map)
     request = LoadRequest(
         model=model.request(),
-        device_map=None if place.map is None else read_map(place.map),
+        device_map=device_map,
         strategy=place.strategy,
         max_memory=None if place.max_memory is None else tuple(place.max_memory),
         load_format=place.load_format,
@@ -125,6 +127,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         repeat=run.repeat,
         warmup=run.warmup,
         verify=proofs.verify,
+        attn_implementation=run.attn_implementation or planned,
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

@@ -30,6 +30,17 @@ MaxMemory = Annotated[
 ]
 
 
+AttnImplementation = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        metavar="NAME",
+        help="How the model attends: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention, or the id of a "
+        "kernel on the hub.  [default: what transformers chooses]",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """Which model, built how."""
@@ -191,6 +202,7 @@ class WorkloadOptions:
             "--overhead", metavar="SIZE", help="What the libraries of each GPU take.  [default: 512MiB with a workload]"
         ),
     ] = None
+    attn_implementation: AttnImplementation = None
 
     def request(self) -> WorkloadRequest:
         """The same, checked."""
@@ -200,6 +212,7 @@ class WorkloadOptions:
             new_tokens=self.new_tokens,
             kv_dtype=self.kv_dtype,
             overhead=self.overhead,
+            attn_implementation=self.attn_implementation,
         )
 
 

@@ -51,6 +51,7 @@ class LoadReport:
     """One load and its smoke inference.
 
     Attributes:
+        attention: how the model attends, in transformers' words; None where it does not say.
         load_format: "auto" or "dummy".
         device_map: as Hugging Face has it.
         max_new_tokens: tokens to generate, where the model generates.
@@ -70,6 +71,7 @@ class LoadReport:
     model: str
     model_class: str
     dtype: str
+    attention: str | None
     strategy: str | None
     load_format: str
     device_map: Mapping[str, HfDevice]

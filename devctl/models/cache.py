@@ -22,7 +22,7 @@ from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.writing import write_whole
 
-FORMAT = 2
+FORMAT = 3
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -206,6 +206,8 @@ def dump_tree(tree: ModuleTree) -> str:
             "budget_share": tree.budget_share,
             "no_offload": sorted(tree.no_offload),
             "notes": tree.notes,
+            "attention": tree.attention,
+            "attentions": tree.attentions,
         },
         separators=(",", ":"),
     )
@@ -232,6 +234,8 @@ def parse_tree(text: str) -> ModuleTree:
             budget_share=data["budget_share"],
             no_offload=frozenset(data["no_offload"]),
             notes=tuple(data["notes"]),
+            attention=data["attention"],
+            attentions=tuple(data["attentions"]),
         )
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a module tree: {error!r}") from None

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-FORMAT = 3
+FORMAT = 4
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -35,6 +35,7 @@ class Workload:
         new_tokens: how many of ``context_length`` are generated; 0 for a prompt that is only read.
         kv_dtype: torch's name of the dtype that keys and values are kept in; None is the model's.
         kernels: whose kernels run.
+        attention: how the model attends, in transformers' words; None is what transformers chooses.
     """
 
     context_length: int
@@ -42,6 +43,7 @@ class Workload:
     new_tokens: int = 1
     kv_dtype: str | None = None
     kernels: Kernels = Kernels.ACCELERATOR
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:

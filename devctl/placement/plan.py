@@ -97,6 +97,13 @@ class Plan:
         return self.refusal is None
 
     @property
+    def attention(self) -> str | None:
+        """How the model attends in the workload, as transformers calls it; None without one, or where it is unknown."""
+        if self.runtime is None:
+            return None
+        return self.runtime.footprint.workload.attention or self.tree.attention
+
+    @property
     def device_map(self) -> DeviceMap:
         """The device of each module, by name; a copy."""
         return DeviceMap(dict(self.placement.device_map))
@@ -138,7 +145,9 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None if self.runtime is None else _workload(self.runtime.footprint),
+            "workload": None
+            if self.runtime is None
+            else {**_workload(self.runtime.footprint), "attention": self.attention},
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
             "device_map": to_hf(placement.device_map),

@@ -53,7 +53,7 @@ OF_PLAN = (
     Clash("--speed is for --objective latency", ("speed",), without=(LATENCY,)),
     Clash(
         "without a workload only weights are counted",
-        ("batch-size", "new-tokens", "kv-dtype", "overhead"),
+        ("batch-size", "new-tokens", "kv-dtype", "overhead", "attn-implementation"),
         without=(*_WORKLOAD, "max-context", "what-if"),
         hint="or count a workload, with --context-length",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from devctl.devices import Device
 from devctl.errors import RefusedError
@@ -10,7 +11,7 @@ from devctl.inventory import Inventory
 from devctl.models.tree import ModuleTree, sizes
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import accelerators_of
-from devctl.placement.counted import common_need, with_runtime
+from devctl.placement.counted import with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
 from devctl.placement.placement import over_budget
@@ -18,6 +19,8 @@ from devctl.placement.plan import Refusal
 from devctl.placement.runtime import Runtime, less
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
+from devctl.planning.other_runs import need, other_attention
+from devctl.planning.question import Question
 from devctl.planning.request import Limits
 from devctl.units import format_bytes, format_need
 
@@ -39,12 +42,17 @@ def map_refusal(tree: ModuleTree, placement: Placement, budgets: Budgets) -> Ref
 
 
 def room_refusal(
-    model: Model, machine: Machine, placement: Placement, runtime: Runtime | None, limits: Limits
+    model: Model,
+    machine: Machine,
+    question: Question,
+    placement: Placement,
+    runtime: Runtime | None,
+    limits: Limits,
 ) -> Refusal | None:
     """Why a placement is not what is asked for, and what would make it so; None where it is.
 
     That is where it gives a device too much, or leaves bytes on disk, or anywhere off the accelerators, that may not be
-    left there. The first of the smaller models that fits is told.
+    left there. Other ways to run it are told first, then hardware, then the first of the smaller models that fits.
     """
     may_offload, may_use_disk = limits.offload, limits.offload and limits.disk and not machine.lacks_disk
     over = over_budget(placement.devices) if runtime is not None else ()
@@ -52,7 +60,7 @@ def room_refusal(
     if not missing and not over:
         return None
 
-    def holds(tree: ModuleTree) -> bool:
+    def holds(tree: ModuleTree, runtime: Runtime | None = runtime) -> bool:
         best = place(tree, machine.budgets, Strategy.OPTIMAL, None, runtime)
         left = 0 if may_use_disk else best.on_disk if may_offload else best.offloaded
         return not left and (runtime is None or best.fits)
@@ -62,7 +70,8 @@ def room_refusal(
     if holds(model.tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
+        ways = () if runtime is None else tuple(other_attention(question, runtime, partial(holds, model.tree)))
+        ways += _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
                 now, then = format_bytes(sizes(model.tree)[""]), format_bytes(sizes(other)[""])
@@ -81,7 +90,7 @@ def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cp
     """What hardware would hold the model and its workload."""
     if runtime is None:
         return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold)
-    beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
+    beside = need(runtime)
     left = less(budgets, runtime)
     gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):

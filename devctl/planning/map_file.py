@@ -9,16 +9,23 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
+from devctl.models.attention import checked
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapFile:
-    """What the file says; ``used`` is the bytes on each device, None for a plain map, which does not say."""
+    """What the file says.
+
+    Attributes:
+        used: bytes on each device; None for a plain map, which does not say.
+        attention: how the model attends in the workload that is planned; None where none is.
+    """
 
     device_map: Mapping[str, Device]
     used: Mapping[Device, int] | None
+    attention: str | None = None
 
 
 def read_map_file(path: Path) -> MapFile:
@@ -60,7 +67,17 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         return MapFile(device_map=device_map, used=None)
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    return MapFile(device_map=device_map, used=_used(document.get("devices"), origin))
+    used = _used(document.get("devices"), origin)
+    return MapFile(device_map=device_map, used=used, attention=_attention(document.get("workload"), origin))
+
+
+def _attention(workload: Any, origin: str) -> str | None:
+    found = workload.get("attention") if isinstance(workload, dict) else None
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise UsageError(f'{origin}: "attention" is {found!r}, and no name')
+    return checked(found, f"{origin}: attention")
 
 
 def _used(value: Any, origin: str) -> dict[Device, int]:
@@ -83,13 +100,23 @@ def read_map(argument: str) -> dict[str, Device]:
     Raises:
         UsageError: it can't be read, or is no map.
     """
+    return read_map_and_attention(argument)[0]
+
+
+def read_map_and_attention(argument: str) -> tuple[dict[str, Device], str | None]:
+    """The same, and how the model attends where a plan says so.
+
+    Raises:
+        UsageError: as `read_map`.
+    """
     if argument in (*Strategy, "disk"):
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
-        return {"": bare_device(argument)}
+        return {"": bare_device(argument)}, None
     except ValueError:
-        return dict(read_map_file(Path(argument)).device_map)
+        found = read_map_file(Path(argument))
+        return dict(found.device_map), found.attention
 
 
 def bare_device(text: str) -> Device:

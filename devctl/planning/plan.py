@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
+from devctl.models import attention
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.placement import make_placement, worth
@@ -69,7 +70,7 @@ def make_plan(
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
-    refusal = refusal or room_refusal(model, machine, placement, runtime, limits)
+    refusal = refusal or room_refusal(model, machine, question, placement, runtime, limits)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     notes += () if most is None else (_told_tokens(question, most),)
     return Plan(
@@ -134,7 +135,17 @@ def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
         return None, (f"KV cache and activations are not counted: {error.message}",)
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
-    return runtime, (*runtime.footprint.notes, *beyond)
+    return runtime, (*runtime.footprint.notes, *_told_attention(question), *beyond)
+
+
+def _told_attention(question: Question) -> tuple[str, ...]:
+    """What is not known of the kernels of the attention."""
+    name = question.workload.attention or question.tree.attention
+    if name is not None and attention.is_kernel(name) and "flash" not in name:
+        return (f"what {name} takes is not known: counted as flash attention",)
+    if name == attention.FLEX:
+        return ("what the kernels that torch compiles for flex_attention take for themselves is not counted",)
+    return ()
 
 
 def _filled(question: Question) -> tuple[Question, tuple[str, ...], Refusal | None]:

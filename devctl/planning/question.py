@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
+from devctl.models import attention
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
@@ -75,7 +76,8 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
     """What is planned.
 
     Raises:
-        UsageError: it makes no workload: no prompt is left, or more tokens than the model is made for.
+        UsageError: it makes no workload: no prompt is left, more tokens than the model is made for, or an attention
+            that it does not have.
     """
     context = asked.context_length or min(REFERENCE, model.made_for or REFERENCE)
     new = asked.new_tokens if asked.new_tokens is not None else min(1, context - 1)
@@ -95,8 +97,39 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
             new_tokens=new,
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
             kernels=_kernels(machine.budgets),
+            attention=_attention(model, asked, machine.budgets),
         ),
     )
+
+
+def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets) -> str | None:
+    """How the model attends, where something is asked for; None for what transformers chooses.
+
+    Raises:
+        UsageError: the class does not have it, or it does not run on these devices.
+    """
+    tree = model.tree
+    name = asked.attn_implementation
+    if name is not None:
+        name = attention.chosen(name, tree.attentions, tree.class_name)
+    runs = name or tree.attention
+    if runs is not None and attention.is_flash(runs) and (name or asked.context_length):
+        require_flash(runs, tree, on_gpu=bool(accelerators_of(budgets)))
+    return name
+
+
+def require_flash(name: str, tree: ModuleTree, *, on_gpu: bool) -> None:
+    """Refuse flash attention where its kernels do not run.
+
+    Raises:
+        UsageError: naming what it needs.
+    """
+    others = " or ".join(each for each in tree.attentions if not attention.is_flash(each))
+    hint = f"give another with --attn-implementation: {others}"
+    if not on_gpu:
+        raise UsageError(f"{name} runs on GPUs alone, and there is none", hint=hint)
+    if tree.dtype not in ("float16", "bfloat16"):
+        raise UsageError(f"{name} runs in float16 and bfloat16 alone, and the model is in {tree.dtype}", hint=hint)
 
 
 def _libraries(given: str | None, budgets: Budgets) -> dict[Device, int]:

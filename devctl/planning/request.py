@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.inventory.records import Inventory
+from devctl.models import attention
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
 
@@ -141,9 +142,10 @@ class WorkloadRequest:
         new_tokens: tokens that are generated; None is one.
         kv_dtype: what keys and values are kept in; None is the model's.
         overhead: what the libraries of each GPU take, like "512MiB"; None is what is usual.
+        attn_implementation: how the model attends; None is what transformers chooses.
 
     Raises:
-        UsageError: a number is too small or too large, or there is no such dtype.
+        UsageError: a number is too small or too large, or there is no such dtype or attention.
     """
 
     context_length: int | None = None
@@ -151,8 +153,11 @@ class WorkloadRequest:
     new_tokens: int | None = None
     kv_dtype: KvDtype | str | None = None
     overhead: str | None = None
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
+        if self.attn_implementation is not None:
+            attention.checked(self.attn_implementation, "--attn-implementation")
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", one_of(KvDtype, self.kv_dtype, "--kv-dtype"))
         least = {

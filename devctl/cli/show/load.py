@@ -36,7 +36,10 @@ def load_report(report: LoadReport) -> str:
         if proof.name == "tensors":
             for wrong in report.misplaced[:_MOST_MISPLACED]:
                 facts.add_row("", f"{wrong.name} is on {wrong.actual or 'no device'}, the map says {wrong.expected}")
-    title = Text.assemble((report.model_class, "bold"), f" in {report.dtype}, ", report.strategy or "given map")
+    attends = "" if report.attention is None else f", attention {report.attention}"
+    title = Text.assemble(
+        (report.model_class, "bold"), f" in {report.dtype}, {report.strategy or 'given map'}", attends
+    )
     return to_text(Group(title, facts, _bytes(report), *(Text(f"note: {n}") for n in report.notes)), sys.stdout)
 
 

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
-    from devctl.placement.plan import Comparison, Room, WhatIf
+    from devctl.placement.plan import Comparison, Plan, Room, WhatIf
 
 
-def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> str:
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "", run: str = "") -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes.
 
     Args:
         room: a line on what is left, or empty.
+        run: a line on what is counted beside the weights, or empty.
     """
     from rich.console import Group
     from rich.text import Text
@@ -40,6 +41,8 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "") -> s
     if any(use.total > use.used for use in placement.devices):
         lines.append(memory_table(placement.devices))
     lines.append(Text(offload_line(placement)))
+    if run:
+        lines.append(Text(run))
     if room:
         lines.append(Text(room))
     lines += [Text(f"note: {note}") for note in placement.notes]
@@ -185,6 +188,11 @@ def what_if_table(found: WhatIf) -> str:
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
     return to_text(Group(head, table, tail), sys.stdout)
+
+
+def run_line(plan: Plan) -> str:
+    """How the workload is run that is counted; empty without one."""
+    return "" if plan.attention is None else f"run: attention {plan.attention}"
 
 
 def room_line(room: Room | None) -> str:

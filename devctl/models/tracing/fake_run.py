@@ -15,7 +15,9 @@ import torch
 from transformers import GenerationMixin
 
 from devctl.errors import first_line
+from devctl.models.attention import of_config, without_packages
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.attention import standing_in
 from devctl.models.tracing.fake_tensors import FakeWorld
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
@@ -73,7 +75,8 @@ class FakeModel:
         self._most = most
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
-        self._model: Any = _build(skeleton, self.world)
+        self._model: Any = _build(skeleton, workload, self.world)
+        self._attention = of_config(self._model.config)
         batch = workload.batch_size
         self.prompts: Prompts = MadeUp(self._model, batch) if given is None else Given(self._model, batch, given)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
@@ -82,7 +85,7 @@ class FakeModel:
         self.no_images: str | None = None
         """Why they can't, in a model that would."""
         try:
-            with self.world.entered():
+            with self._entered():
                 self.images = self.prompts.find_images()
         except Exception as error:  # noqa: BLE001 - it is the model's own code
             self.no_images = first_line(error)
@@ -157,7 +160,7 @@ class FakeModel:
         weights = [*self._model.parameters(), *self._model.buffers()]
         recorder = Recorder(weights, length=tokens, most=self._most)
         with (
-            self.world.entered(),
+            self._entered(),
             repeats(self._model, self._alike) as alike,
             recorder,
             self._hooked(recorder, begin),
@@ -176,6 +179,11 @@ class FakeModel:
                 yield end_step
             finally:
                 self.operations = recorder.operations
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        with standing_in(self._attention), self.world.entered():
+            yield
 
     @contextmanager
     def _hooked(self, recorder: Recorder, begin: Callable[[], None]) -> Iterator[None]:
@@ -215,15 +223,18 @@ def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
     return (part for part in parts if isinstance(part, torch.Tensor))
 
 
-def _build(skeleton: Skeleton, world: FakeWorld) -> Any:
+def _build(skeleton: Skeleton, workload: Workload, world: FakeWorld) -> Any:
     from transformers.core_model_loading import build_glob_alternation
     from transformers.initialization import no_init_weights
 
     dtype = getattr(torch, skeleton.tree.dtype)
     config = copy.deepcopy(skeleton.config)
+    if workload.attention is not None:
+        config._attn_implementation = workload.attention
 
     def build(device: str) -> Any:
         with ExitStack() as stack:
+            stack.enter_context(without_packages())
             for context in skeleton.model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             stack.enter_context(no_init_weights())
