@@ -106,6 +106,7 @@ def plan(
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
+    padding: bool = True,
     max_context: bool = False,
     **of_model: Any,
 ) -> Plan:
@@ -132,6 +133,7 @@ def plan(
         overhead: bytes that the libraries of each GPU take; None is what is usual.
         attn_implementation: how the model attends: "sdpa", "eager", "flash_attention_2", …; None is what transformers
             chooses.
+        padding: whether several sequences are of mixed lengths, and padded to the longest.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -152,6 +154,8 @@ def plan(
         "kv-dtype": kv_dtype is not None,
         "overhead": overhead is not None,
         "attn-implementation": attn_implementation is not None,
+        "no-padding": not padding,
+        "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
     }
@@ -173,6 +177,7 @@ def plan(
             kv_dtype=kv_dtype,
             overhead=overhead,
             attn_implementation=attn_implementation,
+            padding=padding,
         )
         goal = answers.goal_of(
             strategy=strategy,
@@ -196,6 +201,7 @@ def compare(
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
+    padding: bool = True,
     **of_model: Any,
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
@@ -212,6 +218,7 @@ def compare(
             kv_dtype=kv_dtype,
             overhead=overhead,
             attn_implementation=attn_implementation,
+            padding=padding,
         )
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
@@ -227,6 +234,7 @@ def capacity(
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
+    padding: bool = True,
     **of_model: Any,
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
@@ -246,6 +254,7 @@ def capacity(
             kv_dtype=kv_dtype,
             overhead=overhead,
             attn_implementation=attn_implementation,
+            padding=padding,
         )
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
@@ -296,6 +305,7 @@ def load(
     warmup: int | None = None,
     verify: bool = False,
     attn_implementation: str | None = None,
+    padding: bool = True,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -313,6 +323,7 @@ def load(
         warmup: how often each runs before; None is one forward.
         verify: compare every block, and the outputs, with the same model on the CPU.
         attn_implementation: how the model attends; None is as the plan says, else what transformers chooses.
+        padding: whether several texts are of mixed lengths, and padded to the longest.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -345,6 +356,7 @@ def load(
             repeat=repeat,
             warmup=warmup,
             verify=verify,
+            padding=padding,
             attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
         )
         return prepare(request).run()
@@ -400,6 +412,7 @@ def _entries(values: Mapping[Device | int | str, int | str] | int | str | None) 
 _KEYWORDS = {
     "--no-offload": "offload=False",
     "--no-disk": "disk=False",
+    "--no-padding": "padding=False",
     "--devices": "machine",
     "--machine": "machine",
     "--map": "device_map",

@@ -49,6 +49,7 @@ class LoadRequest:
         repeat, warmup: how often the forward and the generate are timed, and run before.
         verify: compare with the same model on the CPU.
         attn_implementation: how the model attends; None is what transformers chooses.
+        padding: whether several texts are of mixed lengths, and padded to the longest.
 
     Raises:
         UsageError: there is no such load format or attention.
@@ -70,6 +71,7 @@ class LoadRequest:
     warmup: int | None = None
     verify: bool = False
     attn_implementation: str | None = None
+    padding: bool = True
 
     def __post_init__(self) -> None:
         if self.attn_implementation is not None:
@@ -198,6 +200,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         audio=request.audio,
         batch_size=request.batch_size,
         context_length=request.context_length,
+        padding=request.padding,
         new_tokens=request.max_new_tokens,
         trust_remote_code=request.model.trust_remote_code,
     )

@@ -66,6 +66,8 @@ def run(model, workload, **generation):
     made = workload.new_tokens if model.can_generate() else 0
     ids = torch.randint(1, 1000, (workload.batch_size, workload.context_length - made))
     mask = torch.ones_like(ids)
+    if workload.padded:
+        mask[1:, : ids.shape[1] // 4] = 0
     with torch.no_grad():
         if not made:
             model(input_ids=ids, attention_mask=mask)

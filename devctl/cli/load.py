@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import AttnImplementation, MaxMemory, ModelOptions
+from devctl.cli.options import AttnImplementation, MaxMemory, ModelOptions, NoPadding
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -66,6 +66,7 @@ class RunOptions:
     context_length: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
     ] = None
+    no_padding: NoPadding = False
     attn_implementation: AttnImplementation = None
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
@@ -106,7 +107,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
     """
-    refuse_clashes(clashes.OF_LOAD, place, proofs)
+    refuse_clashes(clashes.OF_LOAD, place, run, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
     inventory = take_inventory()
@@ -127,6 +128,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         repeat=run.repeat,
         warmup=run.warmup,
         verify=proofs.verify,
+        padding=not run.no_padding,
         attn_implementation=run.attn_implementation or planned,
     )
     prepared = prepare(request, inventory)

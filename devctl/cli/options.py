@@ -40,6 +40,11 @@ AttnImplementation = Annotated[
     ),
 ]
 
+NoPadding = Annotated[
+    bool,
+    typer.Option("--no-padding", help="The sequences of a batch are all as long; without it, shorter ones are padded."),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
@@ -203,6 +208,7 @@ class WorkloadOptions:
         ),
     ] = None
     attn_implementation: AttnImplementation = None
+    no_padding: NoPadding = False
 
     def request(self) -> WorkloadRequest:
         """The same, checked."""
@@ -213,6 +219,7 @@ class WorkloadOptions:
             kv_dtype=self.kv_dtype,
             overhead=self.overhead,
             attn_implementation=self.attn_implementation,
+            padding=not self.no_padding,
         )
 
 

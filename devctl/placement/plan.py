@@ -145,9 +145,7 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None
-            if self.runtime is None
-            else {**_workload(self.runtime.footprint), "attention": self.attention},
+            "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
             "device_map": to_hf(placement.device_map),
@@ -156,10 +154,12 @@ class Plan:
         }
 
 
-def _workload(footprint: Footprint) -> dict[str, Any]:
+def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
     """What was asked for, and what each block holds for it beside its weights."""
     return {
         **asdict(footprint.workload),
+        "attention": attention,
+        "generation": dict(footprint.workload.generation),
         "exact": footprint.exact,
         "output": footprint.output,
         "blocks": [

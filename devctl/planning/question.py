@@ -97,6 +97,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
             new_tokens=new,
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
             kernels=_kernels(machine.budgets),
+            padded=asked.padding,
             attention=_attention(model, asked, machine.budgets),
         ),
     )

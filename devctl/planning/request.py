@@ -143,6 +143,7 @@ class WorkloadRequest:
         kv_dtype: what keys and values are kept in; None is the model's.
         overhead: what the libraries of each GPU take, like "512MiB"; None is what is usual.
         attn_implementation: how the model attends; None is what transformers chooses.
+        padding: whether several sequences are of mixed lengths, and padded to the longest.
 
     Raises:
         UsageError: a number is too small or too large, or there is no such dtype or attention.
@@ -154,6 +155,7 @@ class WorkloadRequest:
     kv_dtype: KvDtype | str | None = None
     overhead: str | None = None
     attn_implementation: str | None = None
+    padding: bool = True
 
     def __post_init__(self) -> None:
         if self.attn_implementation is not None:

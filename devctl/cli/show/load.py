@@ -49,7 +49,7 @@ def _figures(report: LoadReport) -> Iterator[tuple[str, str]]:
     weights = "random weights" if report.load_format == "dummy" else "weights"
     yield "load", f"{seconds(report.load_seconds)}: {format_bytes(report.loaded_bytes)} of {weights}{rate}"
     shapes = ", ".join(f"{i.name} {'×'.join(map(str, i.shape))}" for i in smoke.inputs)
-    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}"
+    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}{', padded' if smoke.padded else ''}"
     if smoke.generated is not None:
         yield "generate", _generated(smoke.generated)
     if report.host_peak is not None:

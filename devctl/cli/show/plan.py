@@ -192,7 +192,17 @@ def what_if_table(found: WhatIf) -> str:
 
 def run_line(plan: Plan) -> str:
     """How the workload is run that is counted; empty without one."""
-    return "" if plan.attention is None else f"run: attention {plan.attention}"
+    if plan.runtime is None:
+        return ""
+    asked = plan.runtime.footprint.workload
+    parts = []
+    if asked.batch_size > 1:
+        parts.append(
+            f"a padded batch of {asked.batch_size}" if asked.padded else f"a batch of {asked.batch_size}, unpadded"
+        )
+    if plan.attention is not None:
+        parts.append(f"attention {plan.attention}")
+    return f"run: {', '.join(parts)}" if parts else ""
 
 
 def room_line(room: Room | None) -> str:

@@ -39,6 +39,7 @@ def workloads(
         batch_size=inputs.batch_size,
         new_tokens=0,
         kernels=kernels,
+        padded=inputs.padded,
         attention=attention,
     )
     if not (on_accelerator and new_tokens and inputs.generates and skeleton.model_class.can_generate()):

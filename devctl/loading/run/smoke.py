@@ -69,6 +69,7 @@ class Smoke:
         inputs: what the forward was given.
         source: where the inputs came from: "tokenizer", "image", "audio" or "random".
         batch_size: sequences, images or sounds at a time.
+        padded: some of the texts are shorter, and padded.
         forward_seconds: of a forward, after those that warmed up.
         nonfinite: names of the outputs that have a NaN or an infinity.
         nonfinite_block: the first block whose output has one; None where none has.
@@ -81,6 +82,7 @@ class Smoke:
     inputs: tuple[Input, ...]
     source: str
     batch_size: int
+    padded: bool
     forward_seconds: Spread
     nonfinite: tuple[str, ...]
     nonfinite_block: str | None
@@ -152,6 +154,7 @@ def run(
         inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
         source=inputs.source,
         batch_size=inputs.batch_size,
+        padded=inputs.padded,
         forward_seconds=spread(seconds),
         nonfinite=nonfinite,
         nonfinite_block=block,
