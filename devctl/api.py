@@ -107,6 +107,8 @@ def plan(
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
     padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     max_context: bool = False,
     **of_model: Any,
 ) -> Plan:
@@ -134,6 +136,8 @@ def plan(
         attn_implementation: how the model attends: "sdpa", "eager", "flash_attention_2", …; None is what transformers
             chooses.
         padding: whether several sequences are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
+        prefill_chunk_size: tokens of the prompt that are read at once.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -155,6 +159,8 @@ def plan(
         "overhead": overhead is not None,
         "attn-implementation": attn_implementation is not None,
         "no-padding": not padding,
+        "decode": decode is not None,
+        "prefill-chunk-size": prefill_chunk_size is not None,
         "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
@@ -178,6 +184,8 @@ def plan(
             overhead=overhead,
             attn_implementation=attn_implementation,
             padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
         )
         goal = answers.goal_of(
             strategy=strategy,
@@ -202,6 +210,8 @@ def compare(
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
     padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     **of_model: Any,
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
@@ -219,6 +229,8 @@ def compare(
             overhead=overhead,
             attn_implementation=attn_implementation,
             padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
         )
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
@@ -235,6 +247,8 @@ def capacity(
     overhead: int | str | None = None,
     attn_implementation: str | None = None,
     padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     **of_model: Any,
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
@@ -255,6 +269,8 @@ def capacity(
             overhead=overhead,
             attn_implementation=attn_implementation,
             padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
         )
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
@@ -306,6 +322,8 @@ def load(
     verify: bool = False,
     attn_implementation: str | None = None,
     padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -324,6 +342,8 @@ def load(
         verify: compare every block, and the outputs, with the same model on the CPU.
         attn_implementation: how the model attends; None is as the plan says, else what transformers chooses.
         padding: whether several texts are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
+        prefill_chunk_size: tokens of the prompt that are read at once.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -357,6 +377,8 @@ def load(
             warmup=warmup,
             verify=verify,
             padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
             attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
         )
         return prepare(request).run()

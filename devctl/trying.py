@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from devctl.errors import UntracedError
 from devctl.inventory import Inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
-from devctl.models import attention
+from devctl.models import attention, decoding
+from devctl.models.files.resolve import generation_of
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.placement import make_placement, to_hf
@@ -50,6 +51,8 @@ class LoadRequest:
         verify: compare with the same model on the CPU.
         attn_implementation: how the model attends; None is what transformers chooses.
         padding: whether several texts are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen; None is as the model's files say.
+        prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
 
     Raises:
         UsageError: there is no such load format or attention.
@@ -72,10 +75,14 @@ class LoadRequest:
     verify: bool = False
     attn_implementation: str | None = None
     padding: bool = True
+    decode: str | None = None
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.attn_implementation is not None:
             attention.checked(self.attn_implementation, "--attn-implementation")
+        if self.decode is not None:
+            object.__setattr__(self, "decode", decoding.checked(self.decode))
         object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
 
     @property
@@ -204,6 +211,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         new_tokens=request.max_new_tokens,
         trust_remote_code=request.model.trust_remote_code,
     )
+    inputs = _generating(request, source, inputs)
     name = str(request.model.model)
     subject = Subject(
         model=short_name(name),
@@ -226,6 +234,20 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         inventory=machine.inventory,
         attention=attending,
     )
+
+
+def _generating(request: LoadRequest, source: ModelSource, inputs: Inputs) -> Inputs:
+    """``inputs`` with what generate is told besides them.
+
+    Raises:
+        ModelError: the model's files say what can't be meant.
+    """
+    told = decoding.decoding(request.decode or decoding.CONFIG, generation_of(source))
+    settings = dict(told.settings)
+    of_files = settings.pop("prefill_chunk_size", None)
+    chunk = request.prefill_chunk_size or (None if of_files is None else int(of_files))
+    notes = tuple(f"the generation config asks for {what}, which is not counted" for what in told.uncounted)
+    return replace(inputs, generation=tuple(settings.items()), prefill_chunk=chunk, notes=(*inputs.notes, *notes))
 
 
 def _attending(request: LoadRequest, skeleton: Skeleton, placement: Placement) -> str | None:

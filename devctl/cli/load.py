@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import AttnImplementation, MaxMemory, ModelOptions, NoPadding
+from devctl.cli.options import AttnImplementation, Decode, MaxMemory, ModelOptions, NoPadding, PrefillChunkSize
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -67,6 +67,8 @@ class RunOptions:
         int | None, typer.Option(min=1, metavar="TOKENS", help="Make the text this long, by repeating or cutting it.")
     ] = None
     no_padding: NoPadding = False
+    decode: Decode = None
+    prefill_chunk_size: PrefillChunkSize = None
     attn_implementation: AttnImplementation = None
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
@@ -102,7 +104,7 @@ class ProofOptions:
 def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: ProofOptions) -> None:
     """Load MODEL on a device map, run it, and prove that every tensor is where the map says.
 
-    Runs a forward twice, and a short greedy generate where the model generates, and reports seconds, tokens per second,
+    Runs a forward twice, and a short generate where the model generates, and reports seconds, tokens per second,
     and predicted beside measured bytes. Exits 5 when a proof fails: a tensor is misplaced, a tie is broken, an output
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
@@ -129,6 +131,8 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         warmup=run.warmup,
         verify=proofs.verify,
         padding=not run.no_padding,
+        decode=run.decode,
+        prefill_chunk_size=run.prefill_chunk_size,
         attn_implementation=run.attn_implementation or planned,
     )
     prepared = prepare(request, inventory)

@@ -45,6 +45,25 @@ NoPadding = Annotated[
     typer.Option("--no-padding", help="The sequences of a batch are all as long; without it, shorter ones are padded."),
 ]
 
+Decode = Annotated[
+    str | None,
+    typer.Option(
+        "--decode",
+        metavar="HOW",
+        help="How tokens are chosen: config, as the model's generation config says, greedy, sample, or beam:N.  "
+        "[default: config]",
+    ),
+]
+PrefillChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-chunk-size",
+        metavar="TOKENS",
+        min=1,
+        help="Read the prompt in chunks of so many tokens, as generate does when it is told.",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
@@ -209,6 +228,8 @@ class WorkloadOptions:
     ] = None
     attn_implementation: AttnImplementation = None
     no_padding: NoPadding = False
+    decode: Decode = None
+    prefill_chunk_size: PrefillChunkSize = None
 
     def request(self) -> WorkloadRequest:
         """The same, checked."""
@@ -220,6 +241,8 @@ class WorkloadOptions:
             overhead=self.overhead,
             attn_implementation=self.attn_implementation,
             padding=not self.no_padding,
+            decode=self.decode,
+            prefill_chunk_size=self.prefill_chunk_size,
         )
 
 

@@ -154,6 +154,8 @@ def try_out(
         model_class=skeleton.tree.class_name,
         dtype=skeleton.tree.dtype,
         attention=attending,
+        generation=dict(inputs.generation),
+        prefill_chunk=inputs.prefill_chunk,
         strategy=placement.strategy,
         load_format=options.load_format,
         device_map=to_hf(placement.device_map),

@@ -133,7 +133,7 @@ def _known(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             good = number and 0 <= value < float("inf")
         elif name == "cache_implementation":
             good = isinstance(value, str)
-            if value not in _CACHES:
+            if good and value not in _CACHES:
                 continue  # old names; transformers takes its own cache then, or says what is wrong
         else:
             continue

@@ -54,7 +54,16 @@ OF_PLAN = (
     Clash("--speed is for --objective latency", ("speed",), without=(LATENCY,)),
     Clash(
         "without a workload only weights are counted",
-        ("batch-size", "new-tokens", "kv-dtype", "overhead", "attn-implementation", "no-padding"),
+        (
+            "batch-size",
+            "new-tokens",
+            "kv-dtype",
+            "overhead",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+        ),
         without=(*_WORKLOAD, "max-context", "what-if"),
         hint="or count a workload, with --context-length",
     ),

@@ -53,12 +53,15 @@ def make_plan(
     """
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
-    question = question_of(model, machine, workload)
+    counts = max_context or workload.context_length is not None
+    question = question_of(model, machine, workload, counts=counts)
     notes: tuple[str, ...] = ()
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
         question, notes, refusal = _filled(question)
     runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
+    if runtime is not None:
+        require_counted(workload, runtime)
     if isinstance(goal, JudgeMap):
         # a number is the accelerator that the machine has by it
         device_map = {name: as_here(device, machine.inventory) for name, device in goal.device_map.items()}
@@ -92,7 +95,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
-    question = question_of(model, machine, workload)
+    question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else _runtime(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
@@ -106,7 +109,7 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    return WhatIf(model=model.planned, cases=capacity.what_if(question_of(model, machine, workload)))
+    return WhatIf(model=model.planned, cases=capacity.what_if(question_of(model, machine, workload, counts=True)))
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -116,7 +119,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    question = question_of(model, machine, workload)
+    question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(
         model=model.planned,
         context_length=question.workload.context_length,
@@ -135,7 +138,28 @@ def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
         return None, (f"KV cache and activations are not counted: {error.message}",)
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
-    return runtime, (*runtime.footprint.notes, *_told_attention(question), *beyond)
+    return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
+
+
+def _told_decoding(question: Question) -> tuple[str, ...]:
+    """What the model's files ask of generate that is not counted."""
+    return tuple(f"the generation config asks for {what}, which is not counted" for what in question.uncounted)
+
+
+def require_counted(asked: WorkloadRequest, runtime: Runtime) -> None:
+    """Refuse what is asked of generate, and changes nothing for this model.
+
+    Raises:
+        UsageError: naming it.
+    """
+    run = runtime.footprint.workload
+    if asked.decode not in (None, "config", "greedy") and not run.generation:
+        raise UsageError(f"--decode {asked.decode}: this model does not generate", hint="leave it out")
+    if asked.prefill_chunk_size is not None and run.prefill_chunk is None:
+        raise UsageError(
+            f"--prefill-chunk-size {asked.prefill_chunk_size}: this model does not generate from its prompt",
+            hint="leave it out",
+        )
 
 
 def _told_attention(question: Question) -> tuple[str, ...]:

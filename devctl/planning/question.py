@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
 from devctl.models import attention
+from devctl.models.decoding import CONFIG, Decoding, decoding
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
@@ -39,6 +40,7 @@ class Question:
         overhead: bytes that each accelerator's libraries take.
         made_for: tokens that the model is made for; None where it does not say.
         workload: what the model should do; of a question about weights alone, what their room is measured by.
+        uncounted: what its files ask of generate that is not counted.
     """
 
     tree: ModuleTree
@@ -47,6 +49,7 @@ class Question:
     footprints: Footprints
     made_for: int | None
     workload: Workload
+    uncounted: tuple[str, ...] = ()
 
     def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
         """What ``workload`` adds to the weights.
@@ -72,12 +75,16 @@ class Question:
         return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
 
 
-def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Question:
+def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, counts: bool) -> Question:
     """What is planned.
+
+    Args:
+        counts: whether a workload is counted: else the weights alone are, and a greedy generate measures their room.
 
     Raises:
         UsageError: it makes no workload: no prompt is left, more tokens than the model is made for, or an attention
             that it does not have.
+        ModelError: the model's files say of generate what can't be meant.
     """
     context = asked.context_length or min(REFERENCE, model.made_for or REFERENCE)
     new = asked.new_tokens if asked.new_tokens is not None else min(1, context - 1)
@@ -85,6 +92,9 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
         raise UsageError(f"--new-tokens {new}: the model is made for {model.made_for} tokens in all", hint="give fewer")
     if context <= new:
         raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
+    told = decoding(asked.decode or CONFIG, model.generation) if counts else Decoding()
+    settings = dict(told.settings)
+    chunk = settings.pop("prefill_chunk_size", None)
     return Question(
         tree=model.tree,
         budgets=machine.budgets,
@@ -98,12 +108,15 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
             kernels=_kernels(machine.budgets),
             padded=asked.padding,
-            attention=_attention(model, asked, machine.budgets),
+            generation=tuple(settings.items()),
+            prefill_chunk=asked.prefill_chunk_size or (None if chunk is None else int(chunk)),
+            attention=_attention(model, asked, machine.budgets, counts=counts),
         ),
+        uncounted=told.uncounted,
     )
 
 
-def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets) -> str | None:
+def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets, *, counts: bool) -> str | None:
     """How the model attends, where something is asked for; None for what transformers chooses.
 
     Raises:
@@ -114,7 +127,7 @@ def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets) -> str | 
     if name is not None:
         name = attention.chosen(name, tree.attentions, tree.class_name)
     runs = name or tree.attention
-    if runs is not None and attention.is_flash(runs) and (name or asked.context_length):
+    if runs is not None and attention.is_flash(runs) and counts:
         require_flash(runs, tree, on_gpu=bool(accelerators_of(budgets)))
     return name
 

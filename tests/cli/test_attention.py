@@ -71,7 +71,7 @@ def test_where_eager_attention_is_what_does_not_fit_the_best_other_one_is_told(d
     done = devctl("plan", OSS, *work)
     assert done.code == 3
     (line,) = [line for line in done.err.splitlines() if "--attn-implementation" in line]
-    assert "kernels-community/vllm-flash-attn3 fits: eager keeps scores of tokens²" in line
+    assert "--attn-implementation kernels-community/vllm-flash-attn3 fits, by --strategy optimal: 8." in line
     again = devctl("plan", OSS, *work, "--attn-implementation", "kernels-community/vllm-flash-attn3")
     assert again.code == 0
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from devctl.cli.show.streams import size, to_text
+from devctl.models.decoding import words
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def _figures(report: LoadReport) -> Iterator[tuple[str, str]]:
     shapes = ", ".join(f"{i.name} {'×'.join(map(str, i.shape))}" for i in smoke.inputs)
     yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}{', padded' if smoke.padded else ''}"
     if smoke.generated is not None:
-        yield "generate", _generated(smoke.generated)
+        how = [words(tuple(report.generation.items()))] if report.generation else []
+        if report.prefill_chunk is not None:
+            how.append(f"the prompt in chunks of {report.prefill_chunk}")
+        yield "generate", ", ".join([*how, _generated(smoke.generated)])
     if report.host_peak is not None:
         yield "memory", f"{format_bytes(report.host_peak)} host peak, of the whole process"
 

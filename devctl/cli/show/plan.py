@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from devctl.cli.show.streams import to_text
 from devctl.devices import DeviceType
+from devctl.models.decoding import words
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
 
@@ -200,6 +201,10 @@ def run_line(plan: Plan) -> str:
         parts.append(
             f"a padded batch of {asked.batch_size}" if asked.padded else f"a batch of {asked.batch_size}, unpadded"
         )
+    if asked.generation:
+        parts.append(words(asked.generation))
+    if asked.prefill_chunk is not None:
+        parts.append(f"the prompt in chunks of {asked.prefill_chunk}")
     if plan.attention is not None:
         parts.append(f"attention {plan.attention}")
     return f"run: {', '.join(parts)}" if parts else ""

@@ -45,7 +45,13 @@ def workloads(
     if not (on_accelerator and new_tokens and inputs.generates and skeleton.model_class.can_generate()):
         return (forward,)
     steps = max(1, new_tokens - 1)  # the last token is not read
-    return forward, replace(forward, context_length=prompt + steps, new_tokens=steps)
+    return forward, replace(
+        forward,
+        context_length=prompt + steps,
+        new_tokens=steps,
+        generation=inputs.generation,
+        prefill_chunk=inputs.prefill_chunk,
+    )
 
 
 def beside_weights(

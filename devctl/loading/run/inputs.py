@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.run.media import audio_inputs, image_inputs
+from devctl.models.decoding import Settings
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.inputs import ModelInputs, batch_of, image_token, inputs_of, most_tokens, tokens_of_image
 
@@ -44,6 +45,8 @@ class Inputs:
         batch_size: rows of each.
         padded: some of the texts are shorter, and padded.
         generates: whether the model, if it does at all, generates as others do.
+        generation: what generate is told, where that is not as in a greedy one.
+        prefill_chunk: tokens of the prompt that generate reads at once; None for all.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -53,6 +56,8 @@ class Inputs:
     batch_size: int = 1
     padded: bool = False
     generates: bool = True
+    generation: Settings = ()
+    prefill_chunk: int | None = None
 
 
 def prepare(

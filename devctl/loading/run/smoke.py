@@ -148,8 +148,8 @@ def run(
         made = None
         if new_tokens > 0 and model.can_generate() and inputs.generates:
             for _ in range(warmup or 0):
-                generate(model, given, new_tokens, device)
-            made = generated([generate(model, given, new_tokens, device) for _ in range(repeat)], inputs)
+                generate(model, inputs, given, new_tokens, device)
+            made = generated([generate(model, inputs, given, new_tokens, device) for _ in range(repeat)], inputs)
     return Smoke(
         inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
         source=inputs.source,

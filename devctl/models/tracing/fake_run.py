@@ -265,8 +265,10 @@ def _chunked(steps: list[TracedStep]) -> TracedStep:
         for name in {**each.peaks.beside, **each.peaks.again}:
             most = max(each.peaks.beside.get(name, 0), each.peaks.again.get(name, 0))
             again[name] = max(again.get(name, 0), most)
+    # of a window, a long chunk leaves more than a short one at the end does
+    state = {name: max(each.state.get(name, 0) for each in steps) for each in steps for name in each.state}
     last = steps[-1]
-    return TracedStep(state=last.state, executed=last.executed, peaks=Peaks(again=again), output=last.output)
+    return TracedStep(state=state, executed=last.executed, peaks=Peaks(again=again), output=last.output)
 
 
 def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
