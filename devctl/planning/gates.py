@@ -19,7 +19,7 @@ from devctl.placement.plan import Refusal
 from devctl.placement.runtime import Runtime, less
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
-from devctl.planning.other_runs import need, other_attention
+from devctl.planning.other_runs import Holds, in_chunks, need, other_attention
 from devctl.planning.question import Question
 from devctl.planning.request import Limits
 from devctl.units import format_bytes, format_need
@@ -70,7 +70,7 @@ def room_refusal(
     if holds(model.tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = () if runtime is None else tuple(other_attention(question, runtime, partial(holds, model.tree)))
+        ways = () if runtime is None else _other_runs(question, runtime, partial(holds, model.tree))
         ways += _hardware(model.tree, machine.budgets, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
@@ -84,6 +84,10 @@ def room_refusal(
         "disk" if may_offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     )
     return Refusal(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
+
+
+def _other_runs(question: Question, runtime: Runtime, holds: Holds) -> tuple[str, ...]:
+    return (*in_chunks(question, runtime, holds), *other_attention(question, runtime, holds))
 
 
 def _hardware(tree: ModuleTree, budgets: Budgets, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:

@@ -24,6 +24,49 @@ def need(runtime: Runtime) -> int:
     return common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
 
 
+def in_chunks(question: Question, runtime: Runtime, holds: Holds) -> Iterator[str]:
+    """The longest chunks, of a power of two tokens, in which the prompt can be read for it to fit.
+
+    Where none do, what the shortest leave. Nothing where chunks change little, or the model can't read in any.
+    """
+    workload = runtime.footprint.workload
+    prompt = workload.context_length - workload.new_tokens
+    if workload.prefill_chunk is not None and workload.prefill_chunk <= _SHORTEST:
+        return
+    sizes = [2**n for n in range(21) if _SHORTEST <= 2**n < min(prompt, workload.prefill_chunk or prompt)]
+    if not sizes or (shortest := _in_chunks_of(question, runtime, sizes[0])) is None:
+        return
+    if need(shortest) > _MUCH * need(runtime):
+        return
+    if not holds(shortest):
+        yield f"--prefill-chunk-size {sizes[0]} needs {_instead(shortest, runtime)}"
+        return
+    low, high = 0, len(sizes)  # the first fits; what is shorter fits where what is longer does
+    best = shortest
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = _in_chunks_of(question, runtime, sizes[middle])
+        if found is not None and holds(found):
+            low, best = middle, found
+        else:
+            high = middle
+    yield f"--prefill-chunk-size {sizes[low]} fits, by --strategy optimal: {_instead(best, runtime)}"
+
+
+_SHORTEST = 64
+"""Tokens of the shortest chunk that is tried: it is slow to read a prompt in shorter ones."""
+_MUCH = 0.9
+"""The share of what is needed now that is still worth being told."""
+
+
+def _in_chunks_of(question: Question, runtime: Runtime, tokens: int) -> Runtime | None:
+    try:
+        found = question.runtime(replace(runtime.footprint.workload, prefill_chunk=tokens))
+    except UntracedError:
+        return None
+    return found if found.footprint.workload.prefill_chunk is not None else None
+
+
 def other_attention(question: Question, runtime: Runtime, holds: Holds) -> Iterator[str]:
     """The attention of the class that needs least, where it computes all scores now; nothing where that is no less."""
     now = runtime.footprint.workload.attention or question.tree.attention
@@ -35,10 +78,8 @@ def other_attention(question: Question, runtime: Runtime, holds: Holds) -> Itera
     name, best = min(found, key=lambda each: peak_bytes(each[1].footprint))
     if peak_bytes(best.footprint) >= peak_bytes(runtime.footprint):
         return
-    if holds(best):
-        yield f"--attn-implementation {name} fits: eager keeps scores of tokens², {_instead(best, runtime)}"
-    else:
-        yield f"eager keeps scores of tokens²: --attn-implementation {name} needs {_instead(best, runtime)}"
+    does = "fits, by --strategy optimal:" if holds(best) else "needs"
+    yield f"eager keeps scores of tokens²: --attn-implementation {name} {does} {_instead(best, runtime)}"
 
 
 def _without_scores(question: Question) -> Iterator[str]:
