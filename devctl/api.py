@@ -108,6 +108,10 @@ def plan(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
+    padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     max_context: bool = False,
     **of_model: Any,
 ) -> Plan:
@@ -132,6 +136,11 @@ def plan(
         new_tokens: how many of the tokens are generated; 1 unless given.
         kv_dtype: what keys and values are kept in; None is the model's.
         overhead: bytes that the libraries of each GPU take; None is what is usual for the board.
+        attn_implementation: how the model attends: "sdpa", "eager", "flash_attention_2", …; None is what transformers
+            chooses.
+        padding: whether several sequences are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
+        prefill_chunk_size: tokens of the prompt that are read at once.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -151,6 +160,11 @@ def plan(
         "new-tokens": new_tokens is not None,
         "kv-dtype": kv_dtype is not None,
         "overhead": overhead is not None,
+        "attn-implementation": attn_implementation is not None,
+        "no-padding": not padding,
+        "decode": decode is not None,
+        "prefill-chunk-size": prefill_chunk_size is not None,
+        "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
     }
@@ -165,7 +179,17 @@ def plan(
                 speed=(_entries(speed) or ()) if latency else None,
             )
         )
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+            padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
+        )
         goal = answers.goal_of(
             strategy=strategy,
             objective=objective,
@@ -187,6 +211,10 @@ def compare(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
+    padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     **of_model: Any,
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
@@ -196,7 +224,17 @@ def compare(
     """
     with _naming_keywords():
         here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+            padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
+        )
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
 
@@ -210,6 +248,10 @@ def capacity(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
+    padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     **of_model: Any,
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
@@ -222,7 +264,17 @@ def capacity(
     """
     with _naming_keywords():
         here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
-        workload = _workload(context_length, batch_size, new_tokens, kv_dtype, overhead)
+        workload = _workload(
+            context_length=context_length,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            kv_dtype=kv_dtype,
+            overhead=overhead,
+            attn_implementation=attn_implementation,
+            padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
+        )
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
 
@@ -238,6 +290,10 @@ def fits_on(
     new_tokens: int | None = None,
     kv_dtype: str | None = None,
     overhead: int | str | None = None,
+    attn_implementation: str | None = None,
+    padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
     **of_model: Any,
 ) -> FitsOn:
     """On how many of each board the model runs, 1 to 8, with nothing on CPU or disk.
@@ -255,6 +311,10 @@ def fits_on(
         "new-tokens": new_tokens is not None,
         "kv-dtype": kv_dtype is not None,
         "overhead": overhead is not None,
+        "attn-implementation": attn_implementation is not None,
+        "no-padding": not padding,
+        "decode": decode is not None,
+        "prefill-chunk-size": prefill_chunk_size is not None,
         "context-length": context_length is not None,
         "fits-on": True,
     }
@@ -263,7 +323,17 @@ def fits_on(
         return answer_fits_on(
             open_model(model, **of_model),
             find_boards(boards if isinstance(boards, str) else ",".join(boards)),
-            _workload(context_length, batch_size, new_tokens, kv_dtype, overhead),
+            _workload(
+                context_length=context_length,
+                batch_size=batch_size,
+                new_tokens=new_tokens,
+                kv_dtype=kv_dtype,
+                overhead=overhead,
+                attn_implementation=attn_implementation,
+                padding=padding,
+                decode=decode,
+                prefill_chunk_size=prefill_chunk_size,
+            ),
             strategy=Strategy.AUTO if strategy is None else one_of(Strategy, strategy, "--strategy"),
             max_memory=_entries(max_memory),
             reserve=_entries(reserve),
@@ -316,6 +386,10 @@ def load(
     warmup: int | None = None,
     verify: bool = False,
     allow_missing: bool = False,
+    attn_implementation: str | None = None,
+    padding: bool = True,
+    decode: str | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -333,6 +407,10 @@ def load(
         warmup: how often each runs before; None is one forward.
         verify: compare every block, and the outputs, with the same model on the CPU.
         allow_missing: leave weights random that the checkpoint lacks, as for a head that is trained later.
+        attn_implementation: how the model attends; None is as the plan says, else what transformers chooses.
+        padding: whether several texts are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
+        prefill_chunk_size: tokens of the prompt that are read at once.
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -366,6 +444,10 @@ def load(
             warmup=warmup,
             verify=verify,
             allow_missing=allow_missing,
+            padding=padding,
+            decode=decode,
+            prefill_chunk_size=prefill_chunk_size,
+            attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
         )
         return prepare(request).run()
 
@@ -400,19 +482,11 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _workload(
-    context_length: int | None,
-    batch_size: int | None,
-    new_tokens: int | None,
-    kv_dtype: str | None,
-    overhead: int | str | None,
-) -> WorkloadRequest:
+def _workload(*, batch_size: int | None, overhead: int | str | None, **rest: Any) -> WorkloadRequest:
     return WorkloadRequest(
-        context_length=context_length,
         batch_size=1 if batch_size is None else batch_size,
-        new_tokens=new_tokens,
-        kv_dtype=kv_dtype,
         overhead=None if overhead is None else _size(overhead),
+        **rest,
     )
 
 
@@ -433,6 +507,7 @@ def _size(value: int | str) -> str:
 _KEYWORDS = {
     "--no-offload": "offload=False",
     "--no-disk": "disk=False",
+    "--no-padding": "padding=False",
     "--devices": "machine",
     "--machine": "machine",
     "--map": "device_map",

@@ -12,16 +12,20 @@ from devctl.errors import LoadError, ModelError, UntracedError, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
+from devctl.models import attention, decoding
+from devctl.models.files.resolve import generation_of
 from devctl.models.own_code import ExitedError, contained
 from devctl.placement import Placement, Strategy, place
-from devctl.placement.budget import as_here
+from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.placement import make_placement, to_hf
+from devctl.placement.runtime import main_of
 from devctl.planning.footprints import Footprints
 from devctl.planning.gates import require_memory, require_ram, require_valid, tight
 from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
+from devctl.planning.question import require_flash
 from devctl.planning.request import MachineRequest, ModelRequest, one_of, require_between
 from devctl.units import format_bytes
 
@@ -48,9 +52,14 @@ class LoadRequest:
         repeat, warmup: how often the forward and the generate are timed, and run before.
         verify: compare with the same model on the CPU.
         allow_missing: leave weights random that the checkpoint does not have.
+        attn_implementation: how the model attends; None is what transformers chooses.
+        padding: whether several texts are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen; None is as the model's files say.
+        prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
 
     Raises:
-        UsageError: there is no such load format, it reads no weights that could be missing, or a number is none.
+        UsageError: there is no such load format or attention, it reads no weights that could be missing, or a number
+            is none.
     """
 
     model: ModelRequest
@@ -69,8 +78,16 @@ class LoadRequest:
     warmup: int | None = None
     verify: bool = False
     allow_missing: bool = False
+    attn_implementation: str | None = None
+    padding: bool = True
+    decode: str | None = None
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.attn_implementation is not None:
+            attention.checked(self.attn_implementation, "--attn-implementation")
+        if self.decode is not None:
+            object.__setattr__(self, "decode", decoding.checked(self.decode))
         object.__setattr__(self, "load_format", one_of(LoadFormat, self.load_format, "--load-format"))
         if self.allow_missing and self.random_weights:
             raise UsageError("--load-format dummy reads no weights: leave out --allow-missing")
@@ -92,6 +109,7 @@ class Prepared:
 
     Attributes:
         subject: what is loaded and run: only the same can be compared with it.
+        attention: how the model is asked to attend; None for what transformers chooses.
     """
 
     name: str
@@ -102,6 +120,7 @@ class Prepared:
     subject: Subject
     request: LoadRequest
     inventory: Inventory
+    attention: str | None = None
 
     def run(self) -> LoadReport:
         """Load, run and prove.
@@ -186,6 +205,7 @@ class Prepared:
             ram=self.inventory.host.ram_available,
             beside=beside,
             notes=unpredicted,
+            attention=self.attention or self.skeleton.tree.attention,
         )
 
     def _beside_weights(self) -> tuple[dict[Device, int], tuple[str, ...]]:
@@ -198,7 +218,13 @@ class Prepared:
         try:
             found = [
                 footprints.of_run(workload, self.inputs.tensors)
-                for workload in workloads(self.skeleton, self.inputs, device_map, self.request.max_new_tokens)
+                for workload in workloads(
+                    self.skeleton,
+                    self.inputs,
+                    device_map,
+                    self.request.max_new_tokens,
+                    attention=self.attention,
+                )
             ]
         except UntracedError as error:
             return {}, (f"the peak is not predicted: {error.message}",)
@@ -214,7 +240,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
 
     Raises:
         RefusedError: the map does not hold for the model, or does not fit this machine as it is now.
-        ModelError: the model can't be read.
+        ModelError: the model can't be read, or a package that it needs is missing.
         UsageError: it can't be loaded so.
     """
     machine = open_machine(MachineRequest(inventory=inventory, max_memory=request.max_memory))
@@ -225,6 +251,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
     else:
         given = {name: as_here(device, machine.inventory) for name, device in request.device_map.items()}
         placement = make_placement(skeleton.tree, given, machine.budgets, strategy=None)
+    attending = _attending(request, skeleton, placement)
     require_valid(skeleton.tree, placement, machine.inventory)
     require_memory(placement, machine.inventory, random_weights=request.random_weights)
 
@@ -238,9 +265,11 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         audio=request.audio,
         batch_size=request.batch_size,
         context_length=request.context_length,
+        padding=request.padding,
         new_tokens=request.max_new_tokens,
         trust_remote_code=request.model.trust_remote_code,
     )
+    inputs = _generating(request, source, inputs)
     name = str(request.model.model)
     subject = Subject(
         model=short_name(name),
@@ -250,6 +279,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         device_map=to_hf(placement.device_map),
         inputs={name: tuple(tensor.shape) for name, tensor in inputs.tensors.items()},
         max_new_tokens=request.max_new_tokens,
+        attention=attending or skeleton.tree.attention,
     )
     return Prepared(
         name=name,
@@ -260,4 +290,39 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         subject=subject,
         request=request,
         inventory=machine.inventory,
+        attention=attending,
     )
+
+
+def _generating(request: LoadRequest, source: ModelSource, inputs: Inputs) -> Inputs:
+    """``inputs`` with what generate is told besides them.
+
+    Raises:
+        ModelError: the model's files say what can't be meant.
+    """
+    told = decoding.decoding(request.decode or decoding.CONFIG, generation_of(source))
+    settings = dict(told.settings)
+    of_files = settings.pop("prefill_chunk_size", None)
+    chunk = request.prefill_chunk_size or (None if of_files is None else int(of_files))
+    notes = tuple(f"the generation config asks for {what}, which is not counted" for what in told.uncounted)
+    return replace(inputs, generation=tuple(settings.items()), prefill_chunk=chunk, notes=(*inputs.notes, *notes))
+
+
+def _attending(request: LoadRequest, skeleton: Skeleton, placement: Placement) -> str | None:
+    """How the model is asked to attend, which its config then says; None for what transformers chooses.
+
+    Raises:
+        UsageError: its class does not have that, or it does not run on these devices.
+        ModelError: the package for it is missing.
+    """
+    from devctl.loading.run.attention import require_package
+
+    tree, name = skeleton.tree, request.attn_implementation
+    if name is not None:
+        name = attention.chosen(name, tree.attentions, tree.class_name)
+        skeleton.config._attn_implementation = name
+    runs = name or tree.attention
+    if runs is not None and attention.is_flash(runs):
+        require_flash(runs, tree, on_gpu=is_accelerator(main_of(dict(placement.device_map))))
+    require_package(runs)
+    return name

@@ -8,7 +8,7 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import MaxMemory, ModelOptions, tokens
+from devctl.cli.options import AttnImplementation, Decode, MaxMemory, ModelOptions, NoPadding, PrefillChunkSize, tokens
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -26,7 +26,7 @@ from devctl.loading.baseline import (
 from devctl.loading.weights.loader import LoadFormat
 from devctl.placement import Strategy
 from devctl.planning import clashes
-from devctl.planning.map_file import read_map, read_text
+from devctl.planning.map_file import read_map_and_attention, read_text
 from devctl.trying import LoadRequest, prepare
 
 
@@ -73,6 +73,10 @@ class RunOptions:
     context_length: Annotated[
         int | None, typer.Option(**tokens(1), help="Make the text this long, by repeating or cutting it.")
     ] = None
+    no_padding: NoPadding = False
+    decode: Decode = None
+    prefill_chunk_size: PrefillChunkSize = None
+    attn_implementation: AttnImplementation = None
     max_new_tokens: Annotated[int, typer.Option(**tokens(0), help="Tokens to generate; 0 for none.")] = 8
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
@@ -107,19 +111,20 @@ class ProofOptions:
 def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: ProofOptions) -> None:
     """Load MODEL on a device map, run it, and prove that every tensor is where the map says.
 
-    Runs a forward twice, and a short greedy generate where the model generates, and reports seconds, tokens per second,
+    Runs a forward twice, and a short generate where the model generates, and reports seconds, tokens per second,
     and predicted beside measured bytes. Exits 5 when a proof fails: a tensor is misplaced, a tie is broken, an output
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
     """
     streams.clean_logs()
-    refuse_clashes(clashes.OF_LOAD, place, proofs)
+    refuse_clashes(clashes.OF_LOAD, place, run, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
     inventory = take_inventory()
+    device_map, planned = (None, None) if place.map is None else read_map_and_attention(place.map)
     request = LoadRequest(
         model=model.request(),
-        device_map=None if place.map is None else read_map(place.map),
+        device_map=device_map,
         strategy=place.strategy,
         max_memory=None if place.max_memory is None else tuple(place.max_memory),
         load_format=place.load_format,
@@ -134,6 +139,10 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         warmup=run.warmup,
         verify=proofs.verify,
         allow_missing=place.allow_missing,
+        padding=not run.no_padding,
+        decode=run.decode,
+        prefill_chunk_size=run.prefill_chunk_size,
+        attn_implementation=run.attn_implementation or planned,
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

@@ -64,6 +64,41 @@ MaxMemory = Annotated[
 ]
 
 
+AttnImplementation = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        metavar="NAME",
+        help="How the model attends: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention, or the id of a "
+        "kernel on the hub.  [default: what transformers chooses]",
+    ),
+]
+
+NoPadding = Annotated[
+    bool,
+    typer.Option("--no-padding", help="The sequences of a batch are all as long; without it, shorter ones are padded."),
+]
+
+Decode = Annotated[
+    str | None,
+    typer.Option(
+        "--decode",
+        metavar="HOW",
+        help="How tokens are chosen: config, as the model's generation config says, greedy, sample, or beam:N.  "
+        "[default: config]",
+    ),
+]
+PrefillChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-chunk-size",
+        metavar="TOKENS",
+        min=1,
+        help="Read the prompt in chunks of so many tokens, as generate does when it is told.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
     """Which model, built how."""
@@ -227,6 +262,10 @@ class WorkloadOptions:
             help="What the libraries of each GPU take.  [default: by board, 128MiB to 720MiB, with a workload]",
         ),
     ] = None
+    attn_implementation: AttnImplementation = None
+    no_padding: NoPadding = False
+    decode: Decode = None
+    prefill_chunk_size: PrefillChunkSize = None
 
     def request(self) -> WorkloadRequest:
         """The same, checked."""
@@ -236,6 +275,10 @@ class WorkloadOptions:
             new_tokens=self.new_tokens,
             kv_dtype=self.kv_dtype,
             overhead=self.overhead,
+            attn_implementation=self.attn_implementation,
+            padding=not self.no_padding,
+            decode=self.decode,
+            prefill_chunk_size=self.prefill_chunk_size,
         )
 
 

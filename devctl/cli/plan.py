@@ -105,7 +105,8 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         raise plan.refusal.error()
     _write(plan, output)
     streams.answer(streams.dumps(plan.to_document() if output.json else plan.to_hf()))
-    streams.say(show.plan_summary(plan.model, plan.placement, show.room_line(plan.room), plan.engine))
+    room, run = show.room_line(plan.room), show.run_line(plan)
+    streams.say(show.plan_summary(plan.model, plan.placement, room, run, plan.engine))
     if output.explain:
         from devctl.cli.show.explain import explanation
         from devctl.placement.explain import explain

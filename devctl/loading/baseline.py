@@ -45,6 +45,7 @@ class Subject:
         model: the last part of its name, as a folder may be elsewhere on another machine.
         inputs: shapes by name.
         max_new_tokens: tokens to generate, where the model generates.
+        attention: how the model attends; None where that is not known.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Subject:
     device_map: Mapping[str, HfDevice]
     inputs: Mapping[str, tuple[int, ...]]
     max_new_tokens: int
+    attention: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ def parse_baseline(document: Any, origin: str) -> Baseline:
             device_map=dict(document["device_map"]),
             inputs={i["name"]: tuple(i["shape"]) for i in smoke["inputs"]},
             max_new_tokens=int(document["max_new_tokens"]),
+            attention=document.get("attention"),
         )
         return Baseline(origin=origin, subject=subject, figures=figures_of(document))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -159,9 +162,9 @@ def require_same(baseline: Baseline, now: Subject) -> None:
     """
     then = baseline.subject
     hint = "compare with a report of the same model, map and inputs"
-    for what in ("model", "model_class", "dtype", "load_format", "max_new_tokens"):
+    for what in ("model", "model_class", "dtype", "load_format", "max_new_tokens", "attention"):
         here, there = getattr(now, what), getattr(then, what)
-        if here != there:
+        if here != there and (what != "attention" or (here and there)):
             name = what.replace("_", " ")
             raise UsageError(f"{baseline.origin} is of another {name}: {there}, and this is {here}", hint=hint)
     places = {**dict.fromkeys(then.device_map), **dict.fromkeys(now.device_map)}

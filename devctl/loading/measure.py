@@ -51,6 +51,9 @@ class LoadReport:
     """One load and its smoke inference.
 
     Attributes:
+        attention: how the model attends, in transformers' words; None where it does not say.
+        generation: what generate was told, by name, where that is not as in a greedy one.
+        prefill_chunk: tokens of the prompt that generate read at once; None for all.
         load_format: "auto" or "dummy".
         device_map: as Hugging Face has it.
         max_new_tokens: tokens to generate, where the model generates.
@@ -70,6 +73,9 @@ class LoadReport:
     model: str
     model_class: str
     dtype: str
+    attention: str | None
+    generation: Mapping[str, bool | int | float | str]
+    prefill_chunk: int | None
     strategy: str | None
     load_format: str
     device_map: Mapping[str, HfDevice]

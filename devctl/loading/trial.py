@@ -19,6 +19,7 @@ from devctl.loading.proofs.reference import Reference, Verification, fits_in_ram
 from devctl.loading.proofs.verdict import judge_proofs
 from devctl.loading.proofs.watch import block_names
 from devctl.loading.run import out_of_memory, smoke
+from devctl.loading.run.attention import require_used
 from devctl.loading.run.inputs import Inputs
 from devctl.loading.weights import loader, offload
 from devctl.loading.weights.loader import LoadFormat
@@ -53,6 +54,7 @@ class TrialOptions:
         ram: bytes of RAM that are free, for a second copy of the model; None where that is not known.
         beside: bytes beside its weights that each device should hold while it runs, where that is known.
         notes: what a reader of them should know.
+        attention: how the model should attend, where that is known.
     """
 
     load_format: LoadFormat
@@ -65,6 +67,7 @@ class TrialOptions:
     ram: int | None = None
     beside: Mapping[Device, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    attention: str | None = None
 
 
 def require_usable(placement: Placement) -> list[Device]:
@@ -126,6 +129,7 @@ def try_out(
                 allow_missing=options.allow_missing,
             )
         load_seconds = time.perf_counter() - start
+        attending = require_used(model, options.attention)
         places = find_places(model, device_map)
         ties = find_ties(model, skeleton.tree)
         main = loader.main_device(model, device_map)
@@ -167,6 +171,9 @@ def try_out(
         model=name,
         model_class=skeleton.tree.class_name,
         dtype=skeleton.tree.dtype,
+        attention=attending,
+        generation=dict(inputs.generation),
+        prefill_chunk=inputs.prefill_chunk,
         strategy=placement.strategy,
         load_format=options.load_format,
         device_map=to_hf(placement.device_map),

@@ -218,6 +218,8 @@ def dump_tree(tree: ModuleTree) -> str:
             "budget_share": tree.budget_share,
             "no_offload": sorted(tree.no_offload),
             "notes": tree.notes,
+            "attention": tree.attention,
+            "attentions": tree.attentions,
         },
         separators=(",", ":"),
     )
@@ -245,6 +247,8 @@ def parse_tree(text: str) -> ModuleTree:
             budget_share=data["budget_share"],
             no_offload=frozenset(data["no_offload"]),
             notes=tuple(data["notes"]),
+            attention=data["attention"],
+            attentions=tuple(data["attentions"]),
         )
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a module tree: {error!r}") from None

@@ -13,7 +13,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-FORMAT = 3
+from devctl.models.decoding import Settings
+
+FORMAT = 4
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -31,10 +33,14 @@ class Workload:
 
     Attributes:
         context_length: tokens of a sequence at its end: the prompt and the new ones.
-        batch_size: sequences at once, all of this length, so that none is padded.
+        batch_size: sequences at once.
         new_tokens: how many of ``context_length`` are generated; 0 for a prompt that is only read.
         kv_dtype: torch's name of the dtype that keys and values are kept in; None is the model's.
         kernels: whose kernels run.
+        attention: how the model attends, in transformers' words; None is what transformers chooses.
+        generation: what ``generate`` is told, by name, where that is not as in a greedy one.
+        prefill_chunk: tokens of the prompt that are read at once; None for all.
+        padded: of several sequences, some are shorter, and padded to this length; a mask says where.
     """
 
     context_length: int
@@ -42,6 +48,10 @@ class Workload:
     new_tokens: int = 1
     kv_dtype: str | None = None
     kernels: Kernels = Kernels.ACCELERATOR
+    attention: str | None = None
+    padded: bool = False
+    generation: Settings = ()
+    prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:
@@ -174,7 +184,13 @@ def parse_footprint(text: str) -> Footprint:
             raise ValueError(f"format {data['format']} is not {FORMAT}")
         workload = data["workload"]
         return Footprint(
-            workload=Workload(**{**workload, "kernels": Kernels(workload["kernels"])}),
+            workload=Workload(
+                **{
+                    **workload,
+                    "kernels": Kernels(workload["kernels"]),
+                    "generation": tuple((str(name), value) for name, value in workload["generation"]),
+                }
+            ),
             blocks=tuple(
                 BlockFootprint(
                     name=str(name),

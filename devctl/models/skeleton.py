@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, first_line
+from devctl.models import attention
 from devctl.models.configs import OLD_CODE, find_class, is_remote, load_config, models_own, set_dtype
 from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
@@ -135,6 +136,7 @@ def _read(
         built_in = forced_dtype(settings, built_in, notes)
         model, counting = _build_quantised(found, config, built_in, settings, quantize, checkpoint, notes)
     tree = tree_of(model, built_in, counting)
+    tree = replace(tree, attention=attention.of_config(config), attentions=attention.of_class(found))
     if settings is not None and counting is not None:
         label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
@@ -213,8 +215,10 @@ def live_tree(module: torch.nn.Module) -> ModuleTree:
 
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = dtype_name(next(floats, torch.float32))
-    ties = dict(module.all_tied_weights_keys.items()) if isinstance(module, PreTrainedModel) else {}
-    return _tree_of(module, dtype, ties, None)
+    if not isinstance(module, PreTrainedModel):
+        return _tree_of(module, dtype, {}, None)
+    tree = _tree_of(module, dtype, dict(module.all_tied_weights_keys.items()), None)
+    return replace(tree, attention=attention.of_config(module.config), attentions=attention.of_class(type(module)))
 
 
 def live_skeleton(module: torch.nn.Module, tree: ModuleTree) -> Skeleton | None:
@@ -299,6 +303,7 @@ def _build(
     try:
         with ExitStack() as stack:
             stack.enter_context(contained())
+            stack.enter_context(attention.without_packages())
             for context in model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             model = model_class(config)

@@ -69,6 +69,9 @@ class ModuleTree:
         no_offload: "cpu" and "disk", where transformers refuses to load a part of the model
             (``HfQuantizer.validate_environment``).
         notes: what a reader of a plan should know about how the tree was made.
+        attention: how the model attends where nothing else is asked for, in transformers' words; None where that is not
+            known.
+        attentions: all ways that its class has.
     """
 
     root: Module
@@ -82,6 +85,8 @@ class ModuleTree:
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    attention: str | None = None
+    attentions: tuple[str, ...] = ()
     _index: "TreeIndex | None" = field(default=None, init=False, repr=False, compare=False)
 
     @property

@@ -106,6 +106,13 @@ class Plan:
         return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
 
     @property
+    def attention(self) -> str | None:
+        """How the model attends in the workload, as transformers calls it; None without one, or where it is unknown."""
+        if self.runtime is None:
+            return None
+        return self.runtime.footprint.workload.attention or self.tree.attention
+
+    @property
     def device_map(self) -> DeviceMap:
         """The device of each module, by name; a copy."""
         return DeviceMap(dict(self.placement.device_map))
@@ -148,7 +155,7 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None if self.runtime is None else _workload(self.runtime.footprint),
+            "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
             "device_map": to_hf(placement.device_map),
@@ -157,10 +164,12 @@ class Plan:
         }
 
 
-def _workload(footprint: Footprint) -> dict[str, Any]:
+def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
     """What was asked for, and what each block holds for it beside its weights."""
     return {
         **asdict(footprint.workload),
+        "attention": attention,
+        "generation": dict(footprint.workload.generation),
         "exact": footprint.exact,
         "output": footprint.output,
         "blocks": [

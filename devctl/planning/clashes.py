@@ -67,10 +67,20 @@ OF_PLAN = (
     ),
     Clash("--map says where everything goes", (*_WAYS, "explain"), beside=("map",)),
     Clash("--explain is of weights and their room", ("explain",), beside=(LATENCY, *_WORKLOAD)),
+    Clash("one sequence is not padded", ("no-padding",), beside=("batch-size 1",)),
     Clash("--speed is for --objective latency", ("speed",), without=(LATENCY,)),
     Clash(
         "without a workload only weights are counted",
-        ("batch-size", "new-tokens", "kv-dtype", "overhead"),
+        (
+            "batch-size",
+            "new-tokens",
+            "kv-dtype",
+            "overhead",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+        ),
         without=(*_WORKLOAD, "max-context", "what-if"),
         hint="or count a workload, with --context-length",
     ),
@@ -79,6 +89,7 @@ OF_PLAN = (
 
 OF_LOAD = (
     Clash("--map says where everything goes", ("strategy", "max-memory"), beside=("map",)),
+    Clash("one sequence is not padded", ("no-padding",), without=("batch-size",), hint="or give a --batch-size"),
     Clash("--tolerance is for a --baseline", ("tolerance",), without=("baseline",), hint="or give one"),
 )
 """Those of ``devctl load``."""

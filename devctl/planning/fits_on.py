@@ -166,7 +166,7 @@ def fits_on(
         nonlocal asked
         request = MachineRequest(devices=f"{count}x{kind.name}", max_memory=max_memory, reserve=reserve)
         machine = open_machine(request)
-        question = question_of(model, machine, workload)
+        question = question_of(model, machine, workload, counts=workload.context_length is not None)
         runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
         notes.update(dict.fromkeys(told))
         asked = None if runtime is None else runtime.footprint.workload

@@ -46,12 +46,9 @@ class Footprints:
         Raises:
             UntracedError: its code can't be run on fake tensors.
         """
-        if workload not in self._found:
-            if workload.batch_size > 2 and workload.batch_size * workload.context_length > _MOST_TOKENS:
-                self._found[workload] = self.scaled(workload)
-            else:
-                self._found[workload] = self._kept_or_traced(workload)
-        return self._found[workload]
+        if workload.batch_size > _anchors(workload)[1] and workload.batch_size * workload.context_length > _MOST_TOKENS:
+            return self.scaled(workload)
+        return self._exact(workload)
 
     def of_run(self, workload: Workload, given: Mapping[str, torch.Tensor]) -> Footprint:
         """The same on ``given`` inputs, which ``workload`` has the sizes of.
@@ -62,9 +59,20 @@ class Footprints:
         return self._kept_or_traced(workload, given)
 
     def scaled(self, workload: Workload) -> Footprint:
-        """The same without a trace of its own: on the line through one sequence and two."""
-        one, two = (self.of(replace(workload, batch_size=batch)) for batch in (1, 2))
+        """The same without a trace of its own: on the line through one sequence and two, or, where they are padded, as
+        one never is, two and three."""
+        anchors = _anchors(workload)
+        if workload.batch_size < anchors[0]:
+            return self._exact(workload)
+        one, two = (self._exact(replace(workload, batch_size=batch)) for batch in anchors)
         return scaled(one, two, workload.batch_size)
+
+    def _exact(self, workload: Workload) -> Footprint:
+        if workload.batch_size == 1:
+            workload = replace(workload, padded=False)  # known by one name
+        if workload not in self._found:
+            self._found[workload] = self._kept_or_traced(workload)
+        return self._found[workload]
 
     def at_hand(self, workload: Workload) -> Footprint | None:
         """The same if it is known from before, else the prefill's alone, if the model is built: that is soon found."""
@@ -125,6 +133,11 @@ class Footprints:
             raise UntracedError(str(error)) from error
 
 
+def _anchors(workload: Workload) -> tuple[int, int]:
+    """The batches through which the line of all others is drawn."""
+    return (2, 3) if workload.padded else (1, 2)
+
+
 def _told(name: str, tensor: torch.Tensor) -> list[object]:
     """What an input is known by: its shape, and of a few integers that are no text, like an image's grid, all."""
     is_small = not tensor.is_floating_point() and tensor.numel() <= _FEW and name != "input_ids"
@@ -132,11 +145,12 @@ def _told(name: str, tensor: torch.Tensor) -> list[object]:
 
 
 def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
-    """The footprint of ``batch`` sequences, as a line through that of one and that of two."""
+    """The footprint of ``batch`` sequences, as a line through that of ``one`` and that of one sequence more."""
+    more = batch - one.workload.batch_size
     second = {block.name: block for block in two.blocks}
 
     def line(a: int, b: int) -> int:
-        return max(0, a + (b - a) * (batch - 1))
+        return max(0, a + (b - a) * more)
 
     blocks = tuple(
         BlockFootprint(
@@ -146,7 +160,7 @@ def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
             prefill=line(a.prefill, b.prefill),
             decode=line(a.decode, b.decode),
             again=line(a.again, b.again),
-            apart=_line_apart(a, b, batch),
+            apart=_line_apart(a, b, more),
         )
         for a in one.blocks
         if (b := second.get(a.name))
@@ -162,10 +176,10 @@ def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
     )
 
 
-def _line_apart(one: BlockFootprint, two: BlockFootprint, batch: int) -> tuple[tuple[str, int, int], ...]:
+def _line_apart(one: BlockFootprint, two: BlockFootprint, more: int) -> tuple[tuple[str, int, int], ...]:
     second = {other: figures for other, *figures in two.apart}
     return tuple(
-        (other, first + (second[other][0] - first) * (batch - 1), last + (second[other][1] - last) * (batch - 1))
+        (other, first + (second[other][0] - first) * more, last + (second[other][1] - last) * more)
         for other, first, last in one.apart
         if other in second
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from devctl.devices import Device
 from devctl.errors import RefusedError
@@ -11,7 +12,7 @@ from devctl.inventory.missing import missing
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import accelerators_of, is_accelerator
-from devctl.placement.counted import common_need, with_runtime
+from devctl.placement.counted import with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
 from devctl.placement.placement import over_budget
@@ -19,6 +20,8 @@ from devctl.placement.plan import Refusal
 from devctl.placement.runtime import Runtime, less
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
+from devctl.planning.other_runs import Holds, in_chunks, need, other_attention
+from devctl.planning.question import Question
 from devctl.planning.request import Limits
 from devctl.units import format_bytes, format_need
 
@@ -40,12 +43,17 @@ def map_refusal(tree: ModuleTree, placement: Placement, budgets: Budgets) -> Ref
 
 
 def room_refusal(
-    model: Model, machine: Machine, placement: Placement, runtime: Runtime | None, limits: Limits
+    model: Model,
+    machine: Machine,
+    question: Question,
+    placement: Placement,
+    runtime: Runtime | None,
+    limits: Limits,
 ) -> Refusal | None:
     """Why a placement is not what is asked for, and what would make it so; None where it is.
 
     That is where it gives a device too much, or leaves bytes on disk, or anywhere off the accelerators, that may not be
-    left there. The first of the smaller models that fits is told.
+    left there. Other ways to run it are told first, then hardware, then the first of the smaller models that fits.
     """
     may_offload, may_use_disk = limits.offload, limits.offload and limits.disk and not machine.lacks_disk
     # a map of weights alone, by transformers' own counting, is refused only where somebody asks for what it is not
@@ -55,7 +63,7 @@ def room_refusal(
     if not missing and not over:
         return None
 
-    def holds(tree: ModuleTree) -> bool:
+    def holds(tree: ModuleTree, runtime: Runtime | None = runtime) -> bool:
         best = place(tree, machine.budgets, Strategy.OPTIMAL, None, runtime)
         left = 0 if may_use_disk else best.on_disk if may_offload else best.offloaded
         return not left and best.fits
@@ -65,7 +73,8 @@ def room_refusal(
     if holds(model.tree):
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
-        ways = _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
+        ways = () if runtime is None else _other_runs(question, runtime, partial(holds, model.tree))
+        ways += _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
                 now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
@@ -80,12 +89,16 @@ def room_refusal(
     return Refusal(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
 
 
+def _other_runs(question: Question, runtime: Runtime, holds: Holds) -> tuple[str, ...]:
+    return (*in_chunks(question, runtime, holds), *other_attention(question, runtime, holds))
+
+
 def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
     """What hardware would hold the model and its workload."""
     budgets, of_host = machine.budgets, machine.of_host
     if runtime is None:
         return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold, of_host=of_host)
-    beside = common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
+    beside = need(runtime)
     left = less(budgets, runtime)
     gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):

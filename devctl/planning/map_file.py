@@ -5,9 +5,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import UsageError
+from devctl.models.attention import checked
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
@@ -15,10 +17,16 @@ from devctl.planning.plan_facts import PlanFacts, parse_facts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapFile:
-    """What the file says; ``facts`` is what a plan document knows beyond its map, None for a plain map."""
+    """What the file says.
+
+    Attributes:
+        facts: what a plan document knows beyond its map; None for a plain map.
+        attention: how the model attends in the workload that is planned; None where none is.
+    """
 
     device_map: Mapping[str, Device]
     facts: PlanFacts | None = None
+    attention: str | None = None
 
 
 def read_map_file(path: Path) -> MapFile:
@@ -60,7 +68,17 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         return MapFile(device_map=device_map)
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    return MapFile(device_map=device_map, facts=parse_facts(document, origin))
+    attention = _attention(document.get("workload"), origin)
+    return MapFile(device_map=device_map, facts=parse_facts(document, origin), attention=attention)
+
+
+def _attention(workload: Any, origin: str) -> str | None:
+    found = workload.get("attention") if isinstance(workload, dict) else None
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise UsageError(f'{origin}: "attention" is {found!r}, and no name')
+    return checked(found, f"{origin}: attention")
 
 
 def read_map(argument: str) -> dict[str, Device]:
@@ -69,13 +87,23 @@ def read_map(argument: str) -> dict[str, Device]:
     Raises:
         UsageError: it can't be read, or is no map.
     """
+    return read_map_and_attention(argument)[0]
+
+
+def read_map_and_attention(argument: str) -> tuple[dict[str, Device], str | None]:
+    """The same, and how the model attends where a plan says so.
+
+    Raises:
+        UsageError: as `read_map`.
+    """
     if argument in (*Strategy, "disk"):
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
-        return {"": bare_device(argument)}
+        return {"": bare_device(argument)}, None
     except ValueError:
-        return dict(read_map_file(Path(argument)).device_map)
+        found = read_map_file(Path(argument))
+        return dict(found.device_map), found.attention
 
 
 def bare_device(text: str) -> Device:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError
 from devctl.models.cache import load_tree, store_tree, tree_key
-from devctl.models.files.resolve import ModelSource
+from devctl.models.files.resolve import ModelSource, generation_of
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
@@ -49,6 +49,18 @@ class Model:
     installed: Installed | None = None
     experts_per_token: int | None = None
     has_encoder: bool = False
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """What its files say of generate; of a live module, what it holds.
+
+        Raises:
+            ModelError: the hub can't be reached.
+        """
+        if self.source is not None:
+            return generation_of(self.source)
+        settings = getattr(self.request.model, "generation_config", None)
+        return {} if settings is None else dict(settings.to_dict())
 
     @property
     def planned(self) -> PlannedModel:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
+from devctl.models import attention
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
@@ -54,12 +55,15 @@ def make_plan(
     """
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
-    question = question_of(model, machine, workload)
+    counts = max_context or workload.context_length is not None
+    question = question_of(model, machine, workload, counts=counts)
     notes: tuple[str, ...] = ()
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
         question, notes, refusal = _filled(question, may_quantise=model.may_be_quantised)
     runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
+    if runtime is not None:
+        require_counted(workload, runtime)
     if isinstance(goal, JudgeMap):
         # a number is the accelerator that the machine has by it
         device_map = {name: as_here(device, machine.inventory) for name, device in goal.device_map.items()}
@@ -71,7 +75,7 @@ def make_plan(
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
-    refusal = refusal or room_refusal(model, machine, placement, runtime, limits)
+    refusal = refusal or room_refusal(model, machine, question, placement, runtime, limits)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     notes += () if most is None else (_told_tokens(question, most),)
     return Plan(
@@ -100,7 +104,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
-    question = question_of(model, machine, workload)
+    question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     chosen, why = choose(placements)
@@ -114,7 +118,7 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    cases = capacity.what_if(question_of(model, machine, workload))
+    cases = capacity.what_if(question_of(model, machine, workload, counts=True))
     return WhatIf(model=model.planned, cases=cases, notes=machine.missing)
 
 
@@ -125,7 +129,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    question = question_of(model, machine, workload)
+    question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(
         model=model.planned,
         context_length=question.workload.context_length,
@@ -145,7 +149,38 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
         return None, (f"KV cache and activations are not counted: {error.message}",)
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
-    return runtime, (*runtime.footprint.notes, *beyond)
+    return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
+
+
+def _told_decoding(question: Question) -> tuple[str, ...]:
+    """What the model's files ask of generate that is not counted."""
+    return tuple(f"the generation config asks for {what}, which is not counted" for what in question.uncounted)
+
+
+def require_counted(asked: WorkloadRequest, runtime: Runtime) -> None:
+    """Refuse what is asked of generate, and changes nothing for this model.
+
+    Raises:
+        UsageError: naming it.
+    """
+    run = runtime.footprint.workload
+    if asked.decode not in (None, "config", "greedy") and not run.generation:
+        raise UsageError(f"--decode {asked.decode}: this model does not generate", hint="leave it out")
+    if asked.prefill_chunk_size is not None and run.prefill_chunk is None:
+        raise UsageError(
+            f"--prefill-chunk-size {asked.prefill_chunk_size}: this model does not generate from its prompt",
+            hint="leave it out",
+        )
+
+
+def _told_attention(question: Question) -> tuple[str, ...]:
+    """What is not known of the kernels of the attention."""
+    name = question.workload.attention or question.tree.attention
+    if name is not None and attention.is_kernel(name) and "flash" not in name:
+        return (f"what {name} takes is not known: counted as flash attention",)
+    if name == attention.FLEX:
+        return ("what the kernels that torch compiles for flex_attention take for themselves is not counted",)
+    return ()
 
 
 def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[str, ...], Refusal | None]:

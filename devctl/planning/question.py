@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from devctl.devices import Device
 from devctl.errors import UsageError
+from devctl.models import attention
+from devctl.models.decoding import CONFIG, Decoding, decoding
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
@@ -50,6 +52,7 @@ class Question:
         overhead: bytes that each accelerator's libraries take.
         made_for: tokens that the model is made for; None where it does not say.
         workload: what the model should do; of a question about weights alone, what their room is measured by.
+        uncounted: what its files ask of generate that is not counted.
     """
 
     tree: ModuleTree
@@ -58,6 +61,7 @@ class Question:
     footprints: Footprints
     made_for: int | None
     workload: Workload
+    uncounted: tuple[str, ...] = ()
     _own: OwnMaps = field(default_factory=dict, repr=False, compare=False)
 
     def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
@@ -85,11 +89,16 @@ class Question:
         return make_placement(self.tree, device_map, self.budgets, strategy=None, runtime=self.runtime(workload))
 
 
-def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Question:
+def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, counts: bool) -> Question:
     """What is planned.
 
+    Args:
+        counts: whether a workload is counted: else the weights alone are, and a greedy generate measures their room.
+
     Raises:
-        UsageError: it makes no workload: no prompt is left, or more tokens than the model is made for.
+        UsageError: it makes no workload: no prompt is left, more tokens than the model is made for, or an attention
+            that it does not have.
+        ModelError: the model's files say of generate what can't be meant.
     """
     context = asked.context_length or min(REFERENCE, model.made_for or REFERENCE)
     new = asked.new_tokens if asked.new_tokens is not None else min(1, context - 1)
@@ -97,6 +106,9 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
         raise UsageError(f"--new-tokens {new}: the model is made for {model.made_for} tokens in all", hint="give fewer")
     if context <= new:
         raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
+    told = decoding(asked.decode or CONFIG, model.generation) if counts else Decoding()
+    settings = dict(told.settings)
+    chunk = settings.pop("prefill_chunk_size", None)
     return Question(
         tree=model.tree,
         budgets=machine.budgets,
@@ -109,8 +121,43 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
             new_tokens=new,
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
             kernels=_kernels(machine.budgets),
+            padded=asked.padding,
+            generation=tuple(settings.items()),
+            prefill_chunk=asked.prefill_chunk_size or (None if chunk is None else int(chunk)),
+            attention=_attention(model, asked, machine.budgets, counts=counts),
         ),
+        uncounted=told.uncounted,
     )
+
+
+def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets, *, counts: bool) -> str | None:
+    """How the model attends, where something is asked for; None for what transformers chooses.
+
+    Raises:
+        UsageError: the class does not have it, or it does not run on these devices.
+    """
+    tree = model.tree
+    name = asked.attn_implementation
+    if name is not None:
+        name = attention.chosen(name, tree.attentions, tree.class_name)
+    runs = name or tree.attention
+    if runs is not None and attention.is_flash(runs) and counts:
+        require_flash(runs, tree, on_gpu=bool(accelerators_of(budgets)))
+    return name
+
+
+def require_flash(name: str, tree: ModuleTree, *, on_gpu: bool) -> None:
+    """Refuse flash attention where its kernels do not run.
+
+    Raises:
+        UsageError: naming what it needs.
+    """
+    others = " or ".join(each for each in tree.attentions if not attention.is_flash(each))
+    hint = f"give another with --attn-implementation: {others}"
+    if not on_gpu:
+        raise UsageError(f"{name} runs on GPUs alone, and there is none", hint=hint)
+    if tree.dtype not in ("float16", "bfloat16"):
+        raise UsageError(f"{name} runs in float16 and bfloat16 alone, and the model is in {tree.dtype}", hint=hint)
 
 
 def _libraries(given: str | None, machine: Machine) -> dict[Device, int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.inventory.records import Inventory
+from devctl.models import attention, decoding
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
 
@@ -160,9 +161,13 @@ class WorkloadRequest:
         new_tokens: tokens that are generated; None is one.
         kv_dtype: what keys and values are kept in; None is the model's.
         overhead: what the libraries of each GPU take, like "512MiB"; None is what is usual.
+        attn_implementation: how the model attends; None is what transformers chooses.
+        padding: whether several sequences are of mixed lengths, and padded to the longest.
+        decode: how tokens are chosen: config (what the model's files say, else greedy), greedy, sample, beam:N.
+        prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
 
     Raises:
-        UsageError: a number is too small or too large, or there is no such dtype.
+        UsageError: a number is too small or too large, or there is no such dtype or attention.
     """
 
     context_length: int | None = None
@@ -170,14 +175,23 @@ class WorkloadRequest:
     new_tokens: int | None = None
     kv_dtype: KvDtype | str | None = None
     overhead: str | None = None
+    attn_implementation: str | None = None
+    padding: bool = True
+    decode: str | None = None
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.attn_implementation is not None:
+            attention.checked(self.attn_implementation, "--attn-implementation")
+        if self.decode is not None:
+            object.__setattr__(self, "decode", decoding.checked(self.decode))
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", one_of(KvDtype, self.kv_dtype, "--kv-dtype"))
         least = {
             "--context-length": (self.context_length, 1),
             "--batch-size": (self.batch_size, 1),
             "--new-tokens": (self.new_tokens, 0),
+            "--prefill-chunk-size": (self.prefill_chunk_size, 1),
         }
         for option, (number, lowest) in least.items():
             require_between(option, number, lowest)

@@ -45,7 +45,7 @@ def test_the_report_for_people(devctl, checkpoint):
     done = devctl("load", checkpoint("llama"), "--map", "cpu", "--max-new-tokens", "3")
     assert done.code == 0
     lines = [line.split() for line in done.out.splitlines()]
-    assert lines[0] == ["LlamaForCausalLM", "in", "float32,", "given", "map"]
+    assert lines[0] == ["LlamaForCausalLM", "in", "float32,", "given", "map,", "attention", "sdpa"]
     facts = {line[0]: line[1:] for line in lines}
     assert facts["tensors"][0] == facts["outputs"][0] == "pass"
     assert facts["generate"][2:4] == ["3", "tokens,"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from devctl.cli.show.streams import size, to_text
+from devctl.models.decoding import words
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def load_report(report: LoadReport) -> str:
         if proof.name == "tensors":
             for wrong in report.misplaced[:_MOST_MISPLACED]:
                 facts.add_row("", f"{wrong.name} is on {wrong.actual or 'no device'}, the map says {wrong.expected}")
-    title = Text.assemble((report.model_class, "bold"), f" in {report.dtype}, ", report.strategy or "given map")
+    attends = "" if report.attention is None else f", attention {report.attention}"
+    title = Text.assemble(
+        (report.model_class, "bold"), f" in {report.dtype}, {report.strategy or 'given map'}", attends
+    )
     return to_text(Group(title, facts, _bytes(report), *(Text(f"note: {n}") for n in report.notes)), sys.stdout)
 
 
@@ -46,9 +50,12 @@ def _figures(report: LoadReport) -> Iterator[tuple[str, str]]:
     weights = "random weights" if report.load_format == "dummy" else "weights"
     yield "load", f"{seconds(report.load_seconds)}: {format_bytes(report.loaded_bytes)} of {weights}{rate}"
     shapes = ", ".join(f"{i.name} {'×'.join(map(str, i.shape))}" for i in smoke.inputs)
-    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}"
+    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}{', padded' if smoke.padded else ''}"
     if smoke.generated is not None:
-        yield "generate", _generated(smoke.generated)
+        how = [words(tuple(report.generation.items()))] if report.generation else []
+        if report.prefill_chunk is not None:
+            how.append(f"the prompt in chunks of {report.prefill_chunk}")
+        yield "generate", ", ".join([*how, _generated(smoke.generated)])
     if report.host_peak is not None:
         yield "memory", f"{format_bytes(report.host_peak)} host peak, of the whole process"
 

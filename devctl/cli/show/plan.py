@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from devctl.cli.show.streams import say, to_text
 from devctl.devices import DeviceType
+from devctl.models.decoding import words
 from devctl.placement.budget import is_accelerator
 from devctl.units import format_bytes
 
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
-    from devctl.placement.plan import Comparison, Room, WhatIf
+    from devctl.placement.plan import Comparison, Plan, Room, WhatIf
     from devctl.planning.fits_on import FitsOn
 
 
-def plan_summary(model: PlannedModel, placement: Placement, room: str = "", engine: str = "") -> str:
+def plan_summary(model: PlannedModel, placement: Placement, room: str = "", run: str = "", engine: str = "") -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes.
 
     Args:
         room: a line on what is left, or empty.
+        run: a line on what is counted beside the weights, or empty.
         engine: what the plan holds for, or empty.
     """
     from rich.console import Group
@@ -42,6 +44,8 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "", engi
     if any(use.total > use.used for use in placement.devices):
         lines.append(memory_table(placement.devices))
     lines.append(Text(offload_line(placement)))
+    if run:
+        lines.append(Text(run))
     if room:
         lines.append(Text(room))
     if engine:
@@ -226,6 +230,25 @@ def fits_on_table(found: FitsOn) -> str:
     table = columns(("BOARD", "LEAST", "EACH", "FULLEST"), rows, left=1, width=width, styled=styled)
     tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated"
     return f"{head}, placed by {found.strategy}: {asked}\n{table}{tail}\n"
+
+
+def run_line(plan: Plan) -> str:
+    """How the workload is run that is counted; empty without one."""
+    if plan.runtime is None:
+        return ""
+    asked = plan.runtime.footprint.workload
+    parts = []
+    if asked.batch_size > 1:
+        parts.append(
+            f"a padded batch of {asked.batch_size}" if asked.padded else f"a batch of {asked.batch_size}, unpadded"
+        )
+    if asked.generation:
+        parts.append(words(asked.generation))
+    if asked.prefill_chunk is not None:
+        parts.append(f"the prompt in chunks of {asked.prefill_chunk}")
+    if plan.attention is not None:
+        parts.append(f"attention {plan.attention}")
+    return f"run: {', '.join(parts)}" if parts else ""
 
 
 def room_line(room: Room | None) -> str:

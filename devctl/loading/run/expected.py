@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from devctl.devices import Device
@@ -17,19 +18,40 @@ if TYPE_CHECKING:
 
 
 def workloads(
-    skeleton: Skeleton, inputs: Inputs, device_map: Mapping[str, Device], new_tokens: int
+    skeleton: Skeleton,
+    inputs: Inputs,
+    device_map: Mapping[str, Device],
+    new_tokens: int,
+    *,
+    attention: str | None = None,
 ) -> tuple[Workload, ...]:
-    """What is run: a forward, and where the peak of that is measured, as on accelerators, the generate too."""
+    """What is run: a forward, and where the peak of that is measured, as on accelerators, the generate too.
+
+    Args:
+        attention: how the model is asked to attend; None for what transformers chooses.
+    """
     on_accelerator = is_accelerator(main_of(device_map))
     text = inputs.tensors.get("input_ids")
     prompt = 1 if text is None else text.shape[1]
     kernels = Kernels.ACCELERATOR if on_accelerator else Kernels.CPU
-    forward = Workload(context_length=prompt, batch_size=inputs.batch_size, new_tokens=0, kernels=kernels)
+    forward = Workload(
+        context_length=prompt,
+        batch_size=inputs.batch_size,
+        new_tokens=0,
+        kernels=kernels,
+        padded=inputs.padded,
+        attention=attention,
+    )
     if not (on_accelerator and new_tokens and inputs.generates and skeleton.model_class.can_generate()):
         return (forward,)
     steps = max(1, new_tokens - 1)  # the last token is not read
-    generate = Workload(context_length=prompt + steps, batch_size=inputs.batch_size, new_tokens=steps, kernels=kernels)
-    return forward, generate
+    return forward, replace(
+        forward,
+        context_length=prompt + steps,
+        new_tokens=steps,
+        generation=inputs.generation,
+        prefill_chunk=inputs.prefill_chunk,
+    )
 
 
 def beside_weights(

@@ -1,4 +1,4 @@
-"""A short greedy generate, timed."""
+"""A short generate, timed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.loading.run.timing import Spread, spread, spread_of_known, synchronize
+from devctl.models.decoding import CACHE_BITS
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """A greedy generate.
+    """A generate.
 
     Attributes:
         tokens: new ones of each sequence.
@@ -58,13 +59,15 @@ class Made:
     ids: torch.Tensor
 
 
-def generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, device: Device) -> Made:
+def generate(model: Any, inputs: Inputs, given: dict[str, torch.Tensor], new_tokens: int, device: Device) -> Made:
+    """Generate as ``inputs`` say, from what of them is ``given`` on the device."""
     import torch
 
     settings = model.generation_config
     if not isinstance(settings.pad_token_id, int):
         settings.pad_token_id = 0  # one sequence needs no padding, and it is warned of where there is none
     arguments = {"decoder_start_token_id": decoder_start(model)} if model.config.is_encoder_decoder else {}
+    reads = _reads(model, inputs)
     steps: dict[int, int] = {}
     first: dict[int, float] = {}
     # a forward makes a token: the model's own, or that of the part which a model generates with
@@ -72,7 +75,7 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, devic
 
     def count(module: Any, *_: Any) -> None:
         steps[id(module)] = steps.get(id(module), 0) + 1
-        if id(module) not in first:
+        if steps[id(module)] == reads:
             synchronize(device)
             first[id(module)] = time.perf_counter() - start
 
@@ -82,11 +85,9 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, devic
         synchronize(device)
         start = time.perf_counter()
         output = model.generate(
-            **inputs,
+            **given,
             **arguments,
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
+            **_told(inputs),
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
         )
@@ -97,11 +98,28 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, devic
             hook.remove()
     seen = next((id(part) for part in parts if id(part) in steps), None)
     return Made(
-        steps=new_tokens if seen is None else steps[seen],
+        steps=new_tokens if seen is None else steps[seen] - reads + 1,
         seconds=seconds,
-        first=None if seen is None else first[seen],
+        first=None if seen is None else first.get(seen),
         ids=output if hasattr(output, "shape") else output.sequences,
     )
+
+
+def _reads(model: Any, inputs: Inputs) -> int:
+    """Forwards until the prompt is read."""
+    text = inputs.tensors.get("input_ids")
+    if inputs.prefill_chunk is None or text is None or model.config.is_encoder_decoder:
+        return 1
+    return -(-text.shape[1] // inputs.prefill_chunk)
+
+
+def _told(inputs: Inputs) -> dict[str, Any]:
+    """All that decides on memory is told, as the model's own config of generate may say it or not."""
+    told = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, **dict(inputs.generation)}
+    told.pop(CACHE_BITS, None)
+    if inputs.prefill_chunk is not None:
+        told["prefill_chunk_size"] = inputs.prefill_chunk
+    return told
 
 
 def _generates(module: Any) -> bool:

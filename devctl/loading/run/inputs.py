@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.run.media import audio_inputs, image_inputs
+from devctl.models.decoding import Settings
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.inputs import ModelInputs, batch_of, image_token, inputs_of, most_tokens, tokens_of_image
 
@@ -42,7 +43,10 @@ class Inputs:
         tokenizer: to read what is generated; None where the model has none.
         notes: why the tokenizer is not used, if so, and what is not tried.
         batch_size: rows of each.
+        padded: some of the texts are shorter, and padded.
         generates: whether the model, if it does at all, generates as others do.
+        generation: what generate is told, where that is not as in a greedy one.
+        prefill_chunk: tokens of the prompt that generate reads at once; None for all.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -50,7 +54,10 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase | None
     notes: tuple[str, ...] = ()
     batch_size: int = 1
+    padded: bool = False
     generates: bool = True
+    generation: Settings = ()
+    prefill_chunk: int | None = None
 
 
 def prepare(
@@ -64,6 +71,7 @@ def prepare(
     audio: Path | None = None,
     batch_size: int = 1,
     context_length: int | None = None,
+    padding: bool = True,
 ) -> Inputs:
     """Inputs for the model: text through its tokenizer if it has one that works, given files, and random ones else.
 
@@ -74,6 +82,7 @@ def prepare(
         audio: a .wav file to give it.
         batch_size: how often each input is given, at a time.
         context_length: tokens that the text is made up, or cut, to; None is the text as it is.
+        padding: make all texts but the first shorter, and pad them.
 
     Raises:
         UsageError: something was given that the model does not take, or needs what it does not have; a file can't be
@@ -111,12 +120,15 @@ def prepare(
     untried = (["images"] if wants.image_tokens is None else []) + (["sounds"] if wants.deaf else [])
     if untried:
         notes = (*notes, f"no {' or '.join(untried)} are known for {model_class.__name__}: only the rest is tried")
+    tensors = batch_of(made, batch_size)
+    padded = padding and batch_size > 1 and _pad(tensors, config, model_class, tokenizer)
     return Inputs(
-        tensors=batch_of(made, batch_size),
+        tensors=tensors,
         source=origin,
         tokenizer=tokenizer,
         notes=notes,
         batch_size=batch_size,
+        padded=padded,
         generates=config.model_type not in _GENERATES_SPEECH,
     )
 
@@ -212,6 +224,48 @@ def _text(
     if image_tokens and "mm_token_type_ids" in takes:
         made["mm_token_type_ids"] = (made["input_ids"] == image_token(config)).long()
     return made
+
+
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What has a place for each token."""
+
+
+def _pad(
+    tensors: dict[str, torch.Tensor],
+    config: Any,
+    model_class: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> bool:
+    """Make all texts but the first shorter, each a little more, and pad them, in place; False where that can't be.
+
+    A decoder that continues a text is padded before it, any other model after it, as tokenizers do.
+    """
+    import torch
+
+    ids = tensors.get("input_ids")
+    if ids is None or "attention_mask" not in tensors or tensors["attention_mask"].shape != ids.shape:
+        return False
+    rows, length = ids.shape
+    # an image stays whole: what is cut off is text behind it
+    image = image_token(config)
+    of_image = max((place + 1 for place, token in enumerate(ids[0].tolist()) if token == image), default=0)
+    spare = length - 1 - of_image
+    if spare < 1:
+        return False
+    said = (getattr(each, "pad_token_id", None) for each in (tokenizer, config))
+    pad = next((token for token in said if isinstance(token, int) and token >= 0), 0)
+    before = model_class.can_generate() and not config.is_encoder_decoder
+    for name in _OF_TEXT:
+        if name not in tensors:
+            continue
+        padded = tensors[name].clone()
+        for row in range(1, rows):
+            less = max(1, spare * row // (2 * rows))
+            filling = torch.full((less,), pad if name == "input_ids" else 0)
+            left = padded[row, : length - less]
+            padded[row] = torch.cat([filling, left] if before else [left, filling])
+        tensors[name] = padded
+    return True
 
 
 def _image_ids(config: Any, count: int) -> torch.Tensor:

@@ -69,6 +69,7 @@ class Smoke:
         inputs: what the forward was given.
         source: where the inputs came from: "tokenizer", "image", "audio" or "random".
         batch_size: sequences, images or sounds at a time.
+        padded: some of the texts are shorter, and padded.
         forward_seconds: of a forward, after those that warmed up.
         nonfinite: names of the outputs that have a NaN or an infinity.
         nonfinite_block: the first block whose output has one; None where none has.
@@ -81,6 +82,7 @@ class Smoke:
     inputs: tuple[Input, ...]
     source: str
     batch_size: int
+    padded: bool
     forward_seconds: Spread
     nonfinite: tuple[str, ...]
     nonfinite_block: str | None
@@ -146,12 +148,13 @@ def run(
         made = None
         if new_tokens > 0 and model.can_generate() and inputs.generates:
             for _ in range(warmup or 0):
-                generate(model, given, new_tokens, device)
-            made = generated([generate(model, given, new_tokens, device) for _ in range(repeat)], inputs)
+                generate(model, inputs, given, new_tokens, device)
+            made = generated([generate(model, inputs, given, new_tokens, device) for _ in range(repeat)], inputs)
     return Smoke(
         inputs=tuple(Input(name=name, shape=tuple(value.shape)) for name, value in forward.items()),
         source=inputs.source,
         batch_size=inputs.batch_size,
+        padded=inputs.padded,
         forward_seconds=spread(seconds),
         nonfinite=nonfinite,
         nonfinite_block=block,

@@ -135,6 +135,10 @@ def load(
     with _progress(counted_bytes(tree), on_progress), out_of_memory.on_device("while loading", predicted):
         try:
             loaded: Any = skeleton.model_class.from_pretrained(location, **arguments)
+        except ImportError as error:
+            raise ModelError(
+                f"{tree.class_name} needs a package that does not work here: {first_line(error)}"
+            ) from error
         except Exception as error:  # transformers' and accelerate's own code, and that of the model
             if out_of_memory.is_out_of_memory(error):
                 raise

@@ -40,6 +40,25 @@ def fetch(model: str, name: str, revision: str | None) -> Path:
         raise _explained(error, model, name, revision) from error
 
 
+def fetch_if_there(model: str, name: str, revision: str | None) -> Path | None:
+    """The same, or None where the model has no such file. What the cache knows of a commit is not asked of the hub.
+
+    Offline, what the cache does not know is taken not to be there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import is_offline_mode
+
+    known = try_to_load_from_cache(model, name, revision=revision)
+    if isinstance(known, str):
+        return Path(known)
+    if known is not None or is_offline_mode():
+        return None
+    try:
+        return fetch(model, name, revision)
+    except NoSuchFileError:
+        return None
+
+
 def fetch_weights(model: str, revision: str | None) -> Path:
     """Download the weights that ``from_pretrained`` would read first, unless they are in the cache.
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from devctl.errors import ModelError, UsageError, first_line
-from devctl.models.files.hub import CONFIG, fetch
+from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, fetch, fetch_if_there
 from devctl.writing import expanded
 
 MOST_LAYERS = 10_000
@@ -55,6 +56,28 @@ class ModelSource:
             ModelError: it can't be read, is no JSON, or none of a model.
         """
         return read_config(self.config_path)
+
+
+def generation_of(source: ModelSource) -> dict[str, Any]:
+    """What the model's files say of ``generate``: its generation config, else what its config has of one, as
+    ``from_pretrained`` takes it.
+
+    Raises:
+        ModelError: the config can't be read, or the hub can't be reached.
+    """
+    path: Path | None = source.config_path.parent / GENERATION_CONFIG
+    if source.kind is SourceKind.HUB:
+        path = fetch_if_there(source.location, GENERATION_CONFIG, source.revision)
+    try:
+        found = None if path is None else json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # transformers passes over one that it can't read, too
+        found = None
+    if isinstance(found, dict):
+        return found
+    config: dict[str, Any] = dict(source.config)
+    parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
+    inner = next((part for part in parts if isinstance(part, dict) and part), {})
+    return {**inner, **{name: value for name, value in config.items() if value is not None}}
 
 
 def resolve(model: str, *, revision: str | None = None) -> ModelSource:

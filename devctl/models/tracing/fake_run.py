@@ -15,7 +15,11 @@ import torch
 from transformers import GenerationMixin
 
 from devctl.errors import first_line
+from devctl.models.attention import of_config, without_packages
+from devctl.models.decoding import CACHE_BITS
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.attention import standing_in
+from devctl.models.tracing.caches import TRACED
 from devctl.models.tracing.fake_tensors import FakeWorld
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
@@ -25,6 +29,9 @@ from devctl.models.tree import Module, ModuleTree
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
+
+
+_GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 
 
 class _FinishedError(Exception):
@@ -73,35 +80,42 @@ class FakeModel:
         self._most = most
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
-        self._model: Any = _build(skeleton, self.world)
+        self._model: Any = _build(skeleton, workload, self.world)
+        self._attention = of_config(self._model.config)
         batch = workload.batch_size
-        self.prompts: Prompts = MadeUp(self._model, batch) if given is None else Given(self._model, batch, given)
+        self.prompts: Prompts = (
+            MadeUp(self._model, batch, padded=workload.padded) if given is None else Given(self._model, batch, given)
+        )
+        self._told = _told(workload)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
         """Whether prompts begin with an image."""
         self.no_images: str | None = None
         """Why they can't, in a model that would."""
         try:
-            with self.world.entered():
+            with self._entered():
                 self.images = self.prompts.find_images()
         except Exception as error:  # noqa: BLE001 - it is the model's own code
             self.no_images = first_line(error)
         self.plain_generate = False
         """Whether a model's own way to generate is passed over for that of all."""
 
-    def generate(self, tokens: int, *, answer: int = 1, steps: int = 1) -> list[TracedStep]:
-        """The first ``steps`` steps of a greedy generate; the first is the prefill.
+    def generate(self, tokens: int, *, answer: int = 1, steps: int = 1, chunk: int | None = None) -> list[TracedStep]:
+        """The first ``steps`` steps of the workload's generate; the first is the prefill.
 
         Args:
             tokens: of the prompt.
             answer: tokens that the decoder begins with, where there is an encoder for the prompt.
+            chunk: tokens of the prompt that are read at once, in which a prefill has its peak again and again.
 
         Raises:
             TooManyOperationsError: it takes too long.
         """
         found: list[TracedStep] = []
-        ended = False
+        parts: list[TracedStep] = []
+        ended = begun = False
         output = 0
+        chunks = None if chunk is None or chunk >= tokens else _chunks(tokens, chunk)
 
         def end(_: Any, scores: torch.Tensor) -> torch.Tensor:
             nonlocal ended, output
@@ -109,13 +123,16 @@ class FakeModel:
             output = scores.numel() * scores.element_size()
             return scores
 
-        def begin() -> None:
-            nonlocal ended
+        def begin(*, forward: bool = False) -> None:
+            nonlocal ended, begun
             if ended:
                 ended = False
-                found.append(step(output))
+                found.append(_chunked([*parts[-1:], step(output)]) if parts and not found else step(output))
                 if len(found) == steps:
                     raise _FinishedError
+            elif forward and begun and chunks is not None:
+                parts.append(step(0))
+            begun = begun or forward
 
         with self._recorded(tokens, begin) as step:
             _settle(self._model, self._workload)
@@ -125,14 +142,20 @@ class FakeModel:
                 generate(
                     self._model,
                     **given,
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=steps + 1,
+                    **self._told,
+                    prefill_chunk_size=chunks,
+                    max_new_tokens=max(steps + 1, self._left(tokens, answer)),
                     logits_processor=[end],
                 )
         if len(found) < steps:
             raise ValueError("it generates by other means than its forward")
         return found
+
+    def _left(self, tokens: int, answer: int) -> int:
+        """Tokens that generate is to make after so many, the last is not read: caches may be as long as all."""
+        if self.prompts.reads_whole:
+            return self._workload.new_tokens + 2 - answer
+        return self._workload.context_length + 1 - tokens
 
     @property
     def has_own_generate(self) -> bool:
@@ -145,19 +168,20 @@ class FakeModel:
         Raises:
             TooManyOperationsError: it takes too long.
         """
-        with self._recorded(tokens, lambda: None) as step:
+        with self._recorded(tokens, lambda **_: None) as step:
             output = self._model(**self.prompts.make(tokens, images=self.images))
             kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(output)}
             # what is deeper in the output than its own tensors is kept for a next step: keys and values, above all
             return step(sum(kept.values()), results=frozenset(t.untyped_storage()._cdata for t in _own_tensors(output)))
 
     @contextmanager
-    def _recorded(self, tokens: int, begin: Callable[[], None]) -> Iterator[Callable[..., TracedStep]]:
+    def _recorded(self, tokens: int, begin: Callable[..., None]) -> Iterator[Callable[..., TracedStep]]:
         """Follows what happens inside; gives a function that ends a step."""
         weights = [*self._model.parameters(), *self._model.buffers()]
-        recorder = Recorder(weights, length=tokens, most=self._most)
+        on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
+        recorder = Recorder(weights, length=tokens, most=self._most, on_accelerator=on_accelerator)
         with (
-            self.world.entered(),
+            self._entered(),
             repeats(self._model, self._alike) as alike,
             recorder,
             self._hooked(recorder, begin),
@@ -178,7 +202,12 @@ class FakeModel:
                 self.operations = recorder.operations
 
     @contextmanager
-    def _hooked(self, recorder: Recorder, begin: Callable[[], None]) -> Iterator[None]:
+    def _entered(self) -> Iterator[None]:
+        with standing_in(self._attention), self.world.entered():
+            yield
+
+    @contextmanager
+    def _hooked(self, recorder: Recorder, begin: Callable[..., None]) -> Iterator[None]:
         """Tell ``recorder`` which block executes, and call ``begin`` before any module does."""
         handles = []
 
@@ -191,7 +220,7 @@ class FakeModel:
             return hook
 
         def enter_model(*_: Any) -> None:
-            begin()
+            begin(forward=True)
             recorder.inside = True
 
         def leave_model(*_: Any) -> None:
@@ -209,21 +238,57 @@ class FakeModel:
                 handle.remove()
 
 
+def _told(workload: Workload) -> dict[str, Any]:
+    """What generate is told besides its inputs."""
+    told = {**_GREEDY, **dict(workload.generation)}
+    told.pop(CACHE_BITS, None)
+    if (cache := told.pop("cache_implementation", None)) in TRACED:
+        told["cache_implementation"] = TRACED[cache]
+    return told
+
+
+def _chunks(tokens: int, chunk: int) -> list[int]:
+    """Tokens that are read at once, one after the other: so many, but what is long before the last ones in one go.
+
+    The last of each length are those with the peak; one before them frees what only the long one leaves behind.
+    """
+    rest = tokens % chunk or chunk
+    before = tokens - rest - 2 * chunk
+    whole = [before, chunk, chunk] if before > 0 else [chunk] * ((tokens - rest) // chunk)
+    return [*whole, rest]
+
+
+def _chunked(steps: list[TracedStep]) -> TracedStep:
+    """A prefill of chunks, whose peak is in the last ``steps``: each runs beside the states of all blocks."""
+    again: dict[str, int] = {}
+    for each in steps:
+        for name in {**each.peaks.beside, **each.peaks.again}:
+            most = max(each.peaks.beside.get(name, 0), each.peaks.again.get(name, 0))
+            again[name] = max(again.get(name, 0), most)
+    # of a window, a long chunk leaves more than a short one at the end does
+    state = {name: max(each.state.get(name, 0) for each in steps) for each in steps for name in each.state}
+    last = steps[-1]
+    return TracedStep(state=state, executed=last.executed, peaks=Peaks(again=again), output=last.output)
+
+
 def _own_tensors(output: Any) -> Iterator[torch.Tensor]:
     """The tensors that a model's output is made of, and none of what is kept in its other parts."""
     parts = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else (output,)
     return (part for part in parts if isinstance(part, torch.Tensor))
 
 
-def _build(skeleton: Skeleton, world: FakeWorld) -> Any:
+def _build(skeleton: Skeleton, workload: Workload, world: FakeWorld) -> Any:
     from transformers.core_model_loading import build_glob_alternation
     from transformers.initialization import no_init_weights
 
     dtype = getattr(torch, skeleton.tree.dtype)
     config = copy.deepcopy(skeleton.config)
+    if workload.attention is not None:
+        config._attn_implementation = workload.attention
 
     def build(device: str) -> Any:
         with ExitStack() as stack:
+            stack.enter_context(without_packages())
             for context in skeleton.model_class.get_init_context(dtype, False, False, None):
                 stack.enter_context(context)
             stack.enter_context(no_init_weights())
@@ -267,6 +332,7 @@ def _settle(model: Any, workload: Workload) -> None:
             setattr(settings, name, 0)
     for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
         setattr(settings, name, None)
+    model._has_unfinished_sequences = lambda *_, **__: True  # beams end by scores, which are not real
     if workload.kernels is Kernels.ACCELERATOR:
         model._optimize_model_for_decode = lambda: _gathered_experts(model)
 

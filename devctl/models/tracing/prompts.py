@@ -25,10 +25,11 @@ class Prompts(ABC):
 
     Attributes:
         deaf: the model takes sounds, and is given none, as it is not known how.
+        padded: some of its texts are padded.
     """
 
     def __init__(self, model: Any, batch_size: int) -> None:
-        self.deaf = False
+        self.deaf = self.padded = False
         self._model = model
         self._batch_size = batch_size
         self._takes = inspect.signature(model.forward).parameters
@@ -90,12 +91,14 @@ class Prompts(ABC):
 class MadeUp(Prompts):
     """Inputs of the model's kind, of the sizes in its config."""
 
-    def __init__(self, model: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, batch_size: int, *, padded: bool) -> None:
         super().__init__(model, batch_size)
         self._inputs = inputs_of(model.config, type(model))
         self._pictures: tuple[dict[str, torch.Tensor], int] | None = None
         self.deaf = self._inputs.deaf
         self._may_have_images = self._inputs.image_tokens != 0
+        takes_mask = "attention_mask" in self._takes and (self._inputs.text or self._may_have_images)
+        self.padded = padded and batch_size > 1 and takes_mask
 
     def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:
         """As ``Prompts`` says: the ids of its text are all the same."""
@@ -104,7 +107,7 @@ class MadeUp(Prompts):
         if self._inputs.text or self._may_have_images:
             made["input_ids"] = torch.full((self._batch_size, tokens), self._plain_token)
             if "attention_mask" in self._takes or model.can_generate():
-                made["attention_mask"] = torch.ones_like(made["input_ids"])
+                made["attention_mask"] = self._mask(tokens)
         if not self._may_have_images:
             made |= self._anew(self._inputs.media, self._batch_size)
             if not self._inputs.is_enough(made):
@@ -120,6 +123,14 @@ class MadeUp(Prompts):
                 made["mm_token_type_ids"] = is_image.long()
             made |= self._anew(pictures, self._batch_size)
         return made | self._decoder_ids(tokens, answer)
+
+    def _mask(self, tokens: int) -> torch.Tensor:
+        """Where text is: all over, or, if texts are padded, all but the last one's first place: most is held then."""
+        mask = torch.ones(self._batch_size, tokens, dtype=torch.long)
+        if not self.padded or tokens == 1:
+            return mask
+        is_last, is_first = torch.arange(self._batch_size) == self._batch_size - 1, torch.arange(tokens) == 0
+        return mask.masked_fill(is_last[:, None] & is_first, 0)
 
     def told(self, *, images: bool) -> str | None:
         """As ``Prompts`` says."""
@@ -160,6 +171,7 @@ class Given(Prompts):
 
     def __init__(self, model: Any, batch_size: int, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__(model, batch_size)
+        self.padded = not bool(tensors.get("attention_mask", torch.ones(1)).all())
         self._tensors = tensors
 
     def make(self, tokens: int, *, answer: int = 1, images: bool = False) -> dict[str, torch.Tensor]:

@@ -25,9 +25,20 @@ MODEL = ""
 """The owner of what belongs to no block."""
 
 
+def _converts(args: tuple[Any, ...], out: Any) -> bool:
+    """Whether a sum is of a mask, which is converted to integers first."""
+    return args[0].dtype is torch.bool and out.dtype is not torch.bool
+
+
+_REORDER = torch.ops.aten.index_select.default
+"""How a cache follows its beams from one step to the next."""
+
 _SCRATCH: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     # which rows are masked as a whole: a bool for each score
     torch.ops.aten._safe_softmax.default: lambda _, out: int(out.numel()),
+    torch.ops.aten.sum.dim_IntList: lambda args, out: (
+        int(args[0].numel() * out.itemsize) if _converts(args, out) else 0
+    ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, _: of_flash_attention(*args),
 }
 """Bytes that an operation takes beside its output, and gives back."""
@@ -74,15 +85,39 @@ class TooManyOperationsError(Exception):
     """More than the tracer has time for: the code loops over the sequence."""
 
 
+def _of_sort(args: tuple[Any, ...], out: Any, *, on_accelerator: bool) -> int:
+    """What sorting takes: positions of a row on the CPU.
+
+    CUDA sorts all rows at once, with a second copy of keys and positions to go to and fro between, and where there are
+    several rows, positions within them (``SortStable.cu``, ``radix_sort_pairs``).
+    """
+    values, positions = out
+    length = values.shape[-1] if values.dim() else 1
+    if not on_accelerator:
+        return int(length * positions.itemsize)
+    if length <= _SORTED_IN_PLACE:
+        return 0
+    rows = values.numel() // max(1, length)
+    return int(values.numel() * (values.itemsize + (2 if rows == 1 else 3) * positions.itemsize))
+
+
+_SORTED_IN_PLACE = 4096
+"""CUDA sorts rows of up to so many values without a copy."""
+_SORTS = {torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage that is made while it is active, for ``most`` operations.
 
     Args:
         ignored: the weights.
         length: tokens of the text.
+        on_accelerator: whose kernels run.
     """
 
-    def __init__(self, ignored: Collection[torch.Tensor], *, length: int, most: int) -> None:
+    def __init__(
+        self, ignored: Collection[torch.Tensor], *, length: int, most: int, on_accelerator: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         of_weights = {size for tensor in ignored for size in tensor.shape}
         self._as_long = frozenset(range(length, length + _PADDED)) - of_weights
@@ -92,10 +127,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
         self.inside = False
         self._most = most
+        self._on_accelerator = on_accelerator
         self._executing: list[str] = []
         self._latest = MODEL
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._reordered: dict[int, tuple[int, int]] = {}
+        """By a storage: the one that takes its place when it dies, and the number that this has until then."""
 
     def enter(self, owner: str, given: Any = ()) -> None:
         """The block ``owner`` begins to execute, with what it is ``given``."""
@@ -131,8 +169,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._alive and storage._cdata not in self._ignored:
                     self._born(storage, leaf.shape, args)
-        if func in _SCRATCH:
-            number = self._new(_SCRATCH[func](args, out), (), args)
+                    if func is _REORDER and not self._executing:
+                        self._take_place(args[0].untyped_storage()._cdata, storage._cdata)
+        scratch = _SCRATCH[func](args, out) if func in _SCRATCH else None
+        if func in _SORTS:
+            scratch = _of_sort(args, out, on_accelerator=self._on_accelerator)
+        if scratch is not None:
+            number = self._new(scratch, (), args)
             self.phase.events += [(Event.BORN, number), (Event.DIED, number)]
         return out
 
@@ -147,11 +190,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, number = storage._cdata, self._new(storage.nbytes(), shape, args)
 
         def died(_: Any) -> None:
-            del self._alive[key]
-            self.phase.events.append((Event.DIED, number))
+            ended, _ = self._alive.pop(key)
+            heir = self._reordered.pop(key, None)
+            if heir is not None and heir[0] in self._alive:
+                self._alive[heir[0]] = ended, self._alive[heir[0]][1]
+                ended = heir[1]
+            self.phase.events.append((Event.DIED, ended))
 
         self._alive[key] = number, weakref.ref(storage, died)
         self.phase.events.append((Event.BORN, number))
+
+    def _take_place(self, old: int, new: int) -> None:
+        """Of a state that beams reorder, a copy takes the place: the same state, which is there twice in between."""
+        if old in self._alive and self.storages[self._alive[old][0]].inside:
+            self._reordered[old] = new, self._alive[new][0]
 
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""

@@ -94,6 +94,7 @@ def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
 def _trace(
     skeleton: Skeleton, workload: Workload, given: Mapping[str, torch.Tensor] | None, *, alike: bool
 ) -> Footprint:
+    from devctl.models.tracing.caches import with_cache
     from devctl.models.tracing.fake_run import FakeModel
 
     most = _OPERATIONS if alike else _OPERATIONS_OF_ALL
@@ -106,14 +107,29 @@ def _trace(
         notes.append(f"sounds are not counted: none are known for {skeleton.model_class.__name__}")
     beside_text = model.prompts.told(images=model.images)
     footprint = Footprint(
-        workload=workload,
+        workload=_as_run(model, workload),
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
         square=prefill.peaks.square,
         exact=not notes,
         notes=(*notes, *([f"counted with {beside_text}"] if beside_text else [])),
     )
-    return _with_kv_dtype(footprint, skeleton.tree.dtype)
+    import torch
+
+    return with_cache(
+        _with_kv_dtype(footprint, skeleton.tree.dtype),
+        getattr(torch, workload.kv_dtype or skeleton.tree.dtype).itemsize,
+    )
+
+
+def _as_run(model: FakeModel, workload: Workload) -> Workload:
+    """``workload`` without what changes nothing for this model."""
+    return replace(
+        workload,
+        padded=model.prompts.padded,
+        generation=workload.generation if model.generates else (),
+        prefill_chunk=None if not model.generates or model.prompts.reads_whole else workload.prefill_chunk,
+    )
 
 
 def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) -> tuple[TracedStep, TracedStep | None]:
@@ -149,7 +165,7 @@ def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep
     if not model.generates:
         return model.forward(whole), None, []
     try:
-        return _prefill(model, prompt), _last(model, workload, whole), []
+        return _prefill(model, prompt, workload.prefill_chunk), _last(model, workload, whole), []
     except TooManyOperationsError:
         lengths = _lengths(model)
         if lengths[-1] >= prompt:
@@ -163,8 +179,8 @@ def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep
         return prefill, last, [note]
 
 
-def _prefill(model: FakeModel, prompt: int) -> TracedStep:
-    return model.generate(prompt)[0]
+def _prefill(model: FakeModel, prompt: int, chunk: int | None = None) -> TracedStep:
+    return model.generate(prompt, chunk=None if model.prompts.reads_whole else chunk)[0]
 
 
 def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:

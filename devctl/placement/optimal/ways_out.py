@@ -9,7 +9,9 @@ from devctl.placement.optimal.find import limits_of, row_of
 from devctl.placement.optimal.solve import Row, least_factor, solve
 from devctl.units import format_bytes, format_need
 
-_MOST_MORE = 1024
+_MOST_MORE = 64
+"""More boards than these, or than four times those that are there, are no way out that anybody would take."""
+_TIMES_MORE = 4
 _BY = ", by --strategy optimal"
 
 
@@ -92,7 +94,7 @@ def _more(needed: int, given: int | None) -> str:
 def _how_many_more(
     row: Row, gpus: Mapping[Device, int], size: int, cpu: int | None, *, cpu_may_hold: bool, beside: int
 ) -> str | None:
-    """A line that says how many more GPUs of a ``size`` are enough; None where no number is."""
+    """A line that says how many more GPUs of a ``size`` are enough; None where nobody would buy them."""
     here = list(gpus.values())
 
     def enough(count: int) -> bool:
@@ -101,11 +103,13 @@ def _how_many_more(
     high = 1
     while not enough(high):
         high *= 2
-        if high > _MOST_MORE:
+        if high > 2 * _MOST_MORE:
             return None
     low = high // 2  # not enough
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
+    if high > min(_MOST_MORE, _TIMES_MORE * len(gpus)):
+        return None
     more = f"{high} more {'GPU' if high == 1 else 'GPUs'} of {format_bytes(size + beside)}"
     return f"{more} would hold the rest{_BY}"

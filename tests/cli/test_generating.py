@@ -1,0 +1,166 @@
+"""--decode and --prefill-chunk-size of plan and load."""
+
+import json
+import shutil
+
+import pytest
+
+import devctl as library
+from tests.conftest import CONFIGS
+
+TINY, LLAMA, BERT, T5 = (CONFIGS / name for name in ("tiny-llama", "llama-3.1-8b", "bert-large", "t5-11b"))
+WORK = ("--devices", "1GiB", "--context-length", 256)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The tiny model's folder with a generation config."""
+
+    def write(**settings):
+        shutil.copytree(TINY, tmp_path / "model", dirs_exist_ok=True)
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+        return tmp_path / "model"
+
+    return write
+
+
+def document(done):
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def state(document):
+    return sum(device["state"] or 0 for device in document["devices"])
+
+
+def test_the_folders_generation_config_counts(devctl, told):
+    plain = document(devctl("plan", TINY, *WORK, "--json"))
+    done = devctl("plan", told(num_beams=4), *WORK, "--json")
+    beams = document(done)
+    assert beams["workload"]["generation"] == {"num_beams": 4}
+    assert plain["workload"]["generation"] == {}
+    assert state(beams) == 4 * state(plain)
+    assert "run: 4 beams, attention sdpa" in done.err.splitlines()
+    greedy = document(devctl("plan", told(num_beams=4), *WORK, "--decode", "greedy", "--json"))
+    assert state(greedy) == state(plain)
+
+
+def test_a_change_of_it_is_seen_by_a_plan_that_is_kept(devctl, told):
+    states = [state(document(devctl("plan", told(num_beams=n), *WORK, "--json"))) for n in (2, 3, 2)]
+    assert states[0] == states[2]
+    assert states[1] * 2 == states[0] * 3
+
+
+@pytest.mark.parametrize(
+    ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: attention")]
+)
+def test_decode_says_otherwise(devctl, decode, said):
+    done = devctl("plan", TINY, *WORK, "--decode", decode)
+    assert any(line.startswith(said) for line in done.err.splitlines())
+
+
+def test_what_it_asks_for_and_is_not_counted_is_said(devctl, told):
+    done = devctl("plan", told(prompt_lookup_num_tokens=5, cache_implementation="static"), *WORK)
+    assert "note: the generation config asks for prompt lookup, which is not counted" in done.err
+    assert "torch.compile" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ([TINY, *WORK, "--decode", "beam:1"], 2, "--decode beam:1: from 2 to 1024 beams are counted"),
+        ([TINY, *WORK, "--decode", "nucleus"], 2, "--decode 'nucleus' is not one of config, greedy, sample, beam:N"),
+        ([TINY, "--decode", "greedy"], 2, "without a workload only weights are counted: leave out --decode"),
+        ([TINY, "--prefill-chunk-size", 64], 2, "leave out --prefill-chunk-size"),
+        ([BERT, *WORK, "--decode", "beam:2"], 2, "--decode beam:2: this model does not generate"),
+        ([T5, "--devices", "H100", "--context-length", 64, "--prefill-chunk-size", 8], 2, "does not generate from its"),
+    ],
+)
+def test_what_changes_nothing_or_can_not_be_meant_is_refused(devctl, command, code, said):
+    done = devctl("plan", *command)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+
+
+def test_a_generation_config_that_can_not_be_meant_is_refused(devctl, told):
+    done = devctl("plan", told(num_beams="many"), *WORK)
+    assert done.code == 4
+    assert "the generation config's num_beams is 'many'" in done.err
+
+
+@pytest.mark.parametrize(
+    "question", [["--what-if"], ["--max-context"], ["--target-context", 128], ["--compare", *WORK[2:]]]
+)
+def test_other_questions_take_them(devctl, question):
+    answers = []
+    for more in ([], ["--decode", "beam:4", "--prefill-chunk-size", 32]):
+        done = devctl("plan", TINY, "--devices", "20MiB", "--overhead", "0B", *question, *more, "--json")
+        assert done.code in (0, 3), done.err
+        answers.append(done.out + done.err)
+    assert answers[0] != answers[1]
+
+
+def test_the_library_takes_them():
+    found = library.plan(str(TINY), "1GiB", context_length=64, decode="beam:2", prefill_chunk_size=16)
+    assert found.runtime.footprint.workload.generation == (("num_beams", 2),)
+    assert found.runtime.footprint.workload.prefill_chunk == 16
+    with pytest.raises(library.errors.UsageError, match="decode 'no' is not one of"):
+        library.capacity(str(TINY), "1GiB", context_length=64, decode="no")
+
+
+def test_the_first_way_out_of_a_long_prompt_is_to_read_it_in_chunks(devctl):
+    work = (
+        "--devices",
+        "2x24GiB,disk",
+        "--context-length",
+        131072,
+        "--batch-size",
+        1,
+        "--strategy",
+        "optimal",
+        "--no-offload",
+    )
+    done = devctl("plan", LLAMA, *work)
+    assert done.code == 3
+    ways = [line for line in done.err.splitlines() if line.startswith("  - ") and " is given " not in line]
+    assert ways[0].startswith("  - --prefill-chunk-size ")
+    assert " fits, by --strategy optimal: " in ways[0]
+    longest = int(ways[0].split()[2])
+    assert devctl("plan", LLAMA, *work, "--prefill-chunk-size", longest).code == 0
+    assert devctl("plan", LLAMA, *work, "--prefill-chunk-size", 2 * longest).code == 3
+
+
+def test_chunks_are_not_told_where_the_prompt_is_not_what_does_not_fit(devctl):
+    done = devctl("plan", LLAMA, "--devices", "8GiB,disk", "--context-length", 64, "--no-offload")
+    assert done.code == 3
+    assert "--prefill-chunk-size" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("more", "generation", "chunk", "said"),
+    [
+        (["--decode", "beam:2"], {"num_beams": 2}, None, "2 beams"),
+        (["--decode", "sample"], {"do_sample": True}, None, "sampling"),
+        (["--prefill-chunk-size", "5"], {}, 5, "the prompt in chunks of 5"),
+        ([], {}, None, "tokens"),
+    ],
+)
+def test_a_load_generates_so(devctl, checkpoint, more, generation, chunk, said):
+    options = ("--map", "cpu", "--max-new-tokens", 3, "--batch-size", 2, *more)
+    report = json.loads(devctl("load", checkpoint("llama"), *options, "--json").out)
+    assert (report["generation"], report["prefill_chunk"]) == (generation, chunk)
+    assert report["smoke"]["generated"]["tokens"] == 3
+    assert report["ok"]
+    (line,) = [x for x in devctl("load", checkpoint("llama"), *options).out.splitlines() if x.startswith("generate")]
+    assert said in line
+
+
+def test_a_load_generates_as_the_folder_says(devctl, checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llama"), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "prompt_lookup_num_tokens": 2}))
+    report = json.loads(
+        devctl("load", folder, "--map", "cpu", "--max-new-tokens", 2, "--decode", "greedy", "--json").out
+    )
+    assert report["generation"] == {}
+    assert "the generation config asks for prompt lookup, which is not counted" in report["notes"]
