@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-FORMAT = 3
+FORMAT = 4
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.loops import Loops
 
 _KNOWN_ELEMENTS = 1 << 20
 """Integer tensors are real up to this many elements, or up to four elements a token where that is more."""
@@ -200,11 +201,13 @@ class KernelsOf(TorchFunctionMode):
       dtype, mask and sizes of the heads.
     - Softmax on an accelerator: a half-precision input is not copied to float32 first.
     - The grouped matrix product on every device: the fake one takes bfloat16 only.
+    - What joins the pieces of a loop that was cut short.
     """
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, loops: Loops | None = None) -> None:
         super().__init__()
         self._accelerator = kernels is Kernels.ACCELERATOR
+        self._loops = loops
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -212,6 +215,12 @@ class KernelsOf(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch._grouped_mm and args[0].dim() == 2 and args[1].dim() == 3:
             return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
+        if (
+            self._loops is not None
+            and self._loops.strides
+            and (joined := self._loops.join(func, args, kwargs)) is not None
+        ):
+            return joined
         if self._accelerator:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 return _attention(*args, **kwargs)
@@ -322,13 +331,13 @@ class FakeWorld:
         return True
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Let the code within run on fake tensors."""
+    def entered(self, loops: Loops | None = None) -> Iterator[None]:
+        """Let the code within run on fake tensors, with ``loops`` cut short."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fake)
             stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
-            stack.enter_context(KernelsOf(self._kernels))
+            stack.enter_context(KernelsOf(self._kernels, loops))
             stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
             Distribution.set_default_validate_args(False)  # it would look at parameters that have no values
             stack.enter_context(warnings.catch_warnings())

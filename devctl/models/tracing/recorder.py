@@ -73,6 +73,9 @@ class Phase:
 class TooManyOperationsError(Exception):
     """More than the tracer has time for: the code loops over the sequence."""
 
+    def __init__(self, most: int) -> None:
+        super().__init__(f"it takes more than {most} operations")
+
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage that is made while it is active, for ``most`` operations.
@@ -91,6 +94,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.executed: dict[str, None] = {}
         self.operations = 0
         self.inside = False
+        self.held = 0
+        """Bytes that are alive."""
         self._most = most
         self._executing: list[str] = []
         self._latest = MODEL
@@ -124,7 +129,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         self.operations += 1
         if self.operations > self._most:
-            raise TooManyOperationsError
+            raise TooManyOperationsError(self._most)
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
@@ -144,10 +149,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return len(self.storages) - 1
 
     def _born(self, storage: torch.UntypedStorage, shape: Sequence[int], args: tuple[Any, ...]) -> None:
-        key, number = storage._cdata, self._new(storage.nbytes(), shape, args)
+        nbytes = storage.nbytes()
+        key, number = storage._cdata, self._new(nbytes, shape, args)
+        self.held += nbytes
 
         def died(_: Any) -> None:
             del self._alive[key]
+            self.held -= nbytes
             self.phase.events.append((Event.DIED, number))
 
         self._alive[key] = number, weakref.ref(storage, died)
