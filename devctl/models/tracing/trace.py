@@ -36,6 +36,9 @@ _CHUNK = 256
 _ROUND, _SMALL = 0.01, 1 << 16
 """Parts by which figures may differ, and bytes below which a difference is told by these."""
 
+_WORTH_A_NOTE = 0.05
+"""Of the most that is alive: a bound of a kernel's own memory that is less is not told."""
+
 _LOOPS = "its code loops over the text, as transformers does without a kernel for it"
 
 
@@ -112,6 +115,9 @@ def _trace(
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:
         notes.append("the weights decide on some shapes, where the largest possible are taken")
+    found = [*prefill.peaks.beside.values(), *(last.peaks.beside.values() if last else ())]
+    if model.world.guesses.bounded > _WORTH_A_NOTE * max(found, default=0):
+        notes.append("what oneDNN holds for a product in half precision is a bound: it follows from the processor")
     if model.prompts.deaf:
         notes.append(f"sounds are not counted: none are known for {skeleton.model_class.__name__}")
     if model.strides and (kernels := _with_kernels(skeleton.config, workload)):
