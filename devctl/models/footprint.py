@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from devctl.models.decoding import Settings
 
-FORMAT = 4
+FORMAT = 5
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 

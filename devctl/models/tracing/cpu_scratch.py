@@ -1,7 +1,9 @@
-"""What the CPU's flash attention takes beside its output, as torch 2.13 allocates it (``FlashAttentionKernel.cpp``).
+"""What kernels of the CPU take beside their output.
 
-Where oneDNN may use AMX, the kernel packs keys and values first, which takes a copy of both. `packs` knows that by the
-processor, the switch of torch and the limit in the environment, which are all that oneDNN looks at.
+Flash attention's is as torch 2.13 allocates it (``FlashAttentionKernel.cpp``). Where oneDNN may use AMX, the kernel
+packs keys and values first, which takes a copy of both. `packs` knows that by the processor, the switch of torch and
+the limit in the environment, which are all that oneDNN looks at. A product in half precision is oneDNN's own, and how
+it blocks one follows from the processor, so that what is said of it is a bound.
 """
 
 from __future__ import annotations
@@ -24,6 +26,13 @@ _BELOW_AMX = frozenset(
 )
 _AMX_WITHOUT_FP16 = frozenset({"AVX512_CORE_AMX", "AVX10_1_512_AMX"})
 
+_AVX512 = frozenset(
+    {"AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
+)  # a limit below them leaves half precision to torch's own kernels
+_WITHOUT_BF16 = frozenset({"AVX512_CORE", "AVX512_CORE_VNNI"})
+_COLUMNS, _BLOCKS = 64, 3
+"""Columns of a block of a product in half precision, and the most blocks of weights, of 64 KiB, that a thread holds."""
+
 _TILE_OF_SCORES = 512
 """Keys of a tile."""
 
@@ -41,15 +50,51 @@ def packs(dtype: torch.dtype) -> bool:
     return torch.cpu._is_amx_fp16_supported() if is_half else torch.cpu._is_amx_tile_supported()
 
 
+def of_product(
+    dtype: torch.dtype, rows: int, inner: int, columns: int, *, packed: bool = False, threads: int | None = None
+) -> int:
+    """A bound of what oneDNN takes for ``rows`` × ``inner`` by ``inner`` × ``columns`` beside the output.
+
+    Args:
+        packed: whether it may pack all of the weights where it has AMX, as it does for experts.
+        threads: of torch; as many as it has now by default.
+    """
+    import torch
+
+    if dtype not in (torch.float16, torch.bfloat16) or not _has_avx512():
+        return 0
+    if not packs(dtype) and (dtype is torch.float16 or not _has_bf16()):
+        return 4 * rows * columns + 256  # the output in float32 first
+    held = min(_BLOCKS << 16, dtype.itemsize * max(inner, 32) * max(columns, _COLUMNS))
+    of_thread = held + 1024 + 4 * _COLUMNS * min(rows, _COLUMNS)
+    whole = dtype.itemsize * _even(inner) * -(-columns // _COLUMNS) * _COLUMNS if packed and packs(dtype) else 0
+    return (threads or torch.get_num_threads()) * of_thread + whole
+
+
+def _has_avx512() -> bool:
+    import torch
+
+    if not torch._C._has_mkldnn or not torch._C._get_mkldnn_enabled():
+        return False
+    limit = _limit()
+    return bool(torch.cpu._is_avx512_supported()) and (limit not in _BELOW_AMX or limit in _AVX512)
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported()) and _limit() not in _WITHOUT_BF16
+
+
 def processor() -> list[object]:
-    """What the scratch of a kernel on this CPU follows from, without torch: threads, AMX, and limits of both."""
+    """What the scratch of a kernel on this CPU follows from, without torch: threads, instructions, limits of both."""
     try:
         with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
             flags = next((line.split() for line in file if line.startswith("flags")), [])
-    except OSError:  # elsewhere than on Linux no CPU has AMX
+    except OSError:  # elsewhere than on Linux torch is asked
         flags = []
-    amx = [flag for flag in ("amx_tile", "amx_fp16") if flag in flags]
-    return [os.cpu_count(), os.environ.get("OMP_NUM_THREADS"), amx, _limit()]
+    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_tile", "amx_fp16") if flag in flags]
+    return [os.cpu_count(), os.environ.get("OMP_NUM_THREADS"), known, _limit()]
 
 
 def of_flash_attention(

@@ -21,6 +21,8 @@ from devctl.models.footprint import Kernels, Workload
 from devctl.models.tracing.attention import standing_in
 from devctl.models.tracing.caches import TRACED
 from devctl.models.tracing.fake_tensors import FakeWorld
+from devctl.models.tracing.loops import MANY, Loops
+from devctl.models.tracing.loops import standing_in as standing_in_loops
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
@@ -77,7 +79,8 @@ class FakeModel:
         self.world = FakeWorld(workload)
         self.operations = 0
         self._workload = workload
-        self._most = most
+        self.most = most
+        """The operations that a run may take."""
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
         self._model: Any = _build(skeleton, workload, self.world)
@@ -97,6 +100,10 @@ class FakeModel:
                 self.images = self.prompts.find_images()
         except Exception as error:  # noqa: BLE001 - it is the model's own code
             self.no_images = first_line(error)
+        self.fewest_rounds: int | None = MANY
+        """Of a loop over the text that is cut short; None where none is."""
+        self.strides: set[int] = set()
+        """Tokens to a round, of the loops that ever were cut short."""
         self.plain_generate = False
         """Whether a model's own way to generate is passed over for that of all."""
 
@@ -158,6 +165,17 @@ class FakeModel:
         return self._workload.context_length + 1 - tokens
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens of the text that stand for the image of a sequence."""
+        return self.prompts.image_tokens() if self.images else 0
+
+    @property
+    def windows(self) -> list[int]:
+        """Lengths of texts at which the model does something else, by its config."""
+        named = self._model.config.get_text_config(decoder=True).to_dict().items()
+        return sorted({value for key, value in named if "window" in key and type(value) is int and value > 1})
+
+    @property
     def has_own_generate(self) -> bool:
         """Whether it generates in a way of its own."""
         return self.generates and type(self._model).generate is not GenerationMixin.generate
@@ -179,9 +197,12 @@ class FakeModel:
         """Follows what happens inside; gives a function that ends a step."""
         weights = [*self._model.parameters(), *self._model.buffers()]
         on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
-        recorder = Recorder(weights, length=tokens, most=self._most, on_accelerator=on_accelerator)
+        recorder = Recorder(weights, length=tokens, most=self.most, on_accelerator=on_accelerator)
+        fewest = self.fewest_rounds
+        loops = None if fewest is None else Loops(tokens, lambda: recorder.held, fewest)
         with (
-            self._entered(),
+            self._entered(loops),
+            standing_in_loops(self._model, loops),
             repeats(self._model, self._alike) as alike,
             recorder,
             self._hooked(recorder, begin),
@@ -200,10 +221,12 @@ class FakeModel:
                 yield end_step
             finally:
                 self.operations = recorder.operations
+                if loops is not None:
+                    self.strides |= loops.strides
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
-        with standing_in(self._attention), self.world.entered():
+    def _entered(self, loops: Loops | None = None) -> Iterator[None]:
+        with standing_in(self._attention), self.world.entered(loops):
             yield
 
     @contextmanager

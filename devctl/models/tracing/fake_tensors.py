@@ -28,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.cpu_scratch import of_product
+from devctl.models.tracing.loops import Loops
 
 _KNOWN_ELEMENTS = 1 << 20
 """Integer tensors are real up to this many elements, or up to four elements a token where that is more."""
@@ -62,11 +64,13 @@ class Guesses:
 
     Attributes:
         shaped: names of the operations whose output has a shape that weights decide.
+        bounded: the most bytes that a kernel was taken to hold because it may.
     """
 
     def __init__(self) -> None:
         self._storages: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
         self.shaped: set[str] = set()
+        self.bounded = 0
 
     def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -200,24 +204,49 @@ class KernelsOf(TorchFunctionMode):
       dtype, mask and sizes of the heads.
     - Softmax on an accelerator: a half-precision input is not copied to float32 first.
     - The grouped matrix product on every device: the fake one takes bfloat16 only.
+    - A product in half precision on a CPU: oneDNN takes blocks, and packs an expert's weights.
+    - What joins the pieces of a loop that was cut short.
     """
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, guesses: Guesses, loops: Loops | None = None) -> None:
         super().__init__()
+        self._guesses = guesses
         self._accelerator = kernels is Kernels.ACCELERATOR
+        self._loops = loops
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch._grouped_mm and args[0].dim() == 2 and args[1].dim() == 3:
+            if not self._accelerator:
+                self._take(of_product(args[0].dtype, args[0].shape[0], *args[1].shape[1:], packed=True))
             return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
+        if (
+            self._loops is not None
+            and self._loops.strides
+            and (joined := self._loops.join(func, args, kwargs)) is not None
+        ):
+            return joined
+        if (
+            not self._accelerator
+            and func is torch.nn.functional.linear
+            and args[0].dtype in (torch.float16, torch.bfloat16)
+        ):
+            (columns, inner), rows = args[1].shape, args[0].numel() // args[0].shape[-1]
+            self._take(of_product(args[0].dtype, rows, inner, columns))
         if self._accelerator:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 return _attention(*args, **kwargs)
             if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
                 return torch.empty(args[0].shape, dtype=torch.float32)
         return func(*args, **kwargs)
+
+    def _take(self, nbytes: int) -> None:
+        """Let a kernel take so many bytes for itself, and give them back."""
+        if nbytes:
+            self._guesses.bounded = max(self._guesses.bounded, nbytes)
+            torch.empty(nbytes, dtype=torch.float8_e4m3fn)  # no integers: those are real
 
 
 def _attention(
@@ -322,13 +351,13 @@ class FakeWorld:
         return True
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Let the code within run on fake tensors."""
+    def entered(self, loops: Loops | None = None) -> Iterator[None]:
+        """Let the code within run on fake tensors, with ``loops`` cut short."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fake)
             stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
-            stack.enter_context(KernelsOf(self._kernels))
+            stack.enter_context(KernelsOf(self._kernels, self.guesses, loops))
             stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
             Distribution.set_default_validate_args(False)  # it would look at parameters that have no values
             stack.enter_context(warnings.catch_warnings())

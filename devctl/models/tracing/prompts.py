@@ -62,6 +62,10 @@ class Prompts(ABC):
         """
         return None
 
+    def image_tokens(self) -> int:
+        """Tokens of the text that stand for the image, where ``make`` is asked for one."""
+        return 0
+
     def find_images(self) -> bool:
         """Whether ``make`` can be asked for images that stand in the text.
 
@@ -143,6 +147,10 @@ class MadeUp(Prompts):
         if self._may_have_images:
             self._picture()
         return self._may_have_images
+
+    def image_tokens(self) -> int:
+        """As ``Prompts`` says."""
+        return self._picture()[1]
 
     def _picture(self) -> tuple[dict[str, torch.Tensor], int]:
         """An image, and the tokens that stand for it: where it is not known how many, the model's code is asked."""

@@ -84,6 +84,9 @@ class Phase:
 class TooManyOperationsError(Exception):
     """More than the tracer has time for: the code loops over the sequence."""
 
+    def __init__(self, most: int) -> None:
+        super().__init__(f"it takes more than {most} operations")
+
 
 def _of_sort(args: tuple[Any, ...], out: Any, *, on_accelerator: bool) -> int:
     """What sorting takes: positions of a row on the CPU.
@@ -126,6 +129,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.executed: dict[str, None] = {}
         self.operations = 0
         self.inside = False
+        self.held = 0
+        """Bytes that are alive."""
         self._most = most
         self._on_accelerator = on_accelerator
         self._executing: list[str] = []
@@ -162,7 +167,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         self.operations += 1
         if self.operations > self._most:
-            raise TooManyOperationsError
+            raise TooManyOperationsError(self._most)
         out = func(*args, **(kwargs or {}))
         for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
@@ -187,7 +192,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return len(self.storages) - 1
 
     def _born(self, storage: torch.UntypedStorage, shape: Sequence[int], args: tuple[Any, ...]) -> None:
-        key, number = storage._cdata, self._new(storage.nbytes(), shape, args)
+        nbytes = storage.nbytes()
+        key, number = storage._cdata, self._new(nbytes, shape, args)
+        self.held += nbytes
 
         def died(_: Any) -> None:
             ended, _ = self._alive.pop(key)
@@ -196,6 +203,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive[heir[0]] = ended, self._alive[heir[0]][1]
                 ended = heir[1]
             self.phase.events.append((Event.DIED, ended))
+            self.held -= nbytes
 
         self._alive[key] = number, weakref.ref(storage, died)
         self.phase.events.append((Event.BORN, number))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from devctl.errors import UntracedError, first_line
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,18 @@ _OPERATIONS_OF_PREFILL = 3_000
 """The same for a prefill that is traced although nobody asked for it."""
 _OPERATIONS_OF_ALL = 150_000
 """The same for a run of all blocks, where usually only two of each kind run."""
+
+
+_CHUNK = 256
+"""Tokens of the largest chunk that code goes over a text by, as far as is known: the others are parts of it."""
+
+_ROUND, _SMALL = 0.01, 1 << 16
+"""Parts by which figures may differ, and bytes below which a difference is told by these."""
+
+_WORTH_A_NOTE = 0.05
+"""Of the most that is alive: a bound of a kernel's own memory that is less is not told."""
+
+_LOOPS = "its code loops over the text, as transformers does without a kernel for it"
 
 
 def trace_footprint(
@@ -103,8 +116,13 @@ def _trace(
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:
         notes.append("the weights decide on some shapes, where the largest possible are taken")
+    found = [*prefill.peaks.beside.values(), *(last.peaks.beside.values() if last else ())]
+    if model.world.guesses.bounded > _WORTH_A_NOTE * max(found, default=0):
+        notes.append("what oneDNN holds for a product in half precision is a bound: it follows from the processor")
     if model.prompts.deaf:
         notes.append(f"sounds are not counted: none are known for {skeleton.model_class.__name__}")
+    if model.strides and (kernels := _with_kernels(skeleton.config, workload)):
+        notes.append(kernels)
     beside_text = model.prompts.told(images=model.images)
     footprint = Footprint(
         workload=_as_run(model, workload),
@@ -159,24 +177,113 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
 
 def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep | None, list[str]]:
     """The prefill, the step that fills the context (None if the model does not generate), and notes about them."""
+    from devctl.models.tracing.loops import MANY
     from devctl.models.tracing.recorder import TooManyOperationsError
 
-    prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
+    failed: Exception | None = None
+    for fewest in (MANY, None):
+        model.fewest_rounds, model.strides = fewest, set()
+        try:
+            prefill, last = _whole(model, workload)
+            if not model.strides:
+                return prefill, last, []
+            if _is_cut_alike(model, workload):
+                return prefill, last, [_LOOPS + "; of its equal rounds the first and the last were followed"]
+        except TooManyOperationsError as error:
+            failed = error
+        except Exception as error:
+            if not model.strides:  # it fails with whole loops too
+                raise
+            failed = error
+    if isinstance(failed, TooManyOperationsError) and model.generates:
+        return _grown(model, workload, failed)
+    assert failed is not None
+    raise failed
+
+
+def _whole(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep | None]:
+    """The two steps at their own lengths."""
     if not model.generates:
-        return model.forward(whole), None, []
-    try:
-        return _prefill(model, prompt, workload.prefill_chunk), _last(model, workload, whole), []
-    except TooManyOperationsError:
-        lengths = _lengths(model)
-        if lengths[-1] >= prompt:
-            raise
-        prefill = _extrapolated([_prefill(model, n) for n in lengths], lengths, prompt)
-        last = _extrapolated([_last(model, workload, n) for n in lengths], lengths, whole)
-        note = (
-            "its code loops over the sequence, as transformers does without a kernel for it: extrapolated from "
-            f"{lengths[-1]} tokens"
-        )
-        return prefill, last, [note]
+        return model.forward(workload.context_length), None
+    prompt = workload.context_length - workload.new_tokens
+    return _prefill(model, prompt, workload.prefill_chunk), _last(model, workload, workload.context_length)
+
+
+def _is_cut_alike(model: FakeModel, workload: Workload) -> bool:
+    """Whether a text so short that all rounds of its loops can run takes the same with loops cut short."""
+    from devctl.models.tracing.loops import FEWEST
+
+    stride = max(model.strides)
+    tokens = workload.context_length - workload.new_tokens if model.generates else workload.context_length
+    # the last round is as full as that of the whole text; an image has to fit, as it does there
+    short = (2 * FEWEST + -(-model.image_tokens // stride)) * stride + tokens % stride
+    if short >= tokens:
+        return False
+    found = []
+    for fewest in (FEWEST, None):
+        model.fewest_rounds = fewest
+        if model.generates:
+            found.append(
+                [_prefill(model, short, workload.prefill_chunk), _last(model, workload, short + workload.new_tokens)]
+            )
+        else:
+            found.append([model.forward(short)])
+    return all(is_close(cut, whole) for cut, whole in zip(*found, strict=True))
+
+
+def is_close(one: TracedStep, other: TracedStep) -> bool:
+    """Whether two steps are the same up to a round's temporaries, some of which only a round in the middle has."""
+    if (one.state, one.executed, one.output) != (other.state, other.executed, other.output):
+        return False
+    (a, b) = one.peaks, other.peaks
+    tables = [(a.beside, b.beside), (a.again, b.again), ({"": a.square}, {"": b.square})]
+    tables += [(a.apart.get(name, {}), b.apart.get(name, {})) for name in a.apart | b.apart]
+    return all(
+        abs(first.get(name, 0) - second.get(name, 0)) <= _ROUND * max(abs(first.get(name, 0)), _SMALL)
+        for first, second in tables
+        for name in first | second
+    )
+
+
+def _grown(model: FakeModel, workload: Workload, failed: Exception) -> tuple[TracedStep, TracedStep | None, list[str]]:
+    """The two steps as they grow over texts that are short enough, where no loop can be cut short.
+
+    Raises:
+        Exception: ``failed``, because the text is as short as those.
+        ValueError: the model has a window that those texts are within, and this one is not.
+    """
+    prompt, whole = workload.context_length - workload.new_tokens, workload.context_length
+    lengths = _lengths(model, prompt)
+    if lengths is None:
+        raise failed
+    if within := [window for window in model.windows if lengths[0] <= window < whole]:
+        raise ValueError(f"it loops over the text, and what it takes beyond {within[0]} tokens does not show before")
+    shift = whole - prompt
+    prefill = _extrapolated([_prefill(model, n, workload.prefill_chunk) for n in lengths], lengths, prompt)
+    last = _extrapolated([_last(model, workload, n + shift) for n in lengths], lengths, prompt)
+    return prefill, last, [f"{_LOOPS}: extrapolated from {lengths[-1]} tokens, so that it is an estimate"]
+
+
+def _with_kernels(config: Any, workload: Workload) -> str | None:
+    """What a layer of the gated delta rule takes with flash-linear-attention's kernels, which transformers prefers.
+
+    By reading its ``chunk_gated_delta_rule``, all of whose tensors are taken to be alive at once; bytes a token and
+    head of values: the decay (float32), a chunk's scores in float32 and once more, keys and values rewritten, a state
+    a chunk, new values and the output. None for other models.
+    """
+    text = config.get_text_config(decoder=True)
+    named = (getattr(text, f"linear_{n}", None) for n in ("num_value_heads", "key_head_dim", "value_head_dim"))
+    sizes = [size for size in named if isinstance(size, int)]
+    if len(sizes) < 3:
+        return None
+    heads, key, value = sizes
+    chunk, half = 64, 2
+    of_head = 4 + chunk * (4 + half) + half * (3 * key + 3 * value) + half * key * value // chunk
+    nbytes = workload.batch_size * workload.context_length * heads * of_head
+    return (
+        f"with flash-linear-attention's kernels a layer of it takes at most {format_bytes(nbytes)} beside its inputs: "
+        "read from their code, not measured"
+    )
 
 
 def _prefill(model: FakeModel, prompt: int, chunk: int | None = None) -> TracedStep:
@@ -220,17 +327,21 @@ def _apart(first: dict[str, int], final: dict[str, int]) -> tuple[tuple[str, int
     return tuple((other, first.get(other, 0), final.get(other, 0)) for other in dict.fromkeys((*first, *final)))
 
 
-def _lengths(model: FakeModel) -> tuple[int, int, int]:
-    """Three lengths of a sequence, in tokens and equally far apart; the last is as long as time allows."""
-    few, more = 32, 64
+def _lengths(model: FakeModel, prompt: int) -> tuple[int, int, int] | None:
+    """Three lengths of a text, equally far apart, whose last chunk is as full as that of ``prompt`` tokens.
+
+    The last is as long as time allows. None where there is no time for three that are shorter than the prompt.
+    """
+    least = prompt % _CHUNK + _CHUNK * -(-(model.image_tokens + 1) // _CHUNK)
+    most = model.most
     operations = []
-    for tokens in (few, more):
+    for tokens in (least, least + _CHUNK):
         _prefill(model, tokens)
         operations.append(model.operations)
-    per_token = max(1, operations[1] - operations[0]) / (more - few)
-    longest = int((_OPERATIONS * 0.75 - operations[0]) / per_token)
-    unit = max(1, longest // 3 // few) * few
-    return unit, 2 * unit, 3 * unit
+    a_chunk = max(1, operations[1] - operations[0])
+    chunks = min((most * 3 // 4 - operations[0]) // a_chunk, (prompt - least) // _CHUNK - 1)
+    unit = chunks // 2 * _CHUNK
+    return (least, least + unit, least + 2 * unit) if unit > 0 else None
 
 
 def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: int) -> TracedStep:
@@ -243,9 +354,9 @@ def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: i
     from devctl.models.tracing.peaks import Peaks
 
     def at(values: list[int]) -> int:
-        (a, b, c), unit = values, lengths[0]
+        a, b, c = values
         curve = max(0, c - 2 * b + a)
-        steps_on = length / unit - 3
+        steps_on = (length - lengths[2]) / (lengths[2] - lengths[1])
         return round(c + (c - b) * steps_on + curve * steps_on * (steps_on + 1) / 2)
 
     def each(tables: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from devctl.loading.run.allocations import counted
-from devctl.models.tracing.cpu_scratch import of_flash_attention, packs, processor
+from devctl.models.tracing.cpu_scratch import of_flash_attention, of_product, packs, processor
 
 SHAPES = [(5, 5, 64), (100, 100, 8), (300, 300, 64), (900, 900, 32), (1, 700, 64), (77, 77, 7), (1100, 1100, 9)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -116,3 +116,71 @@ def test_a_footprint_is_kept_for_such_a_processor(monkeypatch):
     before = processor()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert processor() != before
+
+
+PRODUCTS = [(1, 512, 1024), (8, 1024, 512), (64, 512, 1024), (256, 512, 1024), (8, 2048, 2048), (512, 1024, 1024)]
+
+
+def products():
+    """Bytes that were allocated for each product of a plain weight, less the bound."""
+    found = {}
+    for dtype in DTYPES:
+        for rows, inner, columns in PRODUCTS:
+            given, weight = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+            with torch.inference_mode():
+                out, most = counted(lambda g=given, w=weight: torch.nn.functional.linear(g, w))
+            found[f"{dtype} {rows}x{inner}x{columns}"] = (
+                most - out.nbytes - of_product(dtype, rows, inner, columns, packed=True)
+            )
+    return found
+
+
+def test_a_product_takes_no_more_than_its_bound():
+    assert {case: by for case, by in products().items() if by > 0} == {}
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    """A processor with everything, and one thread."""
+    for name in ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    monkeypatch.setattr(torch._C, "_has_mkldnn", True)
+    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: True)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_an_experts_weights_are_packed_where_there_is_amx(amx, monkeypatch):
+    blocks = 2 * (3 * 65_536 + 1024 + 256 * 8)  # of two threads
+    assert of_product(torch.bfloat16, 8, 512, 1000, packed=True, threads=2) == blocks + 2 * 512 * 1024
+    assert of_product(torch.bfloat16, 8, 512, 1000, threads=2) == blocks
+    assert of_product(torch.float32, 8, 512, 1000, packed=True, threads=2) == 0
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert of_product(torch.bfloat16, 8, 512, 1000, packed=True, threads=2) == blocks
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert of_product(torch.bfloat16, 8, 512, 1000, packed=True, threads=2) == 4 * 8 * 1000 + 256
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert of_product(torch.bfloat16, 8, 512, 1000, packed=True, threads=2) == 0
+
+
+def test_experts_on_a_cpu_with_amx_are_given_room_for_packed_weights(amx):
+    import tempfile
+
+    import transformers
+
+    from devctl.models.files.resolve import resolve
+    from devctl.models.footprint import Kernels, Workload, peak_bytes
+    from devctl.models.skeleton import read_skeleton
+    from devctl.models.tracing.trace import trace_footprint
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_local_experts": 4, "num_hidden_layers": 2}
+    config = transformers.MixtralConfig(**sizes, vocab_size=64, num_attention_heads=4, num_key_value_heads=2)
+    config.architectures = ["MixtralForCausalLM"]
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        skeleton = read_skeleton(resolve(folder), dtype="bfloat16")
+    found = {kernels: trace_footprint(skeleton, Workload(context_length=12, kernels=kernels)) for kernels in Kernels}
+    both = 2 * 512 * 256 * 2  # gate and up of an expert
+    assert peak_bytes(found[Kernels.CPU]) > both
+    assert any("is a bound" in note for note in found[Kernels.CPU].notes)
+    assert found[Kernels.ACCELERATOR].exact
