@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 from devctl.devices import Device
@@ -151,11 +152,33 @@ def largest_batch(question: Question) -> int:
     """The most sequences at once for which there is a placement that offloads no more than it may."""
     allowed = may_offload(question)
 
-    def left(batch: int) -> int:
+    def left(batch: int, *, scaled: bool) -> int:
         workload = replace(question.workload, batch_size=batch)
-        return spare(question.best(workload, allowed.offloaded, scaled=True), allowed)
+        return spare(question.best(workload, allowed.offloaded, scaled=scaled), allowed)
 
-    return largest(left, MOST_SEQUENCES)
+    # what is on a line is not below what is traced: the last steps are traced
+    near = largest(partial(left, scaled=True), MOST_SEQUENCES)
+    return nearest(lambda batch: left(batch, scaled=False) >= 0, near, MOST_SEQUENCES)
+
+
+def nearest(fits: Callable[[int], bool], near: int, most: int) -> int:
+    """The largest number from 0 to ``most`` that fits, looked for from ``near`` on; 0 always does.
+
+    Args:
+        fits: whether a number does; none above one that does not.
+    """
+    low, high, step = 0, most + 1, 1
+    at = max(1, near)
+    while low < at < high:
+        if fits(at):
+            low, at = at, min(at + step, most)
+        else:
+            high, at = at, max(at - step, 1)
+        step *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def longest_contexts(question: Question, placement: Placement) -> MostTokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ PREFILL = 4001
 
 _MOST_TOKENS = 2**20
 """Tokens in all that are traced: their ids are real, and take memory."""
+
+_FAR = (64, 1024, 4096)
+"""Sequences that are traced to see how many of them grow."""
 
 _FEW = 64
 """Integers, at most, by whose values an input is known."""
@@ -60,12 +63,24 @@ class Footprints:
 
     def scaled(self, workload: Workload) -> Footprint:
         """The same without a trace of its own: on the line through one sequence and two, or, where they are padded, as
-        one never is, two and three."""
+        one never is, two and three.
+
+        A peak is the most of many sums that grow with the batch, each at a pace of its own: many sequences may take
+        more than that line says, and never more than the line between fewer and more of them. That is taken where the
+        first does not meet what many are traced to take.
+        """
         anchors = _anchors(workload)
-        if workload.batch_size < anchors[0]:
+        if workload.batch_size <= anchors[1]:
             return self._exact(workload)
         one, two = (self._exact(replace(workload, batch_size=batch)) for batch in anchors)
-        return scaled(one, two, workload.batch_size)
+        far = next((b for b in _FAR if b >= workload.batch_size), 0)
+        if far * workload.context_length > _MOST_TOKENS:
+            far = max(anchors[1] + 1, _MOST_TOKENS // workload.context_length)
+        many = self._exact(replace(workload, batch_size=far))
+        straight = between(one, two, far)
+        if workload.batch_size > far or is_met(straight, many):
+            return between(one, two, workload.batch_size)
+        return between(two, many, workload.batch_size)
 
     def _exact(self, workload: Workload) -> Footprint:
         if workload.batch_size == 1:
@@ -144,13 +159,27 @@ def _told(name: str, tensor: torch.Tensor) -> list[object]:
     return [list(tensor.shape), tensor.tolist() if is_small else None]
 
 
-def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
-    """The footprint of ``batch`` sequences, as a line through that of ``one`` and that of one sequence more."""
-    more = batch - one.workload.batch_size
+def is_met(line: Footprint, traced: Footprint) -> bool:
+    """Whether a line comes to no less than what was traced, but for a part in a thousand of the largest."""
+    most = max((max(block.most, block.state) for block in traced.blocks), default=0) // 1000
+    there = {block.name: block for block in line.blocks}
+    pairs = [(line.output, traced.output), (line.square, traced.square)]
+    for block in traced.blocks:
+        if (other := there.get(block.name)) is None:
+            return False
+        pairs += [(other.prefill, block.prefill), (other.decode, block.decode), (other.again, block.again)]
+        apart = {name: figures for name, *figures in other.apart}
+        pairs += [pair for name, *own in block.apart for pair in zip(apart.get(name, (0, 0)), own, strict=True)]
+    return all(figure >= real - most for figure, real in pairs)
+
+
+def between(one: Footprint, two: Footprint, batch: int) -> Footprint:
+    """The footprint of ``batch`` sequences, as a line through those of ``one`` and ``two``, never rounded down."""
+    more, step = batch - one.workload.batch_size, two.workload.batch_size - one.workload.batch_size
     second = {block.name: block for block in two.blocks}
 
     def line(a: int, b: int) -> int:
-        return max(0, a + (b - a) * more)
+        return max(0, a - (a - b) * more // step)
 
     blocks = tuple(
         BlockFootprint(
@@ -160,7 +189,7 @@ def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
             prefill=line(a.prefill, b.prefill),
             decode=line(a.decode, b.decode),
             again=line(a.again, b.again),
-            apart=_line_apart(a, b, more),
+            apart=tuple(_line_apart(a, b, line)),
         )
         for a in one.blocks
         if (b := second.get(a.name))
@@ -176,10 +205,10 @@ def scaled(one: Footprint, two: Footprint, batch: int) -> Footprint:
     )
 
 
-def _line_apart(one: BlockFootprint, two: BlockFootprint, more: int) -> tuple[tuple[str, int, int], ...]:
+def _line_apart(
+    one: BlockFootprint, two: BlockFootprint, line: Callable[[int, int], int]
+) -> Iterator[tuple[str, int, int]]:
     second = {other: figures for other, *figures in two.apart}
-    return tuple(
-        (other, first + (second[other][0] - first) * more, last + (second[other][1] - last) * more)
-        for other, first, last in one.apart
-        if other in second
-    )
+    for other, first, last in one.apart:
+        if other in second:
+            yield other, line(first, second[other][0]), line(last, second[other][1])

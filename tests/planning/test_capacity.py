@@ -1,0 +1,93 @@
+"""What is said to fit can be planned, and the next larger can't."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import devctl
+from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
+from devctl.planning.capacity import nearest
+from devctl.planning.footprints import between, is_met
+from devctl.planning.model import open_model
+from devctl.planning.request import ModelRequest
+from tests import small_models
+
+
+@given(st.integers(0, 300), st.integers(0, 320), st.integers(1, 300))
+def test_the_largest_that_fits_is_found_from_anywhere(true, near, most):
+    assert nearest(lambda number: number <= true, near, most) == min(true, most)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), min_size=1, max_size=4), st.integers(3, 40))
+def test_a_line_between_few_and_many_is_never_below_a_peak(sums, batch):
+    """A peak is the most of several sums, each of which grows with the batch at a pace of its own."""
+
+    def traced(batch):
+        peak = max(fixed + pace * batch for fixed, pace in sums)
+        block = BlockFootprint(name="a", prefill=peak)
+        return Footprint(workload=Workload(context_length=8, batch_size=batch, new_tokens=1), blocks=(block,))
+
+    few, more, many = traced(2), traced(3), traced(64)
+    line = between(few, more, 64)
+    found = between(few, more, batch) if is_met(line, many) else between(more, many, batch)
+    assert found.blocks[0].prefill >= traced(batch).blocks[0].prefill - many.blocks[0].prefill // 1000
+
+
+@pytest.fixture(scope="module", params=["t5", "llama", "bert", "gemma2"])
+def folder(request, tmp_path_factory):
+    """A config alone, of more positions than there are tokens in a test."""
+    path = tmp_path_factory.mktemp(request.param)
+    model_class, config = small_models.MEASURED[request.param]()
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(path)
+    return path
+
+
+def weights(folder):
+    return devctl.plan(str(folder), "1xH100", max_memory={0: "40GiB"}).model.nbytes
+
+
+def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
+    footprints = open_model(ModelRequest(model=str(folder), cache=False)).footprints
+    for batch in (2, 5, 9, 40):
+        workload = Workload(context_length=96, batch_size=batch, padded=True, kernels=Kernels.ACCELERATOR)
+        counted, traced = footprints.scaled(workload), footprints.of(workload)
+        assert is_met(counted, traced), batch
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
+    chance = random.Random(seed)  # noqa: S311 - sizes of made-up machines
+    total = weights(folder)
+    gpus = [int(total * chance.uniform(0.6, 1.6)) + 2**23 for _ in range(chance.choice([1, 2, 3]))]
+    if sum(gpus) < 1.2 * total + 2**24:
+        gpus[0] += total + 2**24
+    asked = {"max_memory": dict(enumerate(gpus)) | {"cpu": "1TiB"}, "overhead": 0}
+    context = chance.choice([64, 160])
+    found = devctl.capacity(str(folder), "3xH100,cpu=2TiB", context_length=context, **asked)
+
+    def fits(**workload):
+        plan = devctl.plan(str(folder), "3xH100,cpu=2TiB", strategy="optimal", offload=False, **asked, **workload)
+        return plan.fits
+
+    if found.max_batch:
+        assert fits(context_length=context, batch_size=found.max_batch)
+    if found.max_batch < 4096:
+        assert not fits(context_length=context, batch_size=found.max_batch + 1)
+    if found.max_context:
+        assert fits(context_length=found.max_context, batch_size=1)
+    for case in found.what_if:
+        if case.fits:
+            assert fits(context_length=case.context_length, batch_size=case.batch_size), case
+
+
+def test_a_table_of_what_fits_says_how_full_only_what_fits(folder):
+    total = weights(folder)
+    found = devctl.capacity(str(folder), "1xH100,cpu=2TiB", max_memory={0: total + 2**23, "cpu": "1TiB"}, overhead=0)
+    assert any(case.fits for case in found.what_if)
+    assert all((case.fullest is None) is not case.fits for case in found.what_if)
+    assert json.dumps([replace(case).fullest for case in found.what_if])
