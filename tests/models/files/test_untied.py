@@ -108,6 +108,27 @@ def test_they_differ_only_if_they_do_in_the_dtype_that_they_are_loaded_in(tmp_pa
         assert sizes(tree)[""] == held(folder, dtype=getattr(torch, dtype))
 
 
+def test_both_count_where_the_file_is_cut_off_behind_its_header(devctl, tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": None})
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(int.from_bytes(file.read(8), "little") + 8)
+    tree = planned(folder)
+    assert tree.untied == {"lm_head.weight"}
+    assert "which is not known" in tree.notes[-1]
+    assert devctl("plan", folder, "--devices", "1GiB").code == 0
+
+
+def test_a_pickle_that_would_be_read_whole_is_left_alone(tmp_path):
+    folder = saved(tmp_path, says=None, pickled=True, **{"lm_head.weight": other()})
+    weights = torch.load(folder / "pytorch_model.bin")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert planned(folder).untied == frozenset()
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False})
+    )
+    assert planned(folder).untied == {"lm_head.weight"}
+
+
 def test_a_target_alone_is_the_source(tmp_path):
     folder = saved(tmp_path, **{"lm_head.weight": other()})
     tensors = load_file(folder / "model.safetensors")
