@@ -8,6 +8,7 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 
 import devctl as library
+from devctl.models.cache import dump_tree, parse_tree
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes
@@ -164,6 +165,21 @@ def test_a_config_that_says_untied_is_counted_so(tmp_path, kind):
     whole = planned(saved(tmp_path, kind, says=True) / "config.json")
     assert whole.untied == frozenset()
     assert sizes(tree)[""] == sizes(whole)[""] + EMBEDDING
+
+
+def test_what_is_kept_of_a_tree_knows_of_it(tmp_path):
+    tree = planned(saved(tmp_path, **{"lm_head.weight": other()}))
+    kept = parse_tree(dump_tree(tree))
+    assert kept == tree
+    assert sizes(kept) == sizes(tree)
+
+
+def test_the_same_config_with_other_weights_is_planned_anew(devctl, tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": other()})
+    first = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)["model"]["bytes"]
+    saved(tmp_path, **{"lm_head.weight": None})
+    second = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)["model"]["bytes"]
+    assert first - second == EMBEDDING
 
 
 def test_random_weights_are_tied_as_the_class_says(tmp_path):
