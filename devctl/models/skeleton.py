@@ -25,15 +25,13 @@ from devctl.models.quantised.counting import CannotCountError, Counting, dtype_n
 from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
-    label_of,
     loads_here,
-    not_loaded,
     notes_on,
     quantise,
-    too_large,
     uncounted,
     wanted_settings,
 )
+from devctl.models.quantised.settings import label_of, not_loaded, too_large
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
 
