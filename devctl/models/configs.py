@@ -24,7 +24,7 @@ OLD_CODE = "code written for another release of transformers may need that one, 
 
 
 @contextmanager
-def models_own(found: type[PreTrainedModel], source: ModelSource) -> Iterator[None]:
+def models_own(found: type, source: ModelSource) -> Iterator[None]:
     """What goes wrong in a model that brings its own code is that code's, and no bug of devctl.
 
     Raises:

@@ -26,15 +26,13 @@ from devctl.models.quantised.counting import CannotCountError, Counting, dtype_n
 from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
-    label_of,
     loads_here,
-    not_loaded,
     notes_on,
     quantise,
-    too_large,
     uncounted,
     wanted_settings,
 )
+from devctl.models.quantised.settings import label_of, not_loaded, too_large
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.units import format_bytes
 
@@ -101,12 +99,13 @@ def read_skeleton(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     notes: list[str] = []
     config = load_config(source, trust_remote_code=trust_remote_code)
-    found, config = find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
     checkpoint = Checkpoint() if purpose is Purpose.RANDOM else read_checkpoint(source)
     if checkpoint.note is not None and purpose is Purpose.PLAN:
         notes.append(checkpoint.note)
-    settings = wanted_settings(config, source, quantize, checkpoint, notes)
-    built_in = set_dtype(config, source, dtype, notes, quantised=settings is not None and quantize is None)
+    with models_own(type(config), source):
+        found, config = find_class(config, source, name=model_class, trust_remote_code=trust_remote_code, notes=notes)
+        settings = wanted_settings(config, source, quantize, checkpoint, notes)
+        built_in = set_dtype(config, source, dtype, notes, quantised=settings is not None and quantize is None)
     if settings is not None and quantize is None and (why := not_loaded(settings)) is not None:
         if purpose is Purpose.LOAD:
             raise ModelError(why, hint="another engine may load it, as the one that it was made for")

@@ -301,6 +301,11 @@ OLD = {
         "class OwnModel(torch.nn.Module):\n    def __init__(self, config):\n        super().__init__()",
         "has no model in",
     ),
+    "a config that can't be set": (
+        '    model_type = "own"\n',
+        '    model_type = "own"\n    @property\n    def sub_configs(self):\n        raise ValueError("mine too")\n',
+        "mine too",
+    ),
     "ties that raise": (
         "    def _init_weights",
         "    @property\n    def _keys_to_ignore_on_load_missing(self):\n        raise ZeroDivisionError('mine')\n"

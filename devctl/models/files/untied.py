@@ -53,7 +53,7 @@ def find_untied(
         return frozenset(), []
     names = ", ".join(f"{target} and {other}" for target, other in apart)
     why = (
-        "both are in the checkpoint; transformers makes them one only if they are equal, which no header says"
+        "both are in the checkpoint; transformers makes them one only if they are equal, which is not known"
         if unknown
         else "the checkpoint has both, which differ"
     )
@@ -114,7 +114,10 @@ def _named(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _pickled(source: ModelSource, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tensors of a checkpoint of pickles that is here, their bytes left in the file where they can be."""
+    """The tensors of a checkpoint of pickles that is here, their bytes left in the files.
+
+    Those of before 2020 are no zip archives, and would be read whole: they are left alone.
+    """
     import torch
 
     folder = folder_at_hand(source)
@@ -127,8 +130,10 @@ def _pickled(source: ModelSource, checkpoint: Checkpoint) -> dict[str, Any]:
     files = [first] if index is None else [folder / name for name in shards(index)]
     found: dict[str, Any] = {}
     for path in files:
+        if not is_zipfile(path):
+            return {}
         try:
-            found |= torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            found |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception:  # noqa: BLE001 - a pickle may hold anything; loading tells what is wrong
             return {}
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
@@ -147,7 +152,10 @@ def _equal(one: Any, other: Any, dtype: torch.dtype) -> bool | None:
     if one == other:
         return True
     pieces = zip(_read(one, one.path), _read(other, other.path), strict=True)
-    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in pieces)
+    try:
+        return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in pieces)
+    except (OSError, EOFError, KeyError):  # cut off behind its header, or of a dtype that torch has not
+        return None
 
 
 def _read(tensor: Stored, path: Path) -> Iterator[torch.Tensor]:

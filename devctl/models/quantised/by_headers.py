@@ -71,7 +71,7 @@ def _owner(name: str, modules: Mapping[str, object]) -> str | None:
     owner = name.rpartition(".")[0]
     while owner and owner not in modules:
         owner = owner.rpartition(".")[0]
-    module = modules.get(owner)
+    module = modules.get(owner) if owner else None
     if not isinstance(module, torch.nn.Module) or not any(True for _ in module.named_parameters(recurse=False)):
         return None
     # within a block that the model does not have, only experts are kept apart in the files

@@ -36,7 +36,7 @@ def test_both_are_counted_where_only_headers_are_at_hand(hub, tmp_path):
     hub.repos["org/t5"] = folder
     tree = read("org/t5")
     assert tree.untied == {"lm_head.weight", "encoder.embed_tokens.weight"}
-    assert "transformers makes them one only if they are equal, which no header says" in tree.notes[-1]
+    assert "transformers makes them one only if they are equal, which is not known" in tree.notes[-1]
     assert sizes(tree)[""] >= held(folder)
 
 

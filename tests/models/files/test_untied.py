@@ -8,6 +8,7 @@ import transformers as t
 from safetensors.torch import load_file, save_file
 
 import devctl as library
+from devctl.models.cache import dump_tree, parse_tree
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes
@@ -108,6 +109,27 @@ def test_they_differ_only_if_they_do_in_the_dtype_that_they_are_loaded_in(tmp_pa
         assert sizes(tree)[""] == held(folder, dtype=getattr(torch, dtype))
 
 
+def test_both_count_where_the_file_is_cut_off_behind_its_header(devctl, tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": None})
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(int.from_bytes(file.read(8), "little") + 8)
+    tree = planned(folder)
+    assert tree.untied == {"lm_head.weight"}
+    assert "which is not known" in tree.notes[-1]
+    assert devctl("plan", folder, "--devices", "1GiB").code == 0
+
+
+def test_a_pickle_that_would_be_read_whole_is_left_alone(tmp_path):
+    folder = saved(tmp_path, says=None, pickled=True, **{"lm_head.weight": other()})
+    weights = torch.load(folder / "pytorch_model.bin")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert planned(folder).untied == frozenset()
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False})
+    )
+    assert planned(folder).untied == {"lm_head.weight"}
+
+
 def test_a_target_alone_is_the_source(tmp_path):
     folder = saved(tmp_path, **{"lm_head.weight": other()})
     tensors = load_file(folder / "model.safetensors")
@@ -143,6 +165,21 @@ def test_a_config_that_says_untied_is_counted_so(tmp_path, kind):
     whole = planned(saved(tmp_path, kind, says=True) / "config.json")
     assert whole.untied == frozenset()
     assert sizes(tree)[""] == sizes(whole)[""] + EMBEDDING
+
+
+def test_what_is_kept_of_a_tree_knows_of_it(tmp_path):
+    tree = planned(saved(tmp_path, **{"lm_head.weight": other()}))
+    kept = parse_tree(dump_tree(tree))
+    assert kept == tree
+    assert sizes(kept) == sizes(tree)
+
+
+def test_the_same_config_with_other_weights_is_planned_anew(devctl, tmp_path):
+    folder = saved(tmp_path, **{"lm_head.weight": other()})
+    first = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)["model"]["bytes"]
+    saved(tmp_path, **{"lm_head.weight": None})
+    second = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)["model"]["bytes"]
+    assert first - second == EMBEDDING
 
 
 def test_random_weights_are_tied_as_the_class_says(tmp_path):
