@@ -49,6 +49,7 @@ class Question:
         overhead: bytes that each accelerator's libraries take.
         made_for: tokens that the model is made for; None where it does not say.
         workload: what the model should do; of a question about weights alone, what their room is measured by.
+        lacks_disk: whether nothing may be left on a disk, as the machine has none.
     """
 
     tree: ModuleTree
@@ -57,6 +58,7 @@ class Question:
     footprints: Footprints
     made_for: int | None
     workload: Workload
+    lacks_disk: bool = False
 
     def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
         """What ``workload`` adds to the weights.
@@ -107,6 +109,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest) -> Quest
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
             kernels=_kernels(machine.budgets),
         ),
+        lacks_disk=machine.lacks_disk,
     )
 
 
