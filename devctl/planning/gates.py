@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.errors import RefusedError
 from devctl.inventory import Inventory
 from devctl.inventory.missing import missing
@@ -36,7 +36,7 @@ def map_refusal(tree: ModuleTree, placement: Placement, budgets: Budgets) -> Ref
     )
     if not findings:
         return None
-    return Refusal("the map does not hold", findings=findings, hint="`devctl plan` makes a map that does")
+    return Refusal("the map does not hold", findings=findings, hint="`devctl plan` looks for a map that does")
 
 
 def room_refusal(
@@ -67,7 +67,7 @@ def room_refusal(
         for option, other in model.smaller():
             if holds(other):
                 now, then = format_bytes(sizes(model.tree)[""]), format_bytes(sizes(other)[""])
-                ways += (f"{option} fits: {then} instead of {now}",)
+                ways += (f"{option} fits: {then} instead of {now}{_if_it_runs(option, machine.budgets)}",)
                 break
     hint = "or add disk to --devices" if machine.lacks_disk and limits.offload and limits.disk else ""
     if over:
@@ -76,6 +76,12 @@ def room_refusal(
         "disk" if may_offload else " and ".join(str(u.device) for u in placement.devices if u.device in _OFF and u.used)
     )
     return Refusal(f"it does not fit: {format_bytes(missing)} would be left on {where}", findings=ways, hint=hint)
+
+
+def _if_it_runs(option: str, budgets: Budgets) -> str:
+    """What advice to quantise rests on: bitsandbytes does not compute on Apple's GPUs in every release."""
+    on_apple = any(device.type is DeviceType.MPS for device, _ in budgets.devices)
+    return ", where bitsandbytes runs on mps" if on_apple and option.startswith("--quantize") else ""
 
 
 def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
@@ -108,7 +114,7 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
         raise RefusedError(
             "the map does not hold for this model on this machine",
             findings=(*findings, *(missing(inventory) if absent else ())),
-            hint="`devctl plan` makes a map that does",
+            hint="`devctl plan` looks for a map that does",
         )
 
 
@@ -137,7 +143,7 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
         raise RefusedError(
             "the map does not fit this machine as it is now",
             findings=tuple(findings),
-            hint="`devctl plan` makes one that does",
+            hint="`devctl plan` looks for one that does",
         )
 
 

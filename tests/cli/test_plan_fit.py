@@ -182,6 +182,12 @@ def test_so_large_as_is_said_gpus_hold_a_quantised_model(devctl, work):
     assert devctl(*question, "--devices", f"{2 + int(number)}x2.5GiB").code == 0
 
 
+def test_quantising_is_advised_on_apple_where_it_runs(devctl):
+    mac = devctl("plan", LLAMA, "--devices", "M4 16GB", "--no-offload").err
+    assert re.search(r"--quantize int8 fits: .* GiB instead of 15.0 GiB, where bitsandbytes runs on mps", mac)
+    assert "bitsandbytes" not in devctl("plan", LLAMA, "--devices", "11GiB", "--no-offload").err
+
+
 def test_quantising_is_no_advice_where_it_is_done(devctl):
     question = ["--devices", "1GiB", "--target-context", "64"]
     assert "or --quantize, may help" in devctl("plan", LLAMA, *question).err
