@@ -180,7 +180,16 @@ def _inventory(boards: list[Board | int], host: dict[str, int | None]) -> Invent
         accelerators=accelerators,
         host=Host(cpu=None, cores_physical=None, cores_logical=None, ram_total=ram_total, ram_available=ram_available),
         disks=(disk,) if "disk" in host else (),
+        notes=_notes(boards),
     )
+
+
+def _notes(boards: list[Board | int]) -> tuple[str, ...]:
+    """What of the boards a plan can't say."""
+    gaudi = next((b for b in boards if isinstance(b, Board) and (b.architecture or "").startswith("gaudi")), None)
+    if gaudi is None:
+        return ()
+    return (f"torch calls a {gaudi.name} hpu, where the plan has xpu, and its kernels may need more than is counted",)
 
 
 def _accelerator(board: Board | int, number: int, vendor: Vendor) -> Accelerator:

@@ -189,6 +189,7 @@ class Comparison:
         chosen: the one to take.
         why: the reason, in words.
         notes: why accelerators of the machine are missing, a line for each reason.
+        lacks_disk: whether the machine has no disk, so that what leaves bytes on one does not fit.
     """
 
     model: PlannedModel
@@ -196,6 +197,11 @@ class Comparison:
     chosen: Placement
     why: str
     notes: tuple[str, ...] = ()
+    lacks_disk: bool = False
+
+    def fits(self, placement: Placement) -> bool:
+        """Whether the machine can hold ``placement``."""
+        return placement.fits and not (self.lacks_disk and placement.on_disk)
 
     def to_document(self) -> dict[str, Any]:
         """The comparison as JSON values. Sizes are bytes."""
@@ -211,7 +217,7 @@ class Comparison:
                     "offloaded": each.offloaded,
                     "fullest": float(each.fullest),
                     "crossings": each.crossings,
-                    "fits": each.fits,
+                    "fits": self.fits(each),
                 }
                 for each in self.placements
             ],

@@ -116,12 +116,14 @@ def largest(left: Callable[[int], int], most: int) -> int:
 def may_offload(question: Question) -> Allowed:
     """What may be offloaded for a workload to fit.
 
-    None where the weights alone need none offloaded, else as many as the shortest text needs.
+    None where the weights alone need none offloaded, else as many as the shortest text needs; and none on a disk that
+    the machine does not have.
     """
     if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
         return Allowed()
     shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
-    return Allowed.by(question.best(shortest))
+    allowed = Allowed.by(question.best(shortest))
+    return replace(allowed, on_disk=0) if question.lacks_disk else allowed
 
 
 def largest_context(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.errors import RefusedError
 from devctl.inventory import Inventory
 from devctl.inventory.missing import missing
@@ -39,7 +39,7 @@ def map_refusal(tree: ModuleTree, placement: Placement, budgets: Budgets) -> Ref
     )
     if not findings:
         return None
-    return Refusal("the map does not hold", findings=findings, hint="`devctl plan` makes a map that does")
+    return Refusal("the map does not hold", findings=findings, hint="`devctl plan` looks for a map that does")
 
 
 def room_refusal(
@@ -78,7 +78,7 @@ def room_refusal(
         for option, other in model.smaller():
             if holds(other):
                 now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
-                ways += (f"{option} fits: {then} instead of {now}",)
+                ways += (f"{option} fits: {then} instead of {now}{_if_it_runs(option, machine.budgets)}",)
                 break
     hint = "or add disk to --devices" if machine.lacks_disk and limits.offload and limits.disk else ""
     if over:
@@ -91,6 +91,12 @@ def room_refusal(
 
 def _other_runs(question: Question, runtime: Runtime, holds: Holds) -> tuple[str, ...]:
     return (*in_chunks(question, runtime, holds), *other_attention(question, runtime, holds))
+
+
+def _if_it_runs(option: str, budgets: Budgets) -> str:
+    """What advice to quantise rests on: bitsandbytes does not compute on Apple's GPUs in every release."""
+    on_apple = any(device.type is DeviceType.MPS for device, _ in budgets.devices)
+    return ", where bitsandbytes runs on mps" if on_apple and option.startswith("--quantize") else ""
 
 
 def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
@@ -123,7 +129,7 @@ def require_valid(tree: ModuleTree, placement: Placement, inventory: Inventory) 
         raise RefusedError(
             "the map does not hold for this model on this machine",
             findings=(*findings, *(missing(inventory) if absent else ())),
-            hint="`devctl plan` makes a map that does",
+            hint="`devctl plan` looks for a map that does",
         )
 
 
@@ -152,7 +158,7 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
         raise RefusedError(
             "the map does not fit this machine as it is now",
             findings=tuple(findings),
-            hint="`devctl plan` makes one that does",
+            hint="`devctl plan` looks for one that does",
         )
 
 

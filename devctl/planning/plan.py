@@ -107,8 +107,20 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
-    chosen, why = choose(placements)
-    return Comparison(model=model.planned, placements=placements, chosen=chosen, why=why, notes=machine.missing)
+    held = tuple(each for each in placements if not (machine.lacks_disk and each.on_disk))
+    chosen, why = choose(held or placements)
+    if not held:
+        why += "; but it leaves bytes on disk, and there is none: none of them fits"
+    elif held[0] is not placements[0] and chosen is held[0]:
+        why = f"{placements[0].strategy} leaves bytes on disk, and there is none"
+    return Comparison(
+        model=model.planned,
+        placements=placements,
+        chosen=chosen,
+        why=why,
+        notes=machine.missing,
+        lacks_disk=machine.lacks_disk,
+    )
 
 
 def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> WhatIf:

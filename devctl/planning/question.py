@@ -53,6 +53,7 @@ class Question:
         made_for: tokens that the model is made for; None where it does not say.
         workload: what the model should do; of a question about weights alone, what their room is measured by.
         uncounted: what its files ask of generate that is not counted.
+        lacks_disk: whether nothing may be left on a disk, as the machine has none.
     """
 
     tree: ModuleTree
@@ -62,6 +63,7 @@ class Question:
     made_for: int | None
     workload: Workload
     uncounted: tuple[str, ...] = ()
+    lacks_disk: bool = False
     _own: OwnMaps = field(default_factory=dict, repr=False, compare=False)
 
     def runtime(self, workload: Workload, *, scaled: bool = False) -> Runtime:
@@ -127,6 +129,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
             attention=_attention(model, asked, machine.budgets, counts=counts),
         ),
         uncounted=told.uncounted,
+        lacks_disk=machine.lacks_disk,
     )
 
 

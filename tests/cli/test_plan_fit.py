@@ -1,6 +1,7 @@
 """`devctl plan` where it matters what fits: refusals with ways out, comparisons, maps that people wrote."""
 
 import json
+import re
 
 import pytest
 
@@ -169,6 +170,24 @@ def test_ways_out_fit_a_machine_whose_gpu_shares_its_memory(devctl, box, work):
     assert "cpu would have to hold" not in done.err
 
 
+@pytest.mark.parametrize("work", [[], ["--context-length", "4096"]])
+def test_so_large_as_is_said_gpus_hold_a_quantised_model(devctl, work):
+    """transformers keeps a tenth of each budget free for a model in nf4."""
+    question = ["plan", LLAMA, "--quantize", "nf4", "--strategy", "optimal", "--no-offload", *work]
+    done = devctl(*question, "--devices", "2x2.5GiB")
+    assert done.code == 3
+    size = re.search(r"each of the 2 GPUs would (?:have to hold|do with) ([0-9.]+) GiB", done.err)[1]
+    number = re.search(r"([0-9]+) more GPUs? of 2.50 GiB", done.err)[1]
+    assert devctl(*question, "--devices", f"2x{size}GiB").code == 0
+    assert devctl(*question, "--devices", f"{2 + int(number)}x2.5GiB").code == 0
+
+
+def test_quantising_is_advised_on_apple_where_it_runs(devctl):
+    mac = devctl("plan", LLAMA, "--devices", "M4 16GB", "--no-offload").err
+    assert re.search(r"--quantize int8 fits: .* GiB instead of 15.0 GiB, where bitsandbytes runs on mps", mac)
+    assert "bitsandbytes" not in devctl("plan", LLAMA, "--devices", "11GiB", "--no-offload").err
+
+
 def test_quantising_is_no_advice_where_it_is_done(devctl):
     question = ["--devices", "1GiB", "--target-context", "64"]
     assert "or --quantize, may help" in devctl("plan", LLAMA, *question).err
@@ -232,3 +251,18 @@ def test_options_that_exclude_each_other(devctl, options, message):
     done = devctl("plan", LLAMA, "--devices", "2xH100", *options)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"devctl: {message}")
+
+
+def test_what_leaves_bytes_on_a_disk_that_is_not_there_fits_nowhere(devctl):
+    """--devices names all that there is."""
+    box = ["--devices", "12GiB"]
+    table = devctl("plan", LLAMA, *box, "--what-if", "--json")
+    assert not any(case["fits"] for case in json.loads(table.out)["cases"])
+    with_disk = devctl("plan", LLAMA, "--devices", "12GiB,disk", "--what-if", "--json")
+    assert any(case["fits"] for case in json.loads(with_disk.out)["cases"])
+    compared = json.loads(devctl("plan", LLAMA, *box, "--compare", "--json").out)
+    assert not any(plan["fits"] for plan in compared["plans"])
+    assert compared["why"].endswith("but it leaves bytes on disk, and there is none: none of them fits")
+    assert "fits" in devctl("plan", LLAMA, *box, "--compare").out
+    some = json.loads(devctl("plan", LLAMA, "--devices", "8GiB,8.5GiB", "--compare", "--json").out)
+    assert [plan["fits"] for plan in some["plans"] if plan["strategy"] == some["take"]] == [True]

@@ -67,6 +67,12 @@ def test_several_chips_that_share_ram_are_several_machines_but_of_one_kind():
     assert [a.memory_pool for a in parse_devices("4xMI300A").accelerators] == [HOST_POOL] * 4
 
 
+def test_of_a_board_that_torch_calls_otherwise_it_is_said():
+    (note,) = parse_devices("2xGaudi 3").notes
+    assert note.startswith("torch calls a Gaudi 3 hpu")
+    assert parse_devices("2xH100").notes == parse_devices("24GiB").notes == ()
+
+
 def test_other_makers_devices():
     assert [device for device, _, _ in accelerators("2xMI300X,8GiB")] == ["cuda:0", "cuda:1", "cuda:2"]
     assert [device for device, _, _ in accelerators("2xB60,8GiB")] == ["xpu:0", "xpu:1", "xpu:2"]

@@ -61,7 +61,7 @@ def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
-    chance = random.Random(seed)  # noqa: S311 - sizes of made-up machines
+    chance = random.Random(seed)
     total = weights(folder)
     gpus = [int(total * chance.uniform(0.6, 1.6)) + 2**23 for _ in range(chance.choice([1, 2, 3]))]
     if sum(gpus) < 1.2 * total + 2**24:

@@ -177,8 +177,8 @@ def comparison(found: Comparison) -> str:
     table.add_row("offloaded", *(format_bytes(each.offloaded) for each in placements))
     table.add_row("fullest", *(f"{float(each.fullest):.1%}" for each in placements))
     table.add_row("crossings", *(str(each.crossings) for each in placements))
-    if not all(each.fits for each in placements):
-        table.add_row("fits", *("yes" if each.fits else "no" for each in placements))
+    if not all(map(found.fits, placements)):
+        table.add_row("fits", *("yes" if found.fits(each) else "no" for each in placements))
     model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
     return to_text(Group(head, table, Text(f"take {found.chosen.strategy}: {found.why}")), sys.stdout)
