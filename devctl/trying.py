@@ -136,7 +136,8 @@ class Prepared:
         for warning in tight(self.placement, options.beside, self.inventory):
             show.warn(warning)
         require_usable(self.placement)
-        options = replace(options, notes=(*options.notes, *self._require_ram(options.beside)))
+        ram, notes = self._require_ram(options.beside)
+        options = replace(options, ram=options.ram if ram is None else ram, notes=(*options.notes, *notes))
         try:
             with contained():
                 return try_out(
@@ -152,8 +153,8 @@ class Prepared:
         except ExitedError as error:
             raise LoadError(f"{self.name} can't run: {error}") from error
 
-    def _require_ram(self, beside: Mapping[Device, int]) -> tuple[str, ...]:
-        """Notes on the RAM that the load takes.
+    def _require_ram(self, beside: Mapping[Device, int]) -> tuple[int | None, tuple[str, ...]]:
+        """Bytes of RAM that there are for weights, None where that is not known, and notes on what the load takes.
 
         Raises:
             RefusedError: it takes more than this process can have.
@@ -169,7 +170,7 @@ class Prepared:
                 forward=beside.get(Device.cpu(), 0),
             )
         except ModelError:  # a file is broken, which the load tells better
-            return ()
+            return None, ()
         # the libraries that were imported since have taken some of it
         now = take_inventory(only=Part.CPU).host.ram_available
         known = [size for size in (now, self.inventory.host.ram_available) if size is not None]
@@ -182,10 +183,13 @@ class Prepared:
             "the libraries": need.libraries,
         }
         require_ram(parts, available)
-        if available is None or need.anonymous + need.mapped <= available:
-            return ()
+        if available is None:
+            return None, ()
+        left = available - (need.anonymous - need.made)
+        if need.made + need.mapped <= left:
+            return left, ()
         mapped, here = format_bytes(need.mapped), format_bytes(available)
-        return (
+        return left, (
             f"{mapped} of weights on the CPU are mapped from their files, and {here} of RAM can be had: what is not in "
             "use is read again from disk, which is slow",
         )

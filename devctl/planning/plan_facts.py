@@ -24,13 +24,14 @@ _PARTS = ("used", "state", "activations", "overhead")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What a document says of one device, in bytes; ``modules`` is None where it does not say."""
+    """What a document says of one device, in bytes; ``budget`` and ``modules`` are None where it does not say."""
 
     device: Device
     used: int
     state: int = 0
     activations: int = 0
     overhead: int = 0
+    budget: int | None = None
     modules: tuple[str, ...] | None = None
 
     @property
@@ -119,6 +120,7 @@ def _device(entry: Any, origin: str, *, with_workload: bool) -> DeviceFacts:
     return DeviceFacts(
         device=device,
         **{part: _bytes(entry, part, origin) or 0 for part in _PARTS},
+        budget=_bytes(entry, "budget", origin),
         modules=None if modules is None else tuple(modules),
     )
 
@@ -159,6 +161,9 @@ def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterat
             wrong = [key or "the whole model" for key in {**dict.fromkeys(keys), **dict.fromkeys(each.modules)}
                      if (key in keys) != (key in each.modules)]  # fmt: skip
             yield f'the "modules" of {each.device} are not those of the map: {shorten(wrong)}'
+        if each.budget is not None and each.total > each.budget:
+            need, may = format_bytes(each.total), format_bytes(each.budget)
+            yield f"{each.device} is said to need {need}, and may hold {may}{_exactly(each.total, each.budget)}"
         if each.used and not keys and each.device != Device.cpu():
             yield f"{each.device} is said to hold {format_bytes(each.used)}, and the map puts nothing there"
     used = sum(each.used for each in facts.devices)

@@ -187,6 +187,7 @@ class WorkloadRequest:
             object.__setattr__(self, "decode", decoding.checked(self.decode))
         if self.kv_dtype is not None:
             object.__setattr__(self, "kv_dtype", one_of(KvDtype, self.kv_dtype, "--kv-dtype"))
+        _require_countable(self.context_length or 0)
         least = {
             "--context-length": (self.context_length, 1),
             "--batch-size": (self.batch_size, 1),
@@ -195,7 +196,6 @@ class WorkloadRequest:
         }
         for option, (number, lowest) in least.items():
             require_between(option, number, lowest)
-        _require_countable(self.context_length or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,6 +185,8 @@ def test_a_large_dummy_tensor_takes_no_more_than_it_has():
     made = dummy_weights(replace(shape, root=root))[large.name][...]
     assert made.shape == (2049, 2048)
     assert made.untyped_storage().nbytes() == large.nbytes
+    small = dummy_weights(shape)[tensor.name]
+    assert small[...].untyped_storage().nbytes() == tensor.nbytes, "none of another's numbers"
     assert made.flatten()[2**22 :].equal(made.flatten()[: 2048 * 2049 - 2**22]), "they begin anew"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from devctl.devices import Device
 from devctl.loading.weights.dummy import bytes_beside
+from devctl.loading.weights.loader import local_copy
 from devctl.models.files.checkpoint import stored_tensors
 from devctl.models.files.headers import renamed
 from devctl.models.files.resolve import ModelSource, SourceKind
@@ -55,6 +56,9 @@ def host_need(
 
     Args:
         forward: bytes that the CPU holds beside weights while the model runs.
+
+    Raises:
+        ModelError: there are no weights, or a file is missing or broken.
     """
     size = counted_bytes(skeleton.tree)
     here = {t.name: t for t in tensors(skeleton.tree.root) if device_of(t.name, device_map) in (Device.cpu(), None)}
@@ -75,7 +79,15 @@ def _mapped(source: ModelSource, skeleton: Skeleton) -> set[str]:
     All of them where there is no file, so that the load can say so.
     """
     known = {t.name: t.dtype for t in tensors(skeleton.tree.root) if t.persistent}
-    stored = {name: tensor.dtype for name, tensor in stored_tensors(source).items()}
+    if source.kind is SourceKind.HUB:
+        try:
+            found = stored_tensors(source)
+        except Exception:  # noqa: BLE001 - those of the hub's client: then what is downloaded is looked at
+            source = local_copy(source)
+            found = stored_tensors(source)
+    else:
+        found = stored_tensors(source)
+    stored = {name: tensor.dtype for name, tensor in found.items()}
     if not stored:
         there_are_none = source.kind is not SourceKind.HUB and weights_file(source.config_path.parent) is None
         return set(known) if there_are_none else set()

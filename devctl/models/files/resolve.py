@@ -14,7 +14,6 @@ from typing import Any
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, fetch, fetch_if_there
-from devctl.writing import expanded
 
 MOST_LAYERS = 10_000
 """Ten times as many as the deepest model; building more than can be meant takes RAM until there is none."""
@@ -110,7 +109,7 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 
 def _resolve_here(model: str) -> ModelSource | None:
-    path = expanded(model)
+    path = Path(model).expanduser()
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
