@@ -52,7 +52,7 @@ def test_a_change_of_it_is_seen_by_a_plan_that_is_kept(devctl, told):
 
 
 @pytest.mark.parametrize(
-    ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: attention")]
+    ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: greedy, attention")]
 )
 def test_decode_says_otherwise(devctl, decode, said):
     done = devctl("plan", TINY, *WORK, "--decode", decode)
