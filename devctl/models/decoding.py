@@ -99,10 +99,8 @@ def decoding(decode: str, told: Mapping[str, Any]) -> Decoding:
     Raises:
         ModelError: the files say what can't be meant.
     """
-    asked = dict(_known(told))
-    if decode != CONFIG:
-        for name in ("do_sample", "num_beams", "num_return_sequences"):
-            asked.pop(name, None)
+    ways = () if decode == CONFIG else ("do_sample", "num_beams", "num_return_sequences")
+    asked = dict(_known({name: value for name, value in told.items() if name not in ways}))
     if decode == SAMPLE:
         asked["do_sample"] = True
     elif decode.startswith("beam:"):
@@ -139,7 +137,8 @@ def _known(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             continue
         if not good:
             raise ModelError(
-                f"the generation config's {name} is {str(value)[:80]!r}", hint="--decode greedy passes it over"
+                f"the generation config's {name} is {str(value)[:80]!r}",
+                hint="it is in generation_config.json, or in config.json where there is none",
             )
         yield name, value
 

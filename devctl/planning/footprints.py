@@ -83,8 +83,7 @@ class Footprints:
         return between(two, many, workload.batch_size)
 
     def _exact(self, workload: Workload) -> Footprint:
-        if workload.batch_size == 1:
-            workload = replace(workload, padded=False)  # known by one name
+        workload = _as_known(workload)
         if workload not in self._found:
             self._found[workload] = self._kept_or_traced(workload)
         return self._found[workload]
@@ -114,7 +113,7 @@ class Footprints:
             return None
         return footprint_key(
             self.source,
-            workload,
+            _as_known(workload),
             dtype=self.request.dtype,
             model_class=self.request.model_class,
             trust_remote_code=self.request.trust_remote_code,
@@ -146,6 +145,11 @@ class Footprints:
                 return trace_footprint(self.skeleton, workload, given=given)
         except ExitedError as error:
             raise UntracedError(str(error)) from error
+
+
+def _as_known(workload: Workload) -> Workload:
+    """The same by the one name that it is known by: one sequence is never padded."""
+    return replace(workload, padded=False) if workload.batch_size == 1 else workload
 
 
 def _anchors(workload: Workload) -> tuple[int, int]:

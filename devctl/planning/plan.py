@@ -77,7 +77,8 @@ def make_plan(
         remember(model.key, model.tree, placement)
     refusal = refusal or room_refusal(model, machine, question, placement, runtime, limits)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
-    notes += () if most is None else (_told_tokens(question, most),)
+    if most is not None:
+        notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
     return Plan(
         model=model.planned,
         tree=model.tree,

@@ -31,7 +31,7 @@ def planned(done):
 def test_a_plan_names_what_transformers_chooses(devctl, model, how):
     done = devctl("plan", model, "--devices", "8xH100", *WORK, "--json")
     assert planned(done) == how
-    assert f"run: attention {how}" in done.err.splitlines()
+    assert f"run: greedy, attention {how}" in done.err.splitlines()
 
 
 def test_a_plan_names_what_is_asked_for(devctl):

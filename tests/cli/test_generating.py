@@ -52,7 +52,7 @@ def test_a_change_of_it_is_seen_by_a_plan_that_is_kept(devctl, told):
 
 
 @pytest.mark.parametrize(
-    ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: attention")]
+    ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: greedy, attention")]
 )
 def test_decode_says_otherwise(devctl, decode, said):
     done = devctl("plan", TINY, *WORK, "--decode", decode)
@@ -164,3 +164,9 @@ def test_a_load_generates_as_the_folder_says(devctl, checkpoint, tmp_path):
     )
     assert report["generation"] == {}
     assert "the generation config asks for prompt lookup, which is not counted" in report["notes"]
+
+
+def test_the_most_tokens_say_what_is_not_counted(devctl, told):
+    done = devctl("plan", told(prompt_lookup_num_tokens=5), "--devices", "1GiB", "--max-context")
+    assert done.code == 0, done.err
+    assert "note: the generation config asks for prompt lookup, which is not counted" in done.err

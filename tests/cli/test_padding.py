@@ -19,9 +19,9 @@ WORK = ("--devices", "1GiB", "--context-length", 256)
 @pytest.mark.parametrize(
     ("more", "padded", "said"),
     [
-        (["--batch-size", "3"], True, "run: a padded batch of 3, attention sdpa"),
-        (["--batch-size", "3", "--no-padding"], False, "run: a batch of 3, unpadded, attention sdpa"),
-        ([], False, "run: attention sdpa"),
+        (["--batch-size", "3"], True, "run: a padded batch of 3, greedy, attention sdpa"),
+        (["--batch-size", "3", "--no-padding"], False, "run: a batch of 3, unpadded, greedy, attention sdpa"),
+        ([], False, "run: greedy, attention sdpa"),
     ],
 )
 def test_a_plan_says_which_it_counts(devctl, more, padded, said):

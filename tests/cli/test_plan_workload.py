@@ -19,7 +19,7 @@ def plan(devctl, *args, code=0):
 
 
 def test_the_cache_is_counted_where_the_layers_are(devctl):
-    document, err = plan(devctl, "--devices", "2x24GiB", "--context-length", 32768, "--batch-size", 2)
+    document, err = plan(devctl, "--devices", "2x24GiB", "--context-length", 32768, "--batch-size", 2, "--no-padding")
     gpus = document["devices"][:2]
     assert sum(use["state"] for use in gpus) == 2 * 32768 * 131072
     assert [use["overhead"] for use in gpus] == [720 * 2**20] * 2

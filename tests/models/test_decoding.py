@@ -24,6 +24,7 @@ def settings(decode, told):
         ("greedy", CHAT, {}),
         ("config", {"num_beams": 4, "temperature": 0.6}, {"num_beams": 4}),
         ("greedy", {"num_beams": 4, "num_return_sequences": 2}, {}),
+        ("greedy", {"num_beams": "many"}, {}),
         ("sample", {"temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
         ("sample", {"num_beams": 4, "top_k": 50}, {"do_sample": True}),
         ("beam:4", CHAT, {"num_beams": 4}),

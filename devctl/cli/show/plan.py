@@ -242,7 +242,7 @@ def run_line(plan: Plan) -> str:
         parts.append(
             f"a padded batch of {asked.batch_size}" if asked.padded else f"a batch of {asked.batch_size}, unpadded"
         )
-    if asked.generation:
+    if asked.generation or any(block.decode for block in plan.runtime.footprint.blocks):
         parts.append(words(asked.generation))
     if asked.prefill_chunk is not None:
         parts.append(f"the prompt in chunks of {asked.prefill_chunk}")
