@@ -43,6 +43,7 @@ def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     model_class, config = small_models.MEASURED[request.param]()
     config.architectures = [model_class.__name__]
+    config.max_position_embeddings = 512  # which ends the table of contexts
     config.save_pretrained(path)
     return path
 
@@ -59,7 +60,7 @@ def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
         assert is_met(counted, traced), batch
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
     chance = random.Random(seed)
     total = weights(folder)
