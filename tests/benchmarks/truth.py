@@ -73,7 +73,6 @@ _LOOPING = {
     "RwkvForCausalLM": {},
     "RecurrentGemmaForCausalLM": {},
     "OlmoHybridForCausalLM": {},
-    "BailingHybridForCausalLM": {},
 }
 
 _WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
