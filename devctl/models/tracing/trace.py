@@ -191,10 +191,13 @@ def _steps(model: FakeModel, workload: Workload) -> tuple[TracedStep, TracedStep
                 return prefill, last, [_LOOPS + "; of its equal rounds the first and the last were followed"]
         except TooManyOperationsError as error:
             failed = error
+            if model.strides:  # all the more with whole loops
+                break
         except Exception as error:
             if not model.strides:  # it fails with whole loops too
                 raise
             failed = error
+    model.fewest_rounds = None
     if isinstance(failed, TooManyOperationsError) and model.generates:
         return _grown(model, workload, failed)
     assert failed is not None
