@@ -123,8 +123,9 @@ def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
 def keeps_no_room(model, placement):
     """Whether a placement splits a block, or has no room on its main device to run what it offloads."""
     devices = dict(placement.device_map)
-    off = [b.brought for b in model.index.blocks if device_of(b.names[0], devices) in (Device.cpu(), Device.disk())]
-    main = next((use for use in placement.devices if use.device.type == "cuda" and use.used), None)
+    main = next((use for use in placement.devices if use.device.type in ("cuda", "cpu") and use.used), None)
+    elsewhere = {Device.cpu(), Device.disk()} - {main.device if main else None}
+    off = [b.brought for b in model.index.blocks if device_of(b.names[0], devices) in elsewhere]
     for block in model.index.blocks:
         parts = [t.name for t in tensors(model.root) if any(is_under(t.name, name) for name in block.names)]
         if len({device_of(name, devices) for name in parts}) > 1:
