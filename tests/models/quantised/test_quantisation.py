@@ -242,6 +242,7 @@ def test_nf4_holds_more_than_is_planned(tmp_path):
     assert len(linears) == 4 * 7
     extra = sum(4 * math.ceil(2 * t.nbytes / 64) + 64 for t in linears)
     total = sizes(tree)[""]
+    assert tree.index.held[""] == total + extra
     kib = f"{extra / 1024:.1f} KiB"
     assert tree.notes[1:] == (
         f"nf4 weights hold {kib} more once loaded than transformers plans with: "
@@ -275,12 +276,13 @@ def test_what_bitsandbytes_keeps_beside_4_bits(double, wide, narrow):
             model = transformers.LlamaForCausalLM(config)
         counting = METHODS["bitsandbytes_4bit"](model, settings, torch.bfloat16)
         assert len(counting.planned) == 7 * config.num_hidden_layers
-        assert counting.hidden == hidden
+        assert counting.all_hidden == hidden
 
 
 def test_eetq_holds_less_than_is_planned(tmp_path):
     tree = read(tmp_path, quantize=Quantize.EETQ_INT8).tree
     assert " less once loaded than transformers plans with" in tree.notes[1]
+    assert tree.index.held[""] < sizes(tree)[""]
 
 
 def test_nothing_to_quantise(tmp_path):
@@ -289,8 +291,13 @@ def test_nothing_to_quantise(tmp_path):
 
 
 def test_compressed_tensors_unpack(tmp_path):
-    (note,) = read(tmp_path, settings=quantised.COMPRESSED["float8 tensors"]).tree.notes
-    assert note.startswith("compressed-tensors unpacks the weights at the first forward: ")
+    tree = read(tmp_path, settings=quantised.COMPRESSED["float8 tensors"]).tree
+    assert tree.notes[0].startswith("compressed-tensors unpacks the weights at the first forward: ")
+    # they are held with two bytes a weight then, and no scales
+    linears = [t for t in tensors(tree.root) if t.name.endswith(".weight") and t.dtype == "float8_e4m3fn"]
+    scales = [t for t in tensors(tree.root) if "_scale" in t.name]
+    assert linears
+    assert tree.index.held[""] == sizes(tree)[""] + sum(t.nbytes for t in linears) - sum(t.nbytes for t in scales)
 
 
 def test_a_dtype_that_the_method_decides(tmp_path):
