@@ -78,6 +78,7 @@ class FitsOn:
 
     def to_document(self) -> dict[str, Any]:
         """The same as JSON values; see ``fits_on.schema.json``. Sizes are bytes."""
+        workload = self.workload
         return {
             "schema": SCHEMA,
             "kind": "devctl.fits_on",
@@ -90,7 +91,7 @@ class FitsOn:
                 "bytes": self.model.nbytes,
             },
             "strategy": str(self.strategy),
-            "workload": None if self.workload is None else asdict(self.workload),
+            "workload": None if workload is None else asdict(workload) | {"generation": dict(workload.generation)},
             "boards": [asdict(fit) for fit in self.boards],
             "notes": list(self.notes),
         }

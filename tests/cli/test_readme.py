@@ -10,6 +10,7 @@ DEMO = README[README.index("<!-- demo -->") : README.index("<!-- /demo -->")]
 
 def masked(text):
     """``text`` without the figures that differ from run to run."""
+    text = re.sub(r"note: the predicted peak: what oneDNN .*\n", "", text)  # where it is much, by the processor
     text = re.sub(r"about [0-9,]+ tokens", "about # tokens", text)  # each thread of the CPU takes some memory
     text = re.sub(r"[0-9.e+]+ (ms|s|tokens/s|[KMG]iB/s|[KMG]iB host peak)\b", "#", text)
     return re.sub(r"[0-9.]+ MiB +[0-9.]+ MiB +[-+][0-9.]+%", "#", text)  # the CPU's kernels differ by processor
