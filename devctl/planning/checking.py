@@ -195,6 +195,10 @@ def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[D
     said = file.facts.workload
     known: dict[str, Any] = {field.name: said[field.name] for field in fields(Workload) if field.name in said}
     asked: dict[str, Any] = {field.name: known[field.name] for field in fields(WorkloadRequest) if field.name in known}
+    if isinstance(told := known.get("generation"), dict):
+        known["generation"] = tuple(told.items())
+    if known.get("attention") == opened.tree.attention:
+        known["attention"] = None  # as it is by itself
     try:
         WorkloadRequest(**asked)  # which knows what can be counted
         footprint = opened.footprints.of(Workload(**{**known, "kernels": Kernels(known.get("kernels", ""))}))

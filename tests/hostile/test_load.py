@@ -103,19 +103,19 @@ def test_a_shard_outside_of_the_folder_is_refused(devctl, model, name, command):
     shutil.copy(model / "model.safetensors", model.parent / "model.safetensors")
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
-    index = {"weight_map": dict.fromkeys(weights, name)}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     config = json.loads((model / "config.json").read_text())
     config.pop("dtype", None)  # so that a plan asks the weights
     (model / "config.json").write_text(json.dumps(config))
     done = devctl(command, model, *(["--map", "cpu"] if command == "load" else ["--devices", "1GiB"]))
     assert (done.code, done.out) == (4, "")
-    assert "which is not in its folder" in done.err
+    assert ("which is not in its folder" if name.strip("\0ab") else "which is no file's name") in done.err
 
 
 def test_a_shard_in_a_folder_below_is_one(tmp_path):
     (tmp_path / "index.json").write_text(
-        json.dumps({"weight_map": {"w": "part/one.safetensors", "v": "./two.safetensors"}})
+        json.dumps({"metadata": {}, "weight_map": {"w": "part/one.safetensors", "v": "./two.safetensors"}})
     )
     assert read_index(tmp_path / "index.json") == {"w": "part/one.safetensors", "v": "./two.safetensors"}
 

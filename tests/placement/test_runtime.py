@@ -9,6 +9,7 @@ from devctl.models.footprint import BlockFootprint, Footprint, Workload, peak_be
 from devctl.placement import Strategy, place, place_within
 from devctl.placement.budget import from_max_memory
 from devctl.placement.counted import common_need, with_runtime
+from devctl.placement.placement import worth
 from devctl.placement.runtime import Runtime, brought_weights, less, main_of, needs
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests.trees import layers, tree
@@ -204,8 +205,9 @@ def test_the_best_within_is_the_best_there_is_or_is_not_within(blocks, gpus, cpu
     best = place(model, budgets(*gpus, cpu=cpu), Strategy.OPTIMAL, None, found)
     within = place_within(model, budgets(*gpus, cpu=cpu), found, offloaded)
     if best.fits and best.offloaded <= offloaded:
-        assert within.device_map == best.device_map
-        assert [(use.device, use.total) for use in within.devices] == [(use.device, use.total) for use in best.devices]
+        assert within.fits
+        assert within.offloaded <= offloaded
+        assert worth(best) <= worth(within)  # which does not look for the fewest moves
     else:
         assert not within.fits or within.offloaded > offloaded
     assert sum(use.used for use in within.devices) == sum(use.used for use in best.devices)
