@@ -15,7 +15,7 @@ from devctl.placement.budget import accelerators_of, is_accelerator
 from devctl.placement.counted import with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
-from devctl.placement.placement import over_budget
+from devctl.placement.placement import DeviceUse, over_budget
 from devctl.placement.plan import Refusal
 from devctl.placement.runtime import Runtime, less
 from devctl.planning.machine import Machine
@@ -74,7 +74,9 @@ def room_refusal(
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
         ways = () if runtime is None else _other_runs(question, runtime, partial(holds, model.tree))
-        ways += _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
+        # what hardware would hold is counted for the run: it says nothing of what is held for a while before
+        if missing or any(use.budget is not None and use.total > use.budget for use in placement.devices):
+            ways += _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
                 now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
@@ -150,9 +152,9 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
     if random_weights:
         free[Device.cpu()] = inventory.host.ram_available
     findings = [
-        f"{use.device} would hold {format_bytes(use.used)}, and has {format_bytes(available)} free"
+        f"{use.device} would hold {_at_load(use, available)}, and has {format_bytes(available)} free"
         for use in placement.devices
-        if (available := free.get(use.device)) is not None and use.used > available
+        if (available := free.get(use.device)) is not None and max(use.used, use.loading) > available
     ]
     if findings:
         raise RefusedError(
@@ -160,6 +162,12 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
             findings=tuple(findings),
             hint="`devctl plan` looks for one that does",
         )
+
+
+def _at_load(use: DeviceUse, available: int) -> str:
+    if use.used > available:
+        return format_bytes(use.used)
+    return f"{format_bytes(use.loading)} while the model is loaded"
 
 
 def require_ram(parts: Mapping[str, int], available: int | None) -> None:
