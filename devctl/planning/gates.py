@@ -12,12 +12,12 @@ from devctl.inventory.missing import missing
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import accelerators_of, is_accelerator
-from devctl.placement.counted import with_runtime
+from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
 from devctl.placement.placement import DeviceUse, over_budget
 from devctl.placement.plan import Refusal
-from devctl.placement.runtime import Runtime, less
+from devctl.placement.runtime import Runtime, less, less_kept
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.other_runs import Holds, in_chunks, need, other_attention
@@ -74,9 +74,7 @@ def room_refusal(
         ways: tuple[str, ...] = ("--strategy optimal fits",)
     else:
         ways = () if runtime is None else _other_runs(question, runtime, partial(holds, model.tree))
-        # what hardware would hold is counted for the run: it says nothing of what is held for a while before
-        if missing or any(use.budget is not None and use.total > use.budget for use in placement.devices):
-            ways += _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
+        ways += _hardware(model.tree, machine, runtime, cpu_may_hold=cpu_may_hold)
         for option, other in model.smaller():
             if holds(other):
                 now, then = (format_bytes(each.index.held[""]) for each in (model.tree, other))
@@ -104,10 +102,15 @@ def _if_it_runs(option: str, budgets: Budgets) -> str:
 def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
     """What hardware would hold the model and its workload."""
     budgets, of_host = machine.budgets, machine.of_host
+    # what is held for a while as the model is loaded, beyond what each device that computes holds as it runs
+    loading = tree.index.making.get("", 0) + sum(nbytes for _, nbytes in tree.index.until_tied)
     if runtime is None:
-        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold, of_host=of_host)
-    beside = need(runtime)
-    left = less(budgets, runtime)
+        kept = {device: loading for device, _ in budgets.devices if loading}
+        left = less_kept(budgets, budgets.devices, kept) if kept else budgets
+        return ways_out(tree, left, cpu_may_hold=cpu_may_hold, beside=loading, of_host=of_host)
+    loading = max(0, loading - common_need(runtime.footprint))
+    beside = need(runtime) + loading
+    left = less(budgets, runtime, dict.fromkeys((device for device, _ in budgets.devices), loading))
     gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):
         larger = "a machine with more memory" if of_host.issuperset(gpus) else "larger GPUs"
