@@ -178,8 +178,11 @@ class Prepared:
         what = "made up" if self.request.random_weights else "converted, or read from pickles"
         parts = {
             f"weights on the CPU that are {what}": need.made,
-            "making them": need.beside,
-            "the run beside weights": need.forward,
+            **(
+                {"parts of weights while they are loaded": need.loading}
+                if need.loading > need.beside + need.forward
+                else {"making them": need.beside, "the run beside weights": need.forward}
+            ),
             "the libraries": need.libraries,
         }
         require_ram(parts, available)

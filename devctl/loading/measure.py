@@ -15,7 +15,8 @@ from devctl.loading.proofs.reference import Verification
 from devctl.loading.proofs.verdict import Proof
 from devctl.loading.run.smoke import Smoke
 from devctl.models.tree import ModuleTree, TensorKind
-from devctl.placement.placement import HfDevice, add_up
+from devctl.placement.budget import is_accelerator
+from devctl.placement.placement import HfDevice, add_up, loaded_beside
 
 _TAKEN = 1.02
 """A device is worth a note when it held more than this many times what was predicted."""
@@ -33,8 +34,8 @@ class DeviceBytes:
         predicted: bytes of the weights and buffers that the map puts there.
         measured: bytes of the weights and buffers that are there.
         predicted_peak: the most bytes that the device should hold at one time while the model runs, weights included.
-            On an accelerator this is the peak of the forward and of the generate, on the CPU that of the forward. None
-            where nothing runs, and where the model can't be traced.
+            On an accelerator this is the peak of the load, the forward and the generate, on the CPU that of the
+            forward. None where nothing runs, and where the model can't be traced.
         peak: the most bytes that torch counted there at one time. On an accelerator it counts from the beginning of the
             load. None where nothing runs, and where torch keeps no such count.
     """
@@ -124,13 +125,15 @@ def device_bytes(
     predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main, tied))
     measured = dict(places.measured)
     beside, peaks = beside or {}, peaks or {}
+    loading = loaded_beside(tree, device_map)
+    most = {d: max(n, loading.get(d, 0)) if is_accelerator(d) else n for d, n in beside.items()}
     order = list(dict.fromkeys((*device_map.values(), *predicted, *measured)))
     return tuple(
         DeviceBytes(
             device=device,
             predicted=predicted.get(device, 0),
             measured=measured.get(device, 0),
-            predicted_peak=predicted.get(device, 0) + beside[device] if device in beside else None,
+            predicted_peak=predicted.get(device, 0) + most[device] if device in beside else None,
             peak=peaks.get(device),
         )
         for device in order

@@ -22,7 +22,7 @@ from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.writing import expanded, write_whole
 
-FORMAT = 4
+FORMAT = 5
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -256,7 +256,7 @@ def parse_tree(text: str) -> ModuleTree:
 
 def _dump_module(module: Module) -> list[Any]:
     tensors = [
-        [t.name.rpartition(".")[2], t.kind, t.nbytes, t.shape, t.dtype, t.persistent, t.same_as, t.held]
+        [t.name.rpartition(".")[2], t.kind, t.nbytes, t.shape, t.dtype, t.persistent, t.same_as, t.held, t.loading]
         for t in (*module.parameters, *module.buffers)
     ]
     return [module.name.rpartition(".")[2], module.class_name, tensors, [_dump_module(c) for c in module.children]]
@@ -276,6 +276,7 @@ def _parse_module(data: list[Any], prefix: str) -> Module:
             persistent=t[5],
             same_as=t[6],
             held=t[7],
+            loading=t[8],
         )
         for t in tensors
     ]

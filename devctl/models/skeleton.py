@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -34,6 +34,7 @@ from devctl.models.quantised.quantise import (
 )
 from devctl.models.quantised.settings import label_of, not_loaded, too_large
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.models.while_loading import held_while_made
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -125,8 +126,10 @@ def _read(
     checkpoint: Checkpoint,
     notes: list[str],
 ) -> Skeleton:
+    unpacked = settings if settings is not None and settings.get("dequantize") else None
     if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
         notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
+        unpacked = settings if purpose is Purpose.LOAD and quantize is None else None
         settings = None
     counting = None
     if settings is None:
@@ -134,7 +137,10 @@ def _read(
     else:
         built_in = forced_dtype(settings, built_in, notes)
         model, counting = _build_quantised(found, config, built_in, settings, quantize, checkpoint, notes)
-    tree = tree_of(model, built_in, counting)
+    made = {}
+    if purpose is not Purpose.RANDOM:
+        made = held_while_made(model, checkpoint.tensors, counting, unpacked)
+    tree = tree_of(model, built_in, counting, made)
     tree = replace(tree, attention=attention.of_config(config), attentions=attention.of_class(found))
     if settings is not None and counting is not None:
         label = str(quantize or label_of(settings))
@@ -194,13 +200,19 @@ def _build_quantised(
         return model, None
 
 
-def tree_of(model: PreTrainedModel, dtype: torch.dtype, counting: Counting | None = None) -> ModuleTree:
+def tree_of(
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    counting: Counting | None = None,
+    made: Mapping[str, int] | None = None,
+) -> ModuleTree:
     """The tree of a model that is built in ``dtype`` and whose weights are not tied yet.
 
     Args:
         counting: bytes of the tensors that are not counted as they are built.
+        made: bytes that are held for a while as a parameter is made, by name.
     """
-    return _tree_of(model, dtype_name(dtype), dict(model.all_tied_weights_keys), counting)
+    return _tree_of(model, dtype_name(dtype), dict(model.all_tied_weights_keys), counting, made or {})
 
 
 def live_tree(module: torch.nn.Module) -> ModuleTree:
@@ -215,8 +227,8 @@ def live_tree(module: torch.nn.Module) -> ModuleTree:
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = dtype_name(next(floats, torch.float32))
     if not isinstance(module, PreTrainedModel):
-        return _tree_of(module, dtype, {}, None)
-    tree = _tree_of(module, dtype, dict(module.all_tied_weights_keys.items()), None)
+        return _tree_of(module, dtype, {}, None, {})
+    tree = _tree_of(module, dtype, dict(module.all_tied_weights_keys.items()), None, {})
     return replace(tree, attention=attention.of_config(module.config), attentions=attention.of_class(type(module)))
 
 
@@ -245,7 +257,9 @@ def _tensors(module: Module) -> list[tuple[str, tuple[int, ...], str]]:
     return own + [found for child in module.children for found in _tensors(child)]
 
 
-def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting: Counting | None) -> ModuleTree:
+def _tree_of(
+    model: torch.nn.Module, dtype: str, ties: dict[str, str], counting: Counting | None, made: Mapping[str, int]
+) -> ModuleTree:
     seen: dict[int, str] = {}
     planned = {} if counting is None else counting.planned
     dtypes = {} if counting is None else counting.dtypes
@@ -263,6 +277,7 @@ def _tree_of(model: torch.nn.Module, dtype: str, ties: dict[str, str], counting:
             dtype=dtypes.get(name, dtype_name(value.dtype)),
             persistent=persistent,
             same_as=None if first == name else first,
+            loading=made.get(name, 0),
         )
 
     def visit(module: torch.nn.Module, name: str) -> Module:

@@ -1,6 +1,6 @@
 """The modules of a model as plain data: names, bytes, ties, and the blocks that must not be split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -26,6 +26,8 @@ class Tensor:
         dtype: torch's name without ``torch.``, like "bfloat16".
         persistent: whether it is in the state dict; False only for some buffers.
         same_as: name under which the very same tensor was met before, when a module is registered twice.
+        loading: bytes beyond those that are held for a while, as it is made from what a checkpoint has; of a target of
+            a tie, those that it has until the weights are tied, once all are loaded.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Tensor:
     persistent: bool = True
     same_as: str | None = None
     held: int | None = None
+    loading: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,10 @@ class TreeIndex:
         most_own: the most of those, in the modules within the model.
         brought: the most bytes held of parameters in each module and what is within it, on one way down: what is there
             at once where each module's tensors are brought when its forward begins, and let go of when it ends.
+        making: the most bytes that are held for a while as one of the parameters under a module, or a tensor, is made;
+            without those for which there are none.
+        making_whole: the same with the parameter itself.
+        until_tied: targets of ties that have bytes until all is loaded, and those bytes.
         unsplit: names of the modules of classes that must not be split.
         parts: what is placed whole, in the order of definition.
         same: (target, source) names of tensors that share a device: tied, or registered twice.
@@ -154,6 +161,9 @@ class TreeIndex:
     own: Mapping[str, int]
     most_own: int
     brought: Mapping[str, int]
+    making: Mapping[str, int]
+    making_whole: Mapping[str, int]
+    until_tied: tuple[tuple[str, int], ...]
     unsplit: tuple[str, ...]
     parts: tuple[Part, ...]
     same: tuple[tuple[str, str], ...]
@@ -219,6 +229,7 @@ def _indexed(
     add(root, True)
     same = (*ties, *((tensor.name, tensor.same_as) for tensor in found if tensor.same_as is not None))
     held = _and_more(nbytes, more)
+    made = [t for t in found if t.loading and nbytes[t.name] and t.name not in dict(ties)]
     blocks = _blocks(parts, same, held, brought)
     return TreeIndex(
         modules=modules,
@@ -231,6 +242,9 @@ def _indexed(
         own=own,
         most_own=max((nbytes for name, nbytes in own.items() if name), default=0),
         brought=brought,
+        making=_most((t.name, t.loading) for t in made),
+        making_whole=_most((t.name, t.loading + held_bytes(t)) for t in made),
+        until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in targets),
         unsplit=tuple(module.name for module in modules.values() if module.class_name in no_split),
         parts=tuple(parts),
         same=same,
@@ -242,6 +256,19 @@ def _indexed(
 def held_bytes(tensor: Tensor) -> int:
     """Bytes that a tensor is held with."""
     return tensor.nbytes if tensor.held is None else tensor.held
+
+
+def _most(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The most bytes by name, and of all that the names are in."""
+    found: dict[str, int] = {}
+    for name, nbytes in sizes:
+        at = name
+        while nbytes > found.get(at, 0):
+            found[at] = nbytes
+            if not at:
+                break
+            at = at.rpartition(".")[0]
+    return found
 
 
 def _and_more(nbytes: dict[str, int], more: Mapping[str, int]) -> dict[str, int]:

@@ -280,7 +280,7 @@ class _Search:
             way = way_with(kept)
             same = bool(tried) and tried[-1].placement.device_map == way.placement.device_map
             tried.append(way)
-            over = {u.device: u.total - u.budget for u in way.placement.devices if u.budget and u.total > u.budget}
+            over = {u.device: u.most - u.budget for u in way.placement.devices if u.budget and u.most > u.budget}
             if not over:
                 break
             if most_off is not None and self._least_off(way, by.strategy) > most_off:

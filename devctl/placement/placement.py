@@ -27,6 +27,8 @@ class DeviceUse:
         state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
         activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
         overhead: bytes that the device's libraries take for themselves.
+        loading: the most bytes that it holds while the model is loaded: its weights, the parts of the one that is made
+            last, and the overhead. They are gone when the model runs.
         budget: bytes that it may hold; None where nothing limits it.
         modules: the map's keys that are there, in the order of definition.
     """
@@ -38,11 +40,17 @@ class DeviceUse:
     state: int = 0
     activations: int = 0
     overhead: int = 0
+    loading: int = 0
 
     @property
     def total(self) -> int:
-        """All bytes that it has to hold."""
+        """All bytes that it has to hold while the model runs."""
         return self.used + self.state + self.activations + self.overhead
+
+    @property
+    def most(self) -> int:
+        """All bytes that it has to hold at any time."""
+        return max(self.total, self.loading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +94,7 @@ class Placement:
         """The used part of the accelerator that has the least left; without any, of the CPU."""
         accelerators = [use for use in self.devices if _computes(use)]
         computing = accelerators or [use for use in self.devices if use.device.type is DeviceType.CPU]
-        return max((Fraction(use.total, use.budget) for use in computing if use.budget), default=Fraction(0))
+        return max((Fraction(use.most, use.budget) for use in computing if use.budget), default=Fraction(0))
 
 
 def _computes(use: DeviceUse) -> bool:
@@ -113,10 +121,14 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
     limits[Device.disk()] = None
     for device in device_map.devices:
         limits.setdefault(device, None)
-    used, is_nested = _used(tree, device_map)
+    used, is_nested, is_whole = _used(tree, device_map)
+    extra = _while_loading(tree, device_map, by_keys=is_whole and not is_nested)
     beside = {} if runtime is None else needs(tree, device_map, runtime.footprint)
     for device in beside:
         limits.setdefault(device, 0)  # what would have to run the model may hold nothing
+    for device in extra:
+        limits.setdefault(device, None)
+    libraries = {} if runtime is None else {d: n for d, n in runtime.overhead.items() if used.get(d) or d in beside}
     uses = tuple(
         DeviceUse(
             device=device,
@@ -125,7 +137,8 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
             modules=(),
             state=beside[device].state if device in beside else 0,
             activations=beside[device].activations if device in beside else 0,
-            overhead=runtime.overhead.get(device, 0) if runtime and (used.get(device) or device in beside) else 0,
+            overhead=libraries.get(device, 0),
+            loading=used.get(device, 0) + extra.get(device, 0) + libraries.get(device, 0),
         )
         for device, limit in limits.items()
     )
@@ -200,8 +213,38 @@ def add_up(tree: ModuleTree, place: Callable[[Tensor], Device]) -> dict[Device, 
     return used
 
 
-def _used(tree: ModuleTree, device_map: FrozenMap) -> tuple[dict[Device, int], bool]:
-    """The same from what is under each key, and whether any key is above another."""
+def loaded_beside(tree: ModuleTree, device_map: AnyMap) -> dict[Device, int]:
+    """Bytes that each device holds for a while, as the model is loaded, beside its weights; without those of none."""
+    return _while_loading(tree, FrozenMap.of(device_map), by_keys=False)
+
+
+def _while_loading(tree: ModuleTree, device_map: FrozenMap, *, by_keys: bool) -> dict[Device, int]:
+    """The same; parameters are made one after another, and what goes to the disk is made on the CPU.
+
+    Args:
+        by_keys: whether no key is above another, and they cover all.
+    """
+    index, cpu, disk = tree.index, Device.cpu(), Device.disk()
+    found: dict[Device, int] = {}
+    if index.making:
+        pairs = (
+            device_map.pairs
+            if by_keys
+            else [(t.name, device_map.device_of(t.name) or cpu) for t in index.tensors if t.name in index.making]
+        )
+        for key, device in pairs:
+            if key in index.making:
+                there, nbytes = (cpu, index.making_whole[key]) if device == disk else (device, index.making[key])
+                found[there] = max(found.get(there, 0), nbytes)
+    for name, nbytes in index.until_tied:
+        device = device_map.device_of(name) or cpu
+        if device != disk:
+            found[device] = found.get(device, 0) + nbytes
+    return found
+
+
+def _used(tree: ModuleTree, device_map: FrozenMap) -> tuple[dict[Device, int], bool, bool]:
+    """The same from what is under each key, whether any key is above another, and whether they cover all."""
     size, is_nested = tree.index.held, False
     rest = size[""]
     used = dict.fromkeys(device_map.devices, 0)
@@ -223,7 +266,7 @@ def _used(tree: ModuleTree, device_map: FrozenMap) -> tuple[dict[Device, int], b
             used[device_map[above]] -= nbytes
     used[before] += sum_before
     used[Device.cpu()] += rest
-    return used, is_nested
+    return used, is_nested, not rest
 
 
 def _crossings(tree: ModuleTree, device_map: FrozenMap) -> int:
@@ -252,17 +295,19 @@ def _crossings_of_nested(tree: ModuleTree, device_map: FrozenMap) -> int:
 
 
 def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
-    """The devices that are given more than they may hold."""
-    return tuple(
-        f"{use.device} is given {format_bytes(use.total)}, {format_bytes(use.total - use.budget)} more than the "
-        f"{format_bytes(use.budget)} that it may hold"
-        for use in uses
-        if use.budget is not None and _is_over(use)
-    )
+    """The devices that are given more than they may hold, as the model runs or as it is loaded."""
+    return tuple(_over(use, use.budget) for use in uses if use.budget is not None and _is_over(use))
+
+
+def _over(use: DeviceUse, budget: int) -> str:
+    runs = use.total > budget
+    need = use.total if runs else use.loading
+    held = f"is given {format_bytes(need)}" if runs else f"holds {format_bytes(need)} while the model is loaded"
+    return f"{use.device} {held}, {format_bytes(need - budget)} more than the {format_bytes(budget)} that it may hold"
 
 
 def _is_over(use: DeviceUse) -> bool:
-    return use.budget is not None and use.total > use.budget and use.device.type != DeviceType.DISK
+    return use.budget is not None and use.most > use.budget and use.device.type != DeviceType.DISK
 
 
 def _skipped_cpu(uses: Collection[DeviceUse]) -> list[str]:

@@ -150,6 +150,7 @@ class Plan:
                     "state": use.state,
                     "activations": use.activations,
                     "overhead": use.overhead,
+                    "loading": use.loading,
                     "budget": use.budget,
                     "modules": list(use.modules),
                 }

@@ -109,7 +109,7 @@ def needs_of(file: MapFile, model: ModelRequest | None) -> Needs:
             said = facts.of(device)
             assert said is not None
             if said.used or said.state or said.activations or device in devices:
-                devices[device] = said.total
+                devices[device] = said.most
     if model is not None:
         from devctl.planning.model import open_model
 
@@ -160,11 +160,12 @@ def _of_model(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[st
 
 def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, int]:
     """Bytes on each device of the map by the model itself; ``problems`` is told where the plan says less."""
-    from devctl.placement.placement import bytes_per_device
+    from devctl.placement.placement import bytes_per_device, loaded_beside
 
     weights = bytes_per_device(opened.tree, file.device_map)
+    loading = loaded_beside(opened.tree, file.device_map)
     if file.facts is None:
-        return weights
+        return {device: size + loading.get(device, 0) for device, size in weights.items()}
     beside = _beside_weights(opened, file, problems)
     needed = {}
     for device in {**weights, **beside}:
@@ -181,7 +182,7 @@ def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device,
                 )
                 if there < real or (what == "weights" and there != real)
             ]
-        needed[device] = used + state + activations + overhead
+        needed[device] = used + overhead + max(state + activations, loading.get(device, 0))
     return needed
 
 

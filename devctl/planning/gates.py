@@ -12,12 +12,12 @@ from devctl.inventory.missing import missing
 from devctl.models.tree import ModuleTree
 from devctl.placement import Budgets, Placement, Strategy, place
 from devctl.placement.budget import accelerators_of, is_accelerator
-from devctl.placement.counted import with_runtime
+from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
-from devctl.placement.placement import over_budget
+from devctl.placement.placement import DeviceUse, over_budget
 from devctl.placement.plan import Refusal
-from devctl.placement.runtime import Runtime, less
+from devctl.placement.runtime import Runtime, less, less_kept
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.other_runs import Holds, in_chunks, need, other_attention
@@ -102,10 +102,15 @@ def _if_it_runs(option: str, budgets: Budgets) -> str:
 def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cpu_may_hold: bool) -> tuple[str, ...]:
     """What hardware would hold the model and its workload."""
     budgets, of_host = machine.budgets, machine.of_host
+    # what is held for a while as the model is loaded, beyond what each device that computes holds as it runs
+    loading = tree.index.making.get("", 0) + sum(nbytes for _, nbytes in tree.index.until_tied)
     if runtime is None:
-        return ways_out(tree, budgets, cpu_may_hold=cpu_may_hold, of_host=of_host)
-    beside = need(runtime)
-    left = less(budgets, runtime)
+        kept = {device: loading for device, _ in budgets.devices if loading}
+        left = less_kept(budgets, budgets.devices, kept) if kept else budgets
+        return ways_out(tree, left, cpu_may_hold=cpu_may_hold, beside=loading, of_host=of_host)
+    loading = max(0, loading - common_need(runtime.footprint))
+    beside = need(runtime) + loading
+    left = less(budgets, runtime, dict.fromkeys((device for device, _ in budgets.devices), loading))
     gpus = accelerators_of(budgets)
     if gpus and not any(size for device, size in left.devices if device in gpus):
         larger = "a machine with more memory" if of_host.issuperset(gpus) else "larger GPUs"
@@ -150,9 +155,9 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
     if random_weights:
         free[Device.cpu()] = inventory.host.ram_available
     findings = [
-        f"{use.device} would hold {format_bytes(use.used)}, and has {format_bytes(available)} free"
+        f"{use.device} would hold {_at_load(use, available)}, and has {format_bytes(available)} free"
         for use in placement.devices
-        if (available := free.get(use.device)) is not None and use.used > available
+        if (available := free.get(use.device)) is not None and max(use.used, use.loading) > available
     ]
     if findings:
         raise RefusedError(
@@ -160,6 +165,12 @@ def require_memory(placement: Placement, inventory: Inventory, *, random_weights
             findings=tuple(findings),
             hint="`devctl plan` looks for one that does",
         )
+
+
+def _at_load(use: DeviceUse, available: int) -> str:
+    if use.used > available:
+        return format_bytes(use.used)
+    return f"{format_bytes(use.loading)} while the model is loaded"
 
 
 def require_ram(parts: Mapping[str, int], available: int | None) -> None:

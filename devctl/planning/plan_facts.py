@@ -31,13 +31,19 @@ class DeviceFacts:
     state: int = 0
     activations: int = 0
     overhead: int = 0
+    loading: int = 0
     budget: int | None = None
     modules: tuple[str, ...] | None = None
 
     @property
     def total(self) -> int:
-        """All bytes that it has to hold."""
+        """All bytes that it has to hold while the model runs."""
         return self.used + self.state + self.activations + self.overhead
+
+    @property
+    def most(self) -> int:
+        """All bytes that it has to hold at any time."""
+        return max(self.total, self.loading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,7 @@ class PlanFacts:
         found = [each for each in self.devices if each.device == device]
         if len(found) < 2:
             return found[0] if found else None
-        sums = {part: sum(getattr(each, part) for each in found) for part in _PARTS}
+        sums = {part: sum(getattr(each, part) for each in found) for part in (*_PARTS, "loading")}
         return DeviceFacts(device=device, **sums)
 
 
@@ -119,7 +125,7 @@ def _device(entry: Any, origin: str, *, with_workload: bool) -> DeviceFacts:
         raise UsageError(f'{origin}: in "devices", the "modules" of {device} must be a list of names')
     return DeviceFacts(
         device=device,
-        **{part: _bytes(entry, part, origin) or 0 for part in _PARTS},
+        **{part: _bytes(entry, part, origin) or 0 for part in (*_PARTS, "loading")},
         budget=_bytes(entry, "budget", origin),
         modules=None if modules is None else tuple(modules),
     )
@@ -161,9 +167,9 @@ def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterat
             wrong = [key or "the whole model" for key in {**dict.fromkeys(keys), **dict.fromkeys(each.modules)}
                      if (key in keys) != (key in each.modules)]  # fmt: skip
             yield f'the "modules" of {each.device} are not those of the map: {shorten(wrong)}'
-        if each.budget is not None and each.total > each.budget:
-            need, may = format_bytes(each.total), format_bytes(each.budget)
-            yield f"{each.device} is said to need {need}, and may hold {may}{_exactly(each.total, each.budget)}"
+        if each.budget is not None and each.most > each.budget:
+            need, may = format_bytes(each.most), format_bytes(each.budget)
+            yield f"{each.device} is said to need {need}, and may hold {may}{_exactly(each.most, each.budget)}"
         if each.used and not keys and each.device != Device.cpu():
             yield f"{each.device} is said to hold {format_bytes(each.used)}, and the map puts nothing there"
     used = sum(each.used for each in facts.devices)

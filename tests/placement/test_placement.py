@@ -166,9 +166,9 @@ def test_the_plan_document():
         },
         "strategy": "sequential",
         "devices": [
-            {"device": "cuda:0", **RUNTIME, "used": 14, "budget": 26, "modules": ["embed", "layers.0"]},
-            {"device": "cpu", **RUNTIME, "used": 14, "budget": 100, "modules": ["layers.1", "head"]},
-            {"device": "disk", **RUNTIME, "used": 0, "budget": None, "modules": []},
+            {"device": "cuda:0", **RUNTIME, "used": 14, "loading": 14, "budget": 26, "modules": ["embed", "layers.0"]},
+            {"device": "cpu", **RUNTIME, "used": 14, "loading": 14, "budget": 100, "modules": ["layers.1", "head"]},
+            {"device": "disk", **RUNTIME, "used": 0, "loading": 0, "budget": None, "modules": []},
         ],
         "workload": None,
         "offloaded": 14,

@@ -44,6 +44,8 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "", run:
     if any(use.total > use.used for use in placement.devices):
         lines.append(memory_table(placement.devices))
     lines.append(Text(offload_line(placement)))
+    if loading := loading_line(placement):
+        lines.append(Text(loading))
     if run:
         lines.append(Text(run))
     if room:
@@ -135,6 +137,16 @@ def offload_line(placement: Placement) -> str:
     off = [DeviceType.DISK, DeviceType.CPU] if placement.offloaded > placement.on_disk else [DeviceType.DISK]
     parts = [f"{format_bytes(u.used)} on {u.device}" for u in placement.devices if u.device.type in off and u.used]
     return f"offloaded: {', '.join(parts)}" if parts else "offloaded: nothing"
+
+
+def loading_line(placement: Placement) -> str:
+    """What devices hold while the model is loaded, where that is more than it ever is later; else nothing."""
+    more = [
+        f"{format_bytes(use.loading)} on {use.device}"
+        for use in placement.devices
+        if use.loading > use.total and use.device.type is not DeviceType.DISK
+    ]
+    return f"while loading: {', '.join(more)}" if more else ""
 
 
 def ranges(names: Iterable[str]) -> list[str]:

@@ -34,6 +34,8 @@ class Counting:
         no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
         notes: what a reader should know.
         quantizer: transformers' own, once it has prepared the model; None where devctl counts in its stead.
+        method: transformers' name of the method.
+        plain: bytes of each tensor as it is before it is quantised while loading, by name.
     """
 
     planned: dict[str, int] = field(default_factory=dict)
@@ -44,6 +46,8 @@ class Counting:
     no_offload: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
     quantizer: Any = None
+    method: str = ""
+    plain: dict[str, int] = field(default_factory=dict)
 
     def hide(self, name: str, nbytes: int) -> None:
         """Count ``nbytes`` more as held for a tensor once it is loaded."""

@@ -168,6 +168,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
 
     method = method_of(settings)
     plain = _bytes(model)
+    before = {name: (tensor.numel(), tensor.element_size()) for name, tensor in model.named_parameters()}
     try:
         if method == "compressed-tensors" or (method.startswith("bitsandbytes") and not on_the_fly):
             _unfuse_experts(model, method.partition("_")[0])
@@ -182,6 +183,9 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
     except Exception as error:  # transformers' own code, on settings that anybody may have written
         raise CannotCountError(f"{type(error).__name__}: {first_line(error)}") from error
     counting.no_offload = _no_offload(method, settings, on_the_fly=on_the_fly)
+    counting.method = method
+    if on_the_fly:
+        counting.plain = dict(_quantised(model, before, counting))
     if on_the_fly and not counting.planned and _bytes(model) == plain:
         counting.notes.append(f"{type(model).__name__} has no module that {method} quantises: its size is as without")
     elif not on_the_fly and method in _FALLS_BACK and not settings.get("dequantize"):
@@ -314,6 +318,17 @@ def _no_offload(method: str, settings: dict[str, Any], *, on_the_fly: bool) -> f
     as_loaded = ("fp8", "mxfp8", "fbgemm_fp8", "metal")
     refused = method in always or (on_the_fly and method in as_loaded)
     return frozenset({"cpu", "disk"}) if refused else frozenset()
+
+
+def _quantised(
+    model: PreTrainedModel, before: dict[str, tuple[int, int]], counting: Counting
+) -> Iterator[tuple[str, int]]:
+    """The parameters that are quantised, and the bytes of each before; those were (elements, bytes of one)."""
+    for name, tensor in model.named_parameters():
+        count, itemsize = before.get(name, (0, 0))
+        now = counting.planned.get(name, tensor.numel() * tensor.element_size()) + counting.hidden.get(name, 0)
+        if count and now != count * itemsize:
+            yield name, count * itemsize
 
 
 def _bytes(model: PreTrainedModel) -> int:
