@@ -22,7 +22,7 @@ from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.writing import expanded, write_whole
 
-FORMAT = 4
+FORMAT = 5
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 

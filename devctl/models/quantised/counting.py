@@ -54,9 +54,13 @@ class Counting:
         """Bytes that are held for all tensors once they are loaded, beyond what is planned."""
         return sum(self.hidden.values())
 
-    def held(self, name: str, planned: int) -> int | None:
-        """Bytes that a tensor is held with; None where those are the ``planned`` ones."""
-        more = self.hidden.get(name, 0) + self.unpacked.get(name, 0)
+    def held(self, name: str, planned: int, wider: int = 0) -> int | None:
+        """Bytes that a tensor is held with; None where those are the ``planned`` ones.
+
+        Args:
+            wider: bytes that loading adds to it because it is kept in another dtype than it was built in.
+        """
+        more = wider + self.hidden.get(name, 0) + self.unpacked.get(name, 0)
         return planned + more if more else None
 
 

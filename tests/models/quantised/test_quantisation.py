@@ -275,7 +275,7 @@ def test_what_bitsandbytes_keeps_beside_4_bits(double, wide, narrow):
             model = transformers.LlamaForCausalLM(config)
         counting = METHODS["bitsandbytes_4bit"](model, settings, torch.bfloat16)
         assert len(counting.planned) == 7 * config.num_hidden_layers
-        assert counting.hidden == hidden
+        assert counting.all_hidden == hidden
 
 
 def test_eetq_holds_less_than_is_planned(tmp_path):
