@@ -138,6 +138,8 @@ def _read(
     if settings is not None and counting is not None:
         label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
+        if counting.plain is not None:
+            tree = replace(tree, unpacked=counting.plain + sum(wider.values()))
         notes += notes_on(tree, counting, quantize)
     notes += kept_in_float32.note_on(model, built_in, wider)
     if purpose is not Purpose.RANDOM:

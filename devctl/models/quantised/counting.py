@@ -32,6 +32,7 @@ class Counting:
         unpacked: bytes that are held for it beyond those once it has been used.
         budget_share: the share of every budget that transformers plans with (``adjust_max_memory``).
         no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
+        plain: bytes of the model where transformers unpacks it for want of hardware; None where it does not.
         notes: what a reader should know.
         quantizer: transformers' own, once it has prepared the model; None where devctl counts in its stead.
     """
@@ -42,6 +43,7 @@ class Counting:
     unpacked: dict[str, int] = field(default_factory=dict)
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
+    plain: int | None = None
     notes: list[str] = field(default_factory=list)
     quantizer: Any = None
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import devctl
 from devctl.devices import Device
 from devctl.loading.proofs.places import find_places
 from devctl.loading.weights import loader
@@ -72,3 +73,17 @@ def test_what_is_unpacked_here_takes_what_is_predicted_and_told(name, settings, 
     plan = read_skeleton(source).tree
     assert bytes_per_device(plan, {"": CPU})[CPU] < loaded / 1.5  # packed, as on hardware that it is made for
     assert f"elsewhere transformers unpacks them to {dtype}: {format_bytes(loaded)} in all" in plan.notes[0]
+
+
+@pytest.mark.parametrize(("machine", "mib", "fits"), [("cpu", 1, False), ("cpu", 2, True), ("1xH100", 1, True)])
+def test_a_plan_without_an_accelerator_has_room_for_what_is_unpacked(machine, mib, fits, tmp_path):
+    """It is 0.7 MiB packed, and 1.26 MiB unpacked."""
+    packed(tmp_path, "llama", quantised.CHECKPOINTS["fp8"], "bfloat16")
+    hardware = f"{machine}={mib}MiB" if machine == "cpu" else f"{machine},cpu={mib}MiB"
+    plan = devctl.plan(str(tmp_path), hardware)
+    assert plan.fits is fits
+    if not fits:
+        assert plan.refusal.message.endswith("without an accelerator, transformers unpacks fp8 weights to bfloat16")
+        assert plan.refusal.findings == ("cpu is given 1.26 MiB, 261 KiB more than the 1.00 MiB that it may hold",)
+    kept = devctl.plan(str(tmp_path), hardware)  # the second time, of a tree that was kept
+    assert kept.refusal == plan.refusal
