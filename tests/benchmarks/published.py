@@ -101,10 +101,10 @@ PUBLISHED = (
     ),
     Published(
         name="deepseek-ai/DeepSeek-V3",
-        nbytes=688_586_727_753,
+        nbytes=688_600_000_000,
         config="deepseek-v3",
         own={"quantization_config": quantised.FP8},
-        # a layer of experts, embeddings, a head and a projection that predict a second token
+        # a layer of experts, embeddings, a head and a projection that predict a second token, as its config sizes them
         unused=15_400_000_000,
     ),
     _logged("meta-llama/Llama-3.1-8B-Instruct", 14.99, _LLAMA_8B),
