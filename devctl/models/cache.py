@@ -22,7 +22,7 @@ from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.writing import expanded, write_whole
 
-FORMAT = 5
+FORMAT = 6
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -217,6 +217,7 @@ def dump_tree(tree: ModuleTree) -> str:
             "quantisation": tree.quantisation,
             "budget_share": tree.budget_share,
             "no_offload": sorted(tree.no_offload),
+            "unpacked": tree.unpacked,
             "notes": tree.notes,
             "attention": tree.attention,
             "attentions": tree.attentions,
@@ -246,6 +247,7 @@ def parse_tree(text: str) -> ModuleTree:
             quantisation=data["quantisation"],
             budget_share=data["budget_share"],
             no_offload=frozenset(data["no_offload"]),
+            unpacked=data["unpacked"],
             notes=tuple(data["notes"]),
             attention=data["attention"],
             attentions=tuple(data["attentions"]),

@@ -6,7 +6,6 @@ Imports torch and transformers, inside functions.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, first_line
-from devctl.models import attention
+from devctl.models import attention, kept_in_float32
 from devctl.models.configs import OLD_CODE, find_class, is_remote, load_config, models_own, set_dtype
 from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
@@ -35,7 +34,6 @@ from devctl.models.quantised.quantise import (
 from devctl.models.quantised.settings import label_of, not_loaded, too_large
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.models.while_loading import held_while_made
-from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -140,13 +138,16 @@ def _read(
     made = {}
     if purpose is not Purpose.RANDOM:
         made = held_while_made(model, checkpoint.tensors, counting, unpacked)
-    tree = tree_of(model, built_in, counting, made)
+    wider = kept_in_float32.bytes_more(model, built_in, counting, random=purpose is Purpose.RANDOM)
+    tree = tree_of(model, built_in, counting, wider, made)
     tree = replace(tree, attention=attention.of_config(config), attentions=attention.of_class(found))
     if settings is not None and counting is not None:
         label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
+        if counting.without is not None:
+            tree = replace(tree, unpacked=counting.without + sum(wider.values()))
         notes += notes_on(tree, counting, quantize)
-    notes += _kept_in_fp32(model, built_in)
+    notes += kept_in_float32.note_on(model, built_in, wider)
     if purpose is not Purpose.RANDOM:
         untied, told = find_untied(model, source, checkpoint, built_in)
         tree = replace(tree, untied=untied)
@@ -204,15 +205,18 @@ def tree_of(
     model: PreTrainedModel,
     dtype: torch.dtype,
     counting: Counting | None = None,
+    wider: Mapping[str, int] | None = None,
     made: Mapping[str, int] | None = None,
 ) -> ModuleTree:
     """The tree of a model that is built in ``dtype`` and whose weights are not tied yet.
 
     Args:
         counting: bytes of the tensors that are not counted as they are built.
+        wider: bytes that loading adds to tensors, by name.
         made: bytes that are held for a while as a parameter is made, by name.
     """
-    return _tree_of(model, dtype_name(dtype), dict(model.all_tied_weights_keys), counting, made or {})
+    ties = dict(model.all_tied_weights_keys)
+    return _tree_of(model, dtype_name(dtype), ties, counting or Counting(), wider or {}, made or {})
 
 
 def live_tree(module: torch.nn.Module) -> ModuleTree:
@@ -227,8 +231,8 @@ def live_tree(module: torch.nn.Module) -> ModuleTree:
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = dtype_name(next(floats, torch.float32))
     if not isinstance(module, PreTrainedModel):
-        return _tree_of(module, dtype, {}, None, {})
-    tree = _tree_of(module, dtype, dict(module.all_tied_weights_keys.items()), None, {})
+        return _tree_of(module, dtype, {}, Counting(), {}, {})
+    tree = _tree_of(module, dtype, dict(module.all_tied_weights_keys.items()), Counting(), {}, {})
     return replace(tree, attention=attention.of_config(module.config), attentions=attention.of_class(type(module)))
 
 
@@ -258,23 +262,26 @@ def _tensors(module: Module) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def _tree_of(
-    model: torch.nn.Module, dtype: str, ties: dict[str, str], counting: Counting | None, made: Mapping[str, int]
+    model: torch.nn.Module,
+    dtype: str,
+    ties: dict[str, str],
+    counting: Counting,
+    wider: Mapping[str, int],
+    made: Mapping[str, int],
 ) -> ModuleTree:
     seen: dict[int, str] = {}
-    planned = {} if counting is None else counting.planned
-    dtypes = {} if counting is None else counting.dtypes
 
     def tensor(name: str, value: torch.Tensor, kind: TensorKind, *, persistent: bool = True) -> Tensor:
         # what the class ties is told by the ties, whether they are made already or not
         first = name if name in ties else seen.setdefault(id(value), name)
-        nbytes = planned.get(name, value.numel() * value.element_size())
+        nbytes = counting.planned.get(name, value.numel() * value.element_size())
         return Tensor(
             name=name,
             kind=kind,
             nbytes=nbytes,
-            held=None if counting is None else counting.held(name, nbytes),
+            held=counting.held(name, nbytes, wider.get(name, 0)),
             shape=tuple(value.shape),
-            dtype=dtypes.get(name, dtype_name(value.dtype)),
+            dtype=counting.dtypes.get(name, dtype_name(value.dtype)),
             persistent=persistent,
             same_as=None if first == name else first,
             loading=made.get(name, 0),
@@ -338,25 +345,3 @@ def _build(
             f"{model_class.__name__} can't be built from this config: {why}",
             hint=OLD_CODE if is_remote(model_class) else "",
         ) from error
-
-
-def _kept_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> list[str]:
-    """A note on the bytes that loading adds by keeping some modules in float32, which transformers plans without."""
-    import torch
-    from transformers.core_model_loading import build_glob_alternation
-
-    plan = model._get_dtype_plan(dtype)
-    if not plan:
-        return []
-    pattern: re.Pattern[str] = build_glob_alternation(list(plan))[0]
-    extra = sum(
-        p.numel() * (torch.float32.itemsize - p.element_size())
-        for name, p in model.named_parameters()
-        if pattern.search(name) and name not in model.all_tied_weights_keys
-    )
-    if not extra:
-        return []
-    return [
-        f"{', '.join(sorted(plan))} stay in float32 when loaded: {format_bytes(extra)} more than the "
-        f"{dtype_name(dtype)} sizes that transformers plans with"
-    ]

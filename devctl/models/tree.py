@@ -71,6 +71,8 @@ class ModuleTree:
             (``HfQuantizer.adjust_max_memory``); 1 where the model is not quantised.
         no_offload: "cpu" and "disk", where transformers refuses to load a part of the model
             (``HfQuantizer.validate_environment``).
+        unpacked: bytes of the model where transformers unpacks its weights as it loads them, for want of hardware that
+            their quantisation needs; None where it does not.
         notes: what a reader of a plan should know about how the tree was made.
         attention: how the model attends where nothing else is asked for, in transformers' words; None where that is not
             known.
@@ -87,6 +89,7 @@ class ModuleTree:
     quantisation: str | None = None
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
+    unpacked: int | None = None
     notes: tuple[str, ...] = ()
     attention: str | None = None
     attentions: tuple[str, ...] = ()

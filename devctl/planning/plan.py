@@ -32,6 +32,7 @@ from devctl.planning.request import (
     WorkloadRequest,
     one_of,
 )
+from devctl.planning.unpacked import unpacked_refusal
 from devctl.units import format_bytes
 
 
@@ -76,6 +77,7 @@ def make_plan(
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
     refusal = refusal or room_refusal(model, machine, question, placement, runtime, limits)
+    refusal = refusal or unpacked_refusal(model.tree, machine, placement)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
         notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))

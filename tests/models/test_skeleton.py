@@ -153,6 +153,7 @@ def test_modules_kept_in_float32_are_noted():
     assert tree.notes == (
         "wo stay in float32 when loaded: 6.00 GiB more than the float16 sizes that transformers plans with",
     )
+    assert tree.index.held[""] - tree.index.nbytes[""] == 6 * 2**30
 
 
 # classes

@@ -32,6 +32,7 @@ class Counting:
         unpacked: bytes that are held for it beyond those once it has been used.
         budget_share: the share of every budget that transformers plans with (``adjust_max_memory``).
         no_offload: "cpu" and "disk", where transformers refuses to load such a model partly there.
+        without: bytes of the model where transformers unpacks it for want of hardware; None where it does not.
         notes: what a reader should know.
         quantizer: transformers' own, once it has prepared the model; None where devctl counts in its stead.
         method: transformers' name of the method.
@@ -44,6 +45,7 @@ class Counting:
     unpacked: dict[str, int] = field(default_factory=dict)
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
+    without: int | None = None
     notes: list[str] = field(default_factory=list)
     quantizer: Any = None
     method: str = ""
@@ -58,9 +60,13 @@ class Counting:
         """Bytes that are held for all tensors once they are loaded, beyond what is planned."""
         return sum(self.hidden.values())
 
-    def held(self, name: str, planned: int) -> int | None:
-        """Bytes that a tensor is held with; None where those are the ``planned`` ones."""
-        more = self.hidden.get(name, 0) + self.unpacked.get(name, 0)
+    def held(self, name: str, planned: int, wider: int = 0) -> int | None:
+        """Bytes that a tensor is held with; None where those are the ``planned`` ones.
+
+        Args:
+            wider: bytes that loading adds to it because it is kept in another dtype than it was built in.
+        """
+        more = wider + self.hidden.get(name, 0) + self.unpacked.get(name, 0)
         return planned + more if more else None
 
 

@@ -189,6 +189,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
     if on_the_fly and not counting.planned and _bytes(model) == plain:
         counting.notes.append(f"{type(model).__name__} has no module that {method} quantises: its size is as without")
     elif not on_the_fly and method in _FALLS_BACK and not settings.get("dequantize"):
+        counting.without = plain
         counting.notes.append(
             f"{method} weights need {_FALLS_BACK[method]}; elsewhere transformers unpacks them to "
             f"{dtype_name(dtype)}: {format_bytes(plain)} in all"

