@@ -338,7 +338,7 @@ def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:
         prompt = context - workload.new_tokens
         answer = max(1, workload.new_tokens - 1)
         return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
-    start = max(1, context - 2)
+    start = max(1, context - 2, min(context - 1, model.image_tokens + 1))  # images have to fit in what is read first
     return model.generate(start, steps=context - start + 1)[-1]
 
 
