@@ -112,6 +112,7 @@ def plan(
     padding: bool = True,
     decode: str | None = None,
     prefill_chunk_size: int | None = None,
+    images: str | None = None,
     max_context: bool = False,
     **of_model: Any,
 ) -> Plan:
@@ -141,6 +142,8 @@ def plan(
         padding: whether several sequences are of mixed lengths, and padded to the longest.
         decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
         prefill_chunk_size: tokens of the prompt that are read at once.
+        images: how many images of what size each sequence carries, like "2x448x640", height before width, or "0"; None
+            is one of the size that the model's config has, in a model that sees.
         max_context: also find the most tokens that fit on this map, and on the best one.
         **of_model: the keywords of `open_model`.
 
@@ -164,6 +167,7 @@ def plan(
         "no-padding": not padding,
         "decode": decode is not None,
         "prefill-chunk-size": prefill_chunk_size is not None,
+        "images": images is not None,
         "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
@@ -189,6 +193,7 @@ def plan(
             padding=padding,
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
+            images=images,
         )
         goal = answers.goal_of(
             strategy=strategy,
@@ -215,6 +220,7 @@ def compare(
     padding: bool = True,
     decode: str | None = None,
     prefill_chunk_size: int | None = None,
+    images: str | None = None,
     **of_model: Any,
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
@@ -234,6 +240,7 @@ def compare(
             padding=padding,
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
+            images=images,
         )
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
@@ -252,6 +259,7 @@ def capacity(
     padding: bool = True,
     decode: str | None = None,
     prefill_chunk_size: int | None = None,
+    images: str | None = None,
     **of_model: Any,
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
@@ -274,6 +282,7 @@ def capacity(
             padding=padding,
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
+            images=images,
         )
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
@@ -294,6 +303,7 @@ def fits_on(
     padding: bool = True,
     decode: str | None = None,
     prefill_chunk_size: int | None = None,
+    images: str | None = None,
     **of_model: Any,
 ) -> FitsOn:
     """On how many of each board the model runs, 1 to 8, with nothing on CPU or disk.
@@ -315,6 +325,7 @@ def fits_on(
         "no-padding": not padding,
         "decode": decode is not None,
         "prefill-chunk-size": prefill_chunk_size is not None,
+        "images": images is not None,
         "context-length": context_length is not None,
         "fits-on": True,
     }
@@ -333,6 +344,7 @@ def fits_on(
                 padding=padding,
                 decode=decode,
                 prefill_chunk_size=prefill_chunk_size,
+                images=images,
             ),
             strategy=Strategy.AUTO if strategy is None else one_of(Strategy, strategy, "--strategy"),
             max_memory=_entries(max_memory),
@@ -390,6 +402,7 @@ def load(
     padding: bool = True,
     decode: str | None = None,
     prefill_chunk_size: int | None = None,
+    images: str | None = None,
 ) -> LoadReport:
     """Load on a map, run, and prove that every tensor is where the map says; the model is dropped afterwards.
 
@@ -411,6 +424,7 @@ def load(
         padding: whether several texts are of mixed lengths, and padded to the longest.
         decode: how tokens are chosen: "config" (the default: what the model's files say), "greedy", "sample", "beam:4".
         prefill_chunk_size: tokens of the prompt that are read at once.
+        images: how many images of what size to make up for each sequence, like "2x448x640", or "0".
         dtype, model_class, trust_remote_code, revision: as `open_model`.
 
     Raises:
@@ -447,6 +461,7 @@ def load(
             padding=padding,
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
+            images=images,
             attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
         )
         return prepare(request).run()

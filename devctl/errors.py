@@ -47,6 +47,19 @@ class UsageError(DevctlError):
     exit_code = ExitCode.USAGE
 
 
+class TooFewTokensError(UsageError):
+    """A context is too short for the images that are asked for.
+
+    Args:
+        message, hint: as of any error.
+        needed: tokens of the shortest context that is not.
+    """
+
+    def __init__(self, message: str, *, needed: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
+
+
 class OutputError(DevctlError):
     """The answer could not be written: the disk is full, the folder is missing or not ours."""
 

@@ -13,7 +13,9 @@ from devctl.inventory import Inventory, Part, take_inventory
 from devctl.loading.baseline import Subject, short_name
 from devctl.loading.weights.loader import LoadFormat
 from devctl.models import attention, decoding
+from devctl.models.files.processor import limited
 from devctl.models.files.resolve import generation_of
+from devctl.models.images import Images
 from devctl.models.own_code import ExitedError, contained
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here, is_accelerator
@@ -26,7 +28,7 @@ from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
 from devctl.planning.progress import reporter
 from devctl.planning.question import require_flash
-from devctl.planning.request import MachineRequest, ModelRequest, one_of, require_between
+from devctl.planning.request import MachineRequest, ModelRequest, images_of, one_of, require_between
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class LoadRequest:
         load_format: "dummy" makes random weights, and reads none.
         offload_folder: for weights on disk; None is a temporary folder.
         prompt, image, audio: what to run; made up where not given.
+        images: how many images of what size to make up for each sequence, like "2x448x448"; None is one of the size
+            that the model's config has, in a model that sees.
         context_length: tokens of the text; None leaves it as it is.
         max_new_tokens: tokens to generate, where the model generates.
         repeat, warmup: how often the forward and the generate are timed, and run before.
@@ -82,8 +86,12 @@ class LoadRequest:
     padding: bool = True
     decode: str | None = None
     prefill_chunk_size: int | None = None
+    images: str | Images | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", images_of(self.images))
+        if self.images is not None and self.image is not None:
+            raise UsageError("--image is the only one that is run: leave out --images")
         if self.attn_implementation is not None:
             attention.checked(self.attn_implementation, "--attn-implementation")
         if self.decode is not None:
@@ -273,6 +281,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         batch_size=request.batch_size,
         context_length=request.context_length,
         padding=request.padding,
+        images=limited(request.images, source) if isinstance(request.images, Images) else None,
         new_tokens=request.max_new_tokens,
         trust_remote_code=request.model.trust_remote_code,
     )

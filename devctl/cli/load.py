@@ -8,7 +8,16 @@ import typer
 
 from devctl.as_json import to_json_values
 from devctl.cli.groups import Json, grouped, refuse_clashes
-from devctl.cli.options import AttnImplementation, Decode, MaxMemory, ModelOptions, NoPadding, PrefillChunkSize, tokens
+from devctl.cli.options import (
+    AttnImplementation,
+    Decode,
+    Images,
+    MaxMemory,
+    ModelOptions,
+    NoPadding,
+    PrefillChunkSize,
+    tokens,
+)
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
 from devctl.errors import LoadError, UsageError
@@ -68,6 +77,7 @@ class RunOptions:
 
     prompt: Annotated[str | None, typer.Option(help="Text to run, where the model has a tokenizer.")] = None
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture, for a model that sees.")] = None
+    images: Images = None
     audio: Annotated[Path | None, typer.Option(metavar="FILE.wav", help="A sound, for a model that hears.")] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Run so many inputs at a time.")] = 1
     context_length: Annotated[
@@ -132,6 +142,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         prompt=run.prompt,
         image=run.image,
         audio=run.audio,
+        images=run.images,
         batch_size=run.batch_size,
         context_length=run.context_length,
         max_new_tokens=run.max_new_tokens,

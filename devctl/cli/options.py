@@ -97,6 +97,15 @@ PrefillChunkSize = Annotated[
         help="Read the prompt in chunks of so many tokens, as generate does when it is told.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        metavar="NxHxW",
+        help="Images of each sequence, like 2x448x640: two of 448 pixels in height and 640 in width; 0 for none.  "
+        "[default: one of the model's size]",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +275,7 @@ class WorkloadOptions:
     no_padding: NoPadding = False
     decode: Decode = None
     prefill_chunk_size: PrefillChunkSize = None
+    images: Images = None
 
     def request(self) -> WorkloadRequest:
         """The same, checked."""
@@ -279,6 +289,7 @@ class WorkloadOptions:
             padding=not self.no_padding,
             decode=self.decode,
             prefill_chunk_size=self.prefill_chunk_size,
+            images=self.images,
         )
 
 

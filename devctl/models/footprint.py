@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from devctl.models.decoding import Settings
+from devctl.models.images import Images
 
-FORMAT = 5
+FORMAT = 6
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -41,6 +42,8 @@ class Workload:
         generation: what ``generate`` is told, by name, where that is not as in a greedy one.
         prefill_chunk: tokens of the prompt that are read at once; None for all.
         padded: of several sequences, some are shorter, and padded to this length; a mask says where.
+        images: of each sequence, within its prompt; None is one of the size that the model's config has, in a model
+            that sees, where the prompt is longer than that.
     """
 
     context_length: int
@@ -52,6 +55,7 @@ class Workload:
     padded: bool = False
     generation: Settings = ()
     prefill_chunk: int | None = None
+    images: Images | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:
@@ -104,6 +108,8 @@ class Footprint:
             masks, where attention is not computed in tiles.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know, and what beside a text they are of.
+        beside_text: that last one alone; empty where there is none.
+        image_tokens: tokens of each prompt that its images take, with those that say where they begin and end.
     """
 
     workload: Workload
@@ -112,6 +118,8 @@ class Footprint:
     square: int = 0
     exact: bool = True
     notes: tuple[str, ...] = ()
+    beside_text: str = ""
+    image_tokens: int = 0
 
 
 def peak_beside_weights(blocks: Collection[BlockFootprint], brought: Mapping[str, int] | None = None) -> int:
@@ -167,6 +175,8 @@ def dump_footprint(footprint: Footprint) -> str:
             "square": footprint.square,
             "exact": footprint.exact,
             "notes": footprint.notes,
+            "beside_text": footprint.beside_text,
+            "image_tokens": footprint.image_tokens,
         },
         separators=(",", ":"),
     )
@@ -189,6 +199,7 @@ def parse_footprint(text: str) -> Footprint:
                     **workload,
                     "kernels": Kernels(workload["kernels"]),
                     "generation": tuple((str(name), value) for name, value in workload["generation"]),
+                    "images": None if workload["images"] is None else Images(**workload["images"]),
                 }
             ),
             blocks=tuple(
@@ -207,6 +218,8 @@ def parse_footprint(text: str) -> Footprint:
             square=int(data["square"]),
             exact=data["exact"],
             notes=tuple(data["notes"]),
+            beside_text=str(data["beside_text"]),
+            image_tokens=int(data["image_tokens"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a footprint: {error!r}") from None

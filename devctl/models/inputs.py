@@ -7,11 +7,22 @@ ones that most models take. Imports torch, inside functions.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from devctl.models.special_inputs import IMAGE_TOKENS, SPECIAL, WAVEFORM_SAMPLES, Maker, grid_side
+from devctl.errors import UsageError
+from devctl.models.images import Images
+from devctl.models.special_inputs import (
+    IMAGE_TOKENS,
+    SPECIAL,
+    WAVEFORM_SAMPLES,
+    Maker,
+    default_size,
+    grid_side,
+    resized,
+    unseeing,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +49,10 @@ class ModelInputs:
         sound: a waveform, or its spectrum.
         deaf: it takes sounds between its words, and it is not known how.
         image_tokens: tokens of the text that stand for one image; 0 where none do, None where it is not known how many.
+        images: how many images stand in the text of a sequence.
+        size: height and width of each as the model sees it.
+        asked: what was asked for, where that is not as the model sees it; None where nothing was.
+        unseeing: why no image goes through the model, though its kind sees; None where one does.
         media: all that it takes beside its text, of batch 1, at random, but for what no way is known to make.
     """
 
@@ -47,6 +62,10 @@ class ModelInputs:
     sound: bool
     deaf: bool
     image_tokens: int | None
+    images: int
+    size: tuple[int, int]
+    asked: Images | None
+    unseeing: str | None
     media: Tensors
 
     def is_enough(self, given: Mapping[str, torch.Tensor]) -> bool:
@@ -54,10 +73,17 @@ class ModelInputs:
         return self.main in given or (self.main == "inputs" and bool(given))
 
 
-def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
+def inputs_of(
+    config: Any, model_class: type[PreTrainedModel], images: Images | None = None, *, shapes: bool = False
+) -> ModelInputs:
     """What the model takes, and of which sizes, from its forward's arguments and its config.
 
+    Args:
+        images: those of a sequence; None for one of the size that the config has, where the model sees.
+        shapes: make media of the right shapes that hold nothing.
+
     Raises:
+        UsageError: it takes no such images.
         Exception: the config lacks what its kind of model has.
     """
     named, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
@@ -67,7 +93,11 @@ def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
     compares = "input_ids" in takes and not model_class.can_generate() and "bbox" not in takes
     places = main == "input_ids" or config.model_type in IMAGE_TOKENS
     inserts = image_token(config) is not None and places and "pixel_values" in takes
-    tokens = _image_tokens(config) if inserts else 0
+    why_not = unseeing(config) if inserts else None
+    _require_seen(model_class, images, why_not, inserts=inserts, sees="pixel_values" in takes)
+    shape = _as_seen(config, model_class, images)
+    is_left_out = why_not is not None or (images is not None and not images.count)
+    tokens = _image_tokens(config, shape) if inserts and not is_left_out else 0
     describes = main == "pixel_values" and hasattr(config, "text_config")
     image = "pixel_values" in takes and (
         main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)
@@ -84,22 +114,62 @@ def inputs_of(config: Any, model_class: type[PreTrainedModel]) -> ModelInputs:
         sound=sound,
         deaf=not sound and main == "input_ids" and bool({"input_features", "input_audio_embeds"} & takes.keys()),
         image_tokens=tokens,
-        media=_media(config, model_class, image=image, sound=sound),
+        images=0 if tokens == 0 else 1 if images is None else images.count,
+        size=shape[1:],
+        asked=None if images is None or (images.height, images.width) == shape[1:] else images,
+        unseeing=why_not,
+        media={}
+        if inserts and is_left_out
+        else _media(config, model_class, _maker(shape, images, shapes=shapes), image=image, sound=sound),
     )
 
 
-def _media(config: Any, model_class: type[PreTrainedModel], *, image: bool, sound: bool) -> Tensors:
+def _require_seen(
+    model_class: type[PreTrainedModel], images: Images | None, why_not: str | None, *, inserts: bool, sees: bool
+) -> None:
+    if images is None:
+        return
+    if not inserts:
+        where = "image stands in the text of" if sees else "image goes into"
+        raise UsageError(f"--images {images}: no {where} {model_class.__name__}", hint="leave it out")
+    if images.count and why_not is not None:
+        raise UsageError(f"--images {images}: {why_not}", hint="mend the config, or leave it out")
+
+
+def _as_seen(config: Any, model_class: type[PreTrainedModel], images: Images | None) -> tuple[int, int, int]:
+    """Channels, height and width of an image, after the model's processor."""
+    channels, *own = image_shape(config)
+    if images is None or not images.count:
+        return channels, *(default_size(config) or (own[0], own[1]))
+    try:
+        found = resized(config, images, (own[0], own[1]))
+    except ValueError as error:
+        raise UsageError(f"--images {images}: {error}") from None
+    if found is None:
+        raise UsageError(
+            f"--images {images}: what {model_class.__name__} makes of an image of a given size is not known",
+            hint="leave it out, or give --images 0",
+        )
+    return channels, *found
+
+
+def _maker(shape: tuple[int, int, int], images: Images | None, *, shapes: bool) -> Maker:
     import torch
 
+    return Maker(
+        None if shapes else torch.Generator().manual_seed(0), shape, 1 if images is None else max(1, images.count)
+    )
+
+
+def _media(config: Any, model_class: type[PreTrainedModel], make: Maker, *, image: bool, sound: bool) -> Tensors:
     main, takes = model_class.main_input_name, inspect.signature(model_class.forward).parameters
-    make = Maker(torch.Generator().manual_seed(0), image_shape(config))
     special = SPECIAL.get(config.model_type)
     if special is not None and (found := special(config, model_class, make)) is not None:
         return {name: tensor for name, tensor in found.items() if name in takes}
     made: Tensors = {}
     if image:
         frames = _frames(config)
-        made["pixel_values"] = make.normal(1, *(() if frames is None else (frames,)), *make.image)
+        made["pixel_values"] = make.normal(make.count, *(() if frames is None else (frames,)), *make.image)
         if "input_points" in takes:
             made["input_points"] = make.normal(1, 1, 1, 2).abs()
     name = "input_values" if main == "inputs" else main
@@ -133,14 +203,21 @@ def batch_of(made: Mapping[str, torch.Tensor], size: int) -> Tensors:
     return {name: tensor.repeat(size, *[1] * (tensor.dim() - 1)) for name, tensor in made.items()}
 
 
-def told(config: Any, media: Mapping[str, torch.Tensor], image_tokens: int = 0) -> str | None:
+def told(
+    config: Any, media: Mapping[str, torch.Tensor], image_tokens: int = 0, inputs: ModelInputs | None = None
+) -> str | None:
     """What one sequence is given beside its text, in a few words; None where that is nothing.
 
     Args:
         media: of batch 1.
-        image_tokens: tokens of the text that stand for the image.
+        image_tokens: tokens of the text that stand for all images.
+        inputs: what the model takes, of images that stand in its text and are of a known size.
     """
-    parts = [_told_image(config, media)] if "pixel_values" in media else []
+    parts = []
+    if inputs is not None:
+        parts = [_told_images(inputs)]
+    elif "pixel_values" in media:
+        parts = [_told_image(config, media)]
     if (sound := media.get("input_values")) is not None and sound.shape[-1] == WAVEFORM_SAMPLES:
         rate = getattr(config, "sampling_rate", None) or _RATE
         parts.append(f"a sound of {WAVEFORM_SAMPLES / rate:.3g} s")
@@ -153,10 +230,20 @@ def told(config: Any, media: Mapping[str, torch.Tensor], image_tokens: int = 0) 
     return " and ".join(parts) + tokens if parts else None
 
 
+def _told_images(inputs: ModelInputs) -> str:
+    size = _by(inputs.size)
+    several = f"an image of {size}" if inputs.images == 1 else f"{inputs.images} images of {size}"
+    if inputs.asked is None:
+        return several
+    was = _by((inputs.asked.height, inputs.asked.width))
+    return f"{several}, to which the model's processor scales {was}"
+
+
 def _told_image(config: Any, media: Mapping[str, torch.Tensor]) -> str:
     pixels, grid = media["pixel_values"], media.get("image_grid_thw")
     if grid is not None:
-        return f"an image of {_by(int(patches) * config.vision_config.patch_size for patches in grid[0, 1:])}"
+        vision = getattr(config, "vision_config", config)
+        return f"an image of {_by(int(patches) * vision.patch_size for patches in grid[0, 1:])}"
     size = _by(pixels.shape[-2:])
     several = pixels.shape[1] if pixels.dim() == 5 else 1
     if several == 1:
@@ -181,17 +268,37 @@ def image_token(config: Any) -> int | None:
     return next((token for name in names if isinstance(token := getattr(config, name, None), int)), None)
 
 
-def tokens_of_image(config: Any, inputs: ModelInputs, given: Mapping[str, torch.Tensor]) -> int:
-    """Tokens that stand for the image among ``given``; of one cut into a grid, those of that grid."""
+def tokens_of_images(config: Any, inputs: ModelInputs, given: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Tokens that stand for each image among ``given``; of one cut into a grid, those of that grid."""
     grid = given.get("image_grid_thw")
     if grid is None:
-        return inputs.image_tokens or 0
-    return int(grid.prod()) // int(config.vision_config.spatial_merge_size**2)
+        return (inputs.image_tokens,) * inputs.images if inputs.image_tokens else ()
+    return tuple(int(patches) // int(config.vision_config.spatial_merge_size**2) for patches in grid.prod(dim=1))
 
 
-def _image_tokens(config: Any) -> int | None:
+def image_ids(config: Any, tokens: Sequence[int]) -> list[int]:
+    """The ids that stand for images in a text, each between those that say where it begins and ends, where it has such.
+
+    Args:
+        tokens: of each image.
+    """
+    text = config.get_text_config(decoder=True)
+    most = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None) or 0
+
+    def named(*names: str) -> list[int]:
+        found = (getattr(config, name, None) for name in names)
+        return next(([each] for each in found if isinstance(each, int) and 0 < each < most), [])
+
+    first = named("vision_start_token_id", "boi_token_index", "boi_token_id")
+    last = named("vision_end_token_id", "eoi_token_index", "eoi_token_id")
+    if len(tokens) > 1 and not first and not last:
+        last = [1 if image_token(config) != 1 else 2]  # text between them, as images side by side may be taken for one
+    return [each for count in tokens for each in (*first, *[image_token(config) or 0] * count, *last)]
+
+
+def _image_tokens(config: Any, shape: tuple[int, int, int]) -> int | None:
     count = IMAGE_TOKENS.get(config.model_type)
-    return None if count is None else count(config, image_shape(config))
+    return None if count is None else count(config, shape)
 
 
 def most_tokens(config: Any) -> int | None:

@@ -5,9 +5,12 @@ Imports torch, inside functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from devctl.models.images import Images
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,9 @@ WAVEFORM_SAMPLES = 16_000
 _FEW = 16
 """Steps of a series, patches of a page: enough to run."""
 _FRAMES = 64
+GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Models that cut an image of any size into a grid."""
+
 _GRID_PIXELS, _GRID_PATCHES = 448, 32
 """The most of either on a side of the image, for models that take any size, as a grid of patches."""
 
@@ -30,20 +36,27 @@ class Maker:
     """Makes random tensors.
 
     Attributes:
-        image: channels, height and width of the model's images.
+        generator: None for tensors of the right shapes that hold nothing.
+        image: channels, height and width of an image as the model's processor leaves it.
+        count: images of a sequence.
     """
 
-    generator: torch.Generator
+    generator: torch.Generator | None
     image: tuple[int, int, int]
+    count: int = 1
 
     def normal(self, *shape: int) -> torch.Tensor:
         import torch
 
+        if self.generator is None:
+            return torch.empty(shape, device="meta")
         return torch.randn(shape, generator=self.generator)
 
     def ids(self, *shape: int, below: int) -> torch.Tensor:
         import torch
 
+        if self.generator is None:
+            return torch.zeros(shape, dtype=torch.long)
         return torch.randint(0, below, shape, generator=self.generator)
 
     def ones(self, *shape: int) -> torch.Tensor:
@@ -138,25 +151,51 @@ def _lxmert(config: Any, _: object, make: Maker) -> Tensors:
 def _page(config: Any, _: object, make: Maker) -> Tensors:
     """Patches of a page, each after its row and its column."""
     patches = make.normal(1, _FEW, 2 + config.vision_config.patch_embed_hidden_size)
-    patches[0, :, 0], patches[0, :, 1] = 1, make.steps(_FEW)[0] + 1
+    if make.generator is not None:
+        patches[0, :, 0], patches[0, :, 1] = 1, make.steps(_FEW)[0] + 1
     return {"flattened_patches": patches, "attention_mask": make.ones(1, _FEW)}
 
 
 def _patches_in_a_grid(config: Any, _: object, make: Maker) -> Tensors:
-    """An image of Qwen's models: flattened patches, and how many there are in time, height and width."""
+    """Images of Qwen's models: flattened patches, and how many there are in time, height and width."""
     import torch
 
     vision = config.vision_config
-    side = grid_side(vision)
+    _, height, width = make.image
+    rows, columns = height // int(vision.patch_size), width // int(vision.patch_size)
     channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
     length = channels * vision.temporal_patch_size * vision.patch_size**2
-    return {"pixel_values": make.normal(side**2, length), "image_grid_thw": torch.tensor([[1, side, side]])}
+    return {
+        "pixel_values": make.normal(make.count * rows * columns, length),
+        "image_grid_thw": torch.tensor([[1, rows, columns]] * make.count),
+    }
 
 
 def grid_side(vision: Any) -> int:
     """Patches on a side of an image that is cut into a grid, whole where the model merges them into tokens."""
     merge = int(getattr(vision, "spatial_merge_size", 1))
     return max(1, min(_GRID_PIXELS // int(vision.patch_size), _GRID_PATCHES) // merge) * merge
+
+
+def _patches_with_places(config: Any, _: object, make: Maker) -> Tensors:
+    """Images of Gemma 4: as many patches as it takes at most, and the column and row of each that is not filling."""
+    import torch
+
+    vision = config.vision_config
+    _, height, width = make.image
+    rows, columns = height // int(vision.patch_size), width // int(vision.patch_size)
+    most = _most_patches(config)
+    places = torch.full((most, 2), -1)
+    places[: rows * columns, 0] = torch.arange(columns).repeat(rows)
+    places[: rows * columns, 1] = torch.arange(rows).repeat_interleave(columns)
+    return {
+        "pixel_values": make.normal(make.count, most, 3 * int(vision.patch_size) ** 2),
+        "image_position_ids": places.repeat(make.count, 1, 1),
+    }
+
+
+def _most_patches(config: Any) -> int:
+    return int(config.vision_config.default_output_length) * int(config.vision_config.pooling_kernel_size) ** 2
 
 
 def _images_in_a_list(_: Any, __: object, make: Maker) -> Tensors:
@@ -167,7 +206,8 @@ SPECIAL: Mapping[str, Callable[[Any, type[PreTrainedModel], Maker], Tensors | No
     **dict.fromkeys(("time_series_transformer", "informer", "autoformer"), _series),
     **dict.fromkeys(("patchtst", "patchtsmixer"), _patched_series),
     **dict.fromkeys(("encodec", "dac", "mimi"), _codec),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _patches_in_a_grid),
+    **dict.fromkeys(GRIDS, _patches_in_a_grid),
+    "gemma4": _patches_with_places,
     **dict.fromkeys(("idefics3", "smolvlm"), _images_in_a_list),
     **dict.fromkeys(("clap", "clap_audio_model"), _clap),
     "perceiver": _perceiver,
@@ -200,17 +240,115 @@ def _patches(config: Any, image: tuple[int, int, int]) -> int:
     return (height // patch) * (width // patch)
 
 
-def _of_grid(config: Any, _: object) -> int:
-    side = grid_side(config.vision_config) // int(config.vision_config.spatial_merge_size)
-    return side * side
+def _of_grid(config: Any, image: tuple[int, int, int]) -> int:
+    return _patches(config, image) // int(config.vision_config.spatial_merge_size) ** 2
 
 
 IMAGE_TOKENS: Mapping[str, Callable[[Any, tuple[int, int, int]], int]] = {
     **dict.fromkeys(("llava", "vipllava"), _whole_image),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), _of_grid),
+    **dict.fromkeys(GRIDS, _of_grid),
+    "gemma4": lambda config, image: _patches(config, image) // int(config.vision_config.pooling_kernel_size) ** 2,
+    "llama4": lambda config, image: int(_patches(config, image) * config.vision_config.pixel_shuffle_ratio**2),
     **dict.fromkeys(("idefics3", "smolvlm"), lambda config, image: _patches(config, image) // config.scale_factor**2),
     "blip-2": lambda config, _: int(config.num_query_tokens),
     "gemma3": lambda config, _: int(config.mm_tokens_per_image),
     "paligemma": _patches,
     "internvl": lambda config, image: int(_patches(config, image) * config.downsample_ratio**2),
 }
+
+
+# what a processor makes of an image of any size
+
+
+def default_size(config: Any) -> tuple[int, int] | None:
+    """Height and width of the image that is counted where none is asked for; None where the config has a size."""
+    if config.model_type in GRIDS:
+        side = grid_side(config.vision_config) * int(config.vision_config.patch_size)
+        return side, side
+    return _filling_patches(config) if config.model_type == "gemma4" else None
+
+
+def resized(config: Any, images: Images, own: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width that the model's processor gives such an image; None where that is not known.
+
+    Args:
+        own: those that the config has.
+
+    Raises:
+        ValueError: the processor refuses such an image.
+    """
+    kind = config.model_type
+    if kind in GRIDS:
+        return _onto_grid(config, images)
+    if kind in _OF_ONE_SIZE and config.vision_config.model_type in _TOWERS_OF_ONE_SIZE:
+        return own
+    return None
+
+
+_OF_ONE_SIZE = frozenset({"llava", "vipllava", "gemma3", "paligemma", "blip-2"})
+_TOWERS_OF_ONE_SIZE = frozenset({"clip_vision_model", "siglip_vision_model", "blip_2_vision_model"})
+"""What takes images of one size alone, to which their processors scale any other."""
+
+_MOST_RATIO = 200
+
+
+def _onto_grid(config: Any, images: Images) -> tuple[int, int]:
+    """As ``smart_resize`` of transformers' Qwen2VLImageProcessor does, with the limits of the model's own files alone.
+
+    Without these nothing is scaled down, so that no less is counted than there is.
+    """
+    height, width = images.height, images.width
+    if max(height, width) > _MOST_RATIO * min(height, width):
+        raise ValueError(f"its processor takes no image with one side more than {_MOST_RATIO} times the other")
+    vision = config.vision_config
+    unit = int(vision.patch_size) * int(vision.spatial_merge_size)
+    # round() takes half to even, as there
+    high, wide = round(height / unit) * unit, round(width / unit) * unit
+    least = max(images.least or 0, 1)
+    if images.most is not None and high * wide > images.most:
+        less = math.sqrt(height * width / images.most)
+        high, wide = (max(unit, math.floor(side / less / unit) * unit) for side in (height, width))
+    elif high * wide < least:
+        more = math.sqrt(least / (height * width))
+        high, wide = (math.ceil(side * more / unit) * unit for side in (height, width))
+    return high, wide
+
+
+def _filling_patches(config: Any) -> tuple[int, int]:
+    """Height and width of an image of Gemma 4 that takes all the patches there may be, the squarest one."""
+    tokens = int(config.vision_config.default_output_length)
+    rows = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+    unit = int(config.vision_config.patch_size) * int(config.vision_config.pooling_kernel_size)
+    return rows * unit, tokens // rows * unit
+
+
+# configs that name parts which do not fit together, so that no image goes through them
+
+
+def unseeing(config: Any) -> str | None:
+    """Why no image goes through a model of this config, though its kind sees; None where one does."""
+    check = {"gemma3": _unpooled, "llama4": _unshuffled}.get(config.model_type)
+    return None if check is None else check(config)
+
+
+def _unpooled(config: Any) -> str | None:
+    vision, tokens = config.vision_config, int(config.mm_tokens_per_image)
+    side, wanted = int(vision.image_size) // int(vision.patch_size), math.isqrt(tokens)
+    step = side // wanted if wanted else 0
+    if step and ((side - step) // step + 1) ** 2 == tokens:
+        return None
+    return (
+        f"the config's mm_tokens_per_image {tokens} can't be made of the {side}×{side} patches of its vision_config "
+        f"(image_size {vision.image_size}, patch_size {vision.patch_size}; Gemma 3's own are 896 and 14)"
+    )
+
+
+def _unshuffled(config: Any) -> str | None:
+    vision = config.vision_config
+    makes, takes = int(vision.hidden_size / vision.pixel_shuffle_ratio**2), int(vision.intermediate_size)
+    if makes == takes:
+        return None
+    return (
+        f"the config's vision_config does not fit together, or is missing: its hidden_size {vision.hidden_size} makes "
+        f"{makes} of a patch's neighbours, and its intermediate_size is {takes} (Llama 4's own are 1408 and 5632)"
+    )

@@ -167,10 +167,12 @@ class Plan:
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
     """What was asked for, and what each block holds for it beside its weights."""
+    images = footprint.workload.images
     return {
         **asdict(footprint.workload),
         "attention": attention,
         "generation": dict(footprint.workload.generation),
+        "images": None if images is None else images.to_document(),
         "exact": footprint.exact,
         "output": footprint.output,
         "blocks": [

@@ -121,7 +121,8 @@ def may_offload(question: Question) -> Allowed:
     """
     if not place(question.tree, question.budgets, Strategy.OPTIMAL).offloaded:
         return Allowed()
-    shortest = replace(question.workload, context_length=question.workload.new_tokens + 1, batch_size=1)
+    least = question.footprints.least_context(question.workload)
+    shortest = replace(question.workload, context_length=least, batch_size=1)
     allowed = Allowed.by(question.best(shortest))
     return replace(allowed, on_disk=0) if question.lacks_disk else allowed
 
@@ -135,19 +136,21 @@ def largest_context(
         like: what this offloads may be offloaded in any case.
     """
     most = most or question.made_for or MOST_TOKENS
-    new = question.workload.new_tokens
+    less = question.footprints.least_context(question.workload) - 1
     allowed = Allowed() if device_map is not None else may_offload(question)
     if like is not None:
         allowed = allowed.or_by(like)
 
     def left(context: int) -> int:
-        workload = with_context(question.workload, context + new)
+        workload = with_context(question.workload, context + less)
         if device_map is not None:
             return margin(question.on(device_map, workload))
         return spare(question.best(workload, allowed.offloaded), allowed)
 
-    found = largest(left, max(1, most - new))
-    return found + new if found else 0
+    if less >= most and question.workload.images is not None:
+        return 0
+    found = largest(left, max(1, most - less))
+    return found + less if found else 0
 
 
 def largest_batch(question: Question) -> int:
@@ -235,7 +238,8 @@ def _times(room: int, line: int, square: int) -> float:
 def what_if(question: Question) -> tuple[Case, ...]:
     """Which contexts and batch sizes fit on the best placement."""
     limit = question.made_for or 2**17
-    contexts = [c for c in (2**n for n in range(10, 23)) if c < limit] + [limit]
+    least = question.footprints.least_context(question.workload)
+    contexts = [c for c in (2**n for n in range(10, 23)) if least <= c < limit] + [max(least, limit)]
     allowed = may_offload(question)
 
     def fullest(context: int, batch: int) -> float | None:

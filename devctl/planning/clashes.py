@@ -80,6 +80,7 @@ OF_PLAN = (
             "no-padding",
             "decode",
             "prefill-chunk-size",
+            "images",
         ),
         without=(*_WORKLOAD, "max-context", "what-if"),
         hint="or count a workload, with --context-length",
@@ -90,6 +91,7 @@ OF_PLAN = (
 OF_LOAD = (
     Clash("--map says where everything goes", ("strategy", "max-memory"), beside=("map",)),
     Clash("one sequence is not padded", ("no-padding",), without=("batch-size",), hint="or give a --batch-size"),
+    Clash("--image is the only one that is run", ("images",), beside=("image",)),
     Clash("--tolerance is for a --baseline", ("tolerance",), without=("baseline",), hint="or give one"),
 )
 """Those of ``devctl load``."""

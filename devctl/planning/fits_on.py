@@ -78,7 +78,6 @@ class FitsOn:
 
     def to_document(self) -> dict[str, Any]:
         """The same as JSON values; see ``fits_on.schema.json``. Sizes are bytes."""
-        workload = self.workload
         return {
             "schema": SCHEMA,
             "kind": "devctl.fits_on",
@@ -91,10 +90,15 @@ class FitsOn:
                 "bytes": self.model.nbytes,
             },
             "strategy": str(self.strategy),
-            "workload": None if workload is None else asdict(workload) | {"generation": dict(workload.generation)},
+            "workload": None if self.workload is None else _document(self.workload),
             "boards": [asdict(fit) for fit in self.boards],
             "notes": list(self.notes),
         }
+
+
+def _document(workload: Workload) -> dict[str, Any]:
+    images = workload.images
+    return {**asdict(workload), "images": None if images is None else images.to_document()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from devctl.errors import UntracedError
+from devctl.errors import TooFewTokensError, UntracedError
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
 from devctl.models.files.resolve import ModelSource
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
@@ -81,6 +81,21 @@ class Footprints:
         if workload.batch_size > far or is_met(straight, many):
             return between(one, two, workload.batch_size)
         return between(two, many, workload.batch_size)
+
+    def least_context(self, workload: Workload) -> int:
+        """Tokens of the shortest context that has room for the images that are asked for, and a token of text.
+
+        Raises:
+            UntracedError: as `of`.
+            UsageError: the model takes no such images.
+        """
+        least = workload.new_tokens + 1
+        if workload.images is None or not workload.images.count:
+            return least
+        try:
+            return self._exact(replace(workload, batch_size=1)).image_tokens + least
+        except TooFewTokensError as error:
+            return error.needed
 
     def _exact(self, workload: Workload) -> Footprint:
         workload = _as_known(workload)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.models import attention
+from devctl.models.footprint import Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
@@ -81,6 +82,7 @@ def make_plan(
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
         notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
+        notes += () if runtime is not None else told_beside_text(question, question.workload)
     return Plan(
         model=model.planned,
         tree=model.tree,
@@ -109,6 +111,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     """
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
+    beside = () if runtime is None else told_beside_text(question, question.workload)
     placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
     held = tuple(each for each in placements if not (machine.lacks_disk and each.on_disk))
     chosen, why = choose(held or placements)
@@ -121,7 +124,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         placements=placements,
         chosen=chosen,
         why=why,
-        notes=machine.missing,
+        notes=(*machine.missing, *beside),
         lacks_disk=machine.lacks_disk,
     )
 
@@ -133,8 +136,11 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
-    cases = capacity.what_if(question_of(model, machine, workload, counts=True))
-    return WhatIf(model=model.planned, cases=cases, notes=machine.missing)
+    question = question_of(model, machine, workload, counts=True)
+    cases = capacity.what_if(question)
+    # the shortest was traced, so that this one is at hand
+    first = replace(question.workload, context_length=cases[0].context_length, batch_size=1)
+    return WhatIf(model=model.planned, cases=cases, notes=(*machine.missing, *told_beside_text(question, first)))
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -152,7 +158,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
-        notes=machine.missing,
+        notes=(*machine.missing, *told_beside_text(question, question.workload)),
     )
 
 
@@ -165,6 +171,13 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
+
+
+def told_beside_text(question: Question, workload: Workload) -> tuple[str, ...]:
+    """What is counted beside the text, or is not though the model takes it, as notes."""
+    footprint = question.footprints.of(workload)
+    uncounted = (note for note in footprint.notes if note.startswith("images are not counted"))
+    return (*uncounted, *([footprint.beside_text] if footprint.beside_text else []))
 
 
 def _told_decoding(question: Question) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.models import attention
 from devctl.models.decoding import CONFIG, Decoding, decoding
+from devctl.models.files.processor import limited
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.images import Images
 from devctl.models.tree import ModuleTree
 from devctl.placement import Placement, place_within
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of, is_accelerator
@@ -127,6 +129,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
             generation=tuple(settings.items()),
             prefill_chunk=asked.prefill_chunk_size or (None if chunk is None else int(chunk)),
             attention=_attention(model, asked, machine.budgets, counts=counts),
+            images=limited(asked.images, model.source) if isinstance(asked.images, Images) else None,
         ),
         uncounted=told.uncounted,
         lacks_disk=machine.lacks_disk,

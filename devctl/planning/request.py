@@ -16,6 +16,7 @@ from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.inventory.records import Inventory
 from devctl.models import attention, decoding
+from devctl.models.images import Images, parse_images
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
 
@@ -165,6 +166,8 @@ class WorkloadRequest:
         padding: whether several sequences are of mixed lengths, and padded to the longest.
         decode: how tokens are chosen: config (what the model's files say, else greedy), greedy, sample, beam:N.
         prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
+        images: how many images of what size each sequence carries, like "2x448x448", height before width, or "0"; None
+            is one of the size that the model's config has, in a model that sees.
 
     Raises:
         UsageError: a number is too small or too large, or there is no such dtype or attention.
@@ -179,8 +182,10 @@ class WorkloadRequest:
     padding: bool = True
     decode: str | None = None
     prefill_chunk_size: int | None = None
+    images: str | Images | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", images_of(self.images))
         if self.attn_implementation is not None:
             attention.checked(self.attn_implementation, "--attn-implementation")
         if self.decode is not None:
@@ -255,6 +260,20 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
         return kind(value)
     except ValueError:
         raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def images_of(value: str | Images | None) -> Images | None:
+    """The images that ``value`` says.
+
+    Raises:
+        UsageError: it says none.
+    """
+    if value is None or isinstance(value, Images):
+        return value
+    try:
+        return parse_images(str(value))
+    except ValueError as error:
+        raise UsageError(f"--images {error}") from None
 
 
 def require_between(option: str, number: int | None, least: int, most: int = MOST_TOKENS) -> None:

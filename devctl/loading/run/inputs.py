@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,17 @@ from devctl.errors import DevctlError, LoadError, UsageError, first_line
 from devctl.loading.run.media import audio_inputs, image_inputs
 from devctl.models.decoding import Settings
 from devctl.models.files.resolve import ModelSource, SourceKind
-from devctl.models.inputs import ModelInputs, batch_of, image_token, inputs_of, most_tokens, tokens_of_image
+from devctl.models.images import Images
+from devctl.models.inputs import (
+    ModelInputs,
+    batch_of,
+    image_ids,
+    image_token,
+    inputs_of,
+    most_tokens,
+    tokens_of_images,
+    told,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +83,7 @@ def prepare(
     batch_size: int = 1,
     context_length: int | None = None,
     padding: bool = True,
+    images: Images | None = None,
 ) -> Inputs:
     """Inputs for the model: text through its tokenizer if it has one that works, given files, and random ones else.
 
@@ -83,6 +95,7 @@ def prepare(
         batch_size: how often each input is given, at a time.
         context_length: tokens that the text is made up, or cut, to; None is the text as it is.
         padding: make all texts but the first shorter, and pad them.
+        images: how many images of what size to make up for each text; None for one of the size that the config has.
 
     Raises:
         UsageError: something was given that the model does not take, or needs what it does not have; a file can't be
@@ -94,9 +107,12 @@ def prepare(
         raise UsageError("--prompt needs the model's tokenizer, which is missing", hint="leave it out: ids are random")
     config, model_class = skeleton.config, skeleton.model_class
     try:
-        wants = inputs_of(config, model_class)
+        wants = inputs_of(config, model_class, images, shapes=images is not None)
         most = most_tokens(config)
         _refuse_misuse(model_class, wants, most, image, audio, context_length, new_tokens)
+        if images is not None:
+            _require_room(images, wants, config, model_class, most, context_length, new_tokens)
+            wants = inputs_of(config, model_class, images)
         made = dict(wants.media)
         origin = "random"
         if image is not None:
@@ -105,10 +121,8 @@ def prepare(
             made, origin = {**made, **audio_inputs(audio, source, config, wants.main)}, "audio"
         if wants.text:
             text = DEFAULT_PROMPT if prompt is None else prompt
-            made = {
-                **_text(config, model_class, tokenizer, text, context_length, tokens_of_image(config, wants, made)),
-                **made,
-            }
+            ids = image_ids(config, tokens_of_images(config, wants, made))
+            made = {**_text(config, model_class, tokenizer, text, context_length, ids), **made}
             if origin == "random" and tokenizer is not None:
                 origin = "tokenizer"
         if not wants.is_enough(made):
@@ -120,6 +134,11 @@ def prepare(
     untried = (["images"] if wants.image_tokens is None else []) + (["sounds"] if wants.deaf else [])
     if untried:
         notes = (*notes, f"no {' or '.join(untried)} are known for {model_class.__name__}: only the rest is tried")
+    if wants.unseeing is not None:
+        notes = (*notes, f"images are not tried: {wants.unseeing}")
+    if images is not None:
+        beside = told(config, wants.media, sum(tokens_of_images(config, wants, made)), wants) if images.count else None
+        notes = (*notes, f"run with {beside}" if beside else "run without an image")
     tensors = batch_of(made, batch_size)
     padded = padding and batch_size > 1 and _pad(tensors, config, model_class, tokenizer)
     return Inputs(
@@ -181,18 +200,44 @@ def _refuse_misuse(
         raise UsageError(f"--context-length {context_length}{more}: this model takes at most {most} tokens in all")
 
 
+def _require_room(
+    images: Images,
+    wants: ModelInputs,
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    most: int | None,
+    context_length: int | None,
+    new_tokens: int,
+) -> None:
+    """Refuse images whose tokens leave none to the text, before they are made.
+
+    Raises:
+        UsageError: naming how many tokens are needed.
+    """
+    length = len(image_ids(config, tokens_of_images(config, wants, wants.media)))
+    takes = f"--images {images} takes {length} tokens of each sequence"
+    if context_length is not None and length >= context_length:
+        raise UsageError(
+            f"{takes}: a context of {context_length} is too short, and has to be at least {length + 1}",
+            hint="give a longer --context-length, or fewer or smaller images",
+        )
+    made = new_tokens if model_class.can_generate() else 0
+    if most is not None and length + 1 + made > most:
+        raise UsageError(f"{takes}, and this model takes at most {most} in all", hint="give fewer or smaller ones")
+
+
 def _text(
     config: PreTrainedConfig,
     model_class: type[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: str,
     length: int | None,
-    image_tokens: int,
+    of_images: Sequence[int],
 ) -> dict[str, torch.Tensor]:
-    """A row of token ids and what goes with it: the prompt's, over and over up to ``length``, after those of an image.
+    """A row of token ids and what goes with it: the prompt's, over and over up to ``length``, after those of images.
 
     Args:
-        image_tokens: how many tokens stand for the image.
+        of_images: the ids that images take.
     """
     import torch
 
@@ -212,16 +257,16 @@ def _text(
         made = {"input_ids": torch.randint(0, below, (1, few), generator=generator)}
         if "attention_mask" in takes:
             made["attention_mask"] = torch.ones_like(made["input_ids"])
-    image = _image_ids(config, image_tokens)
+    image = torch.tensor([[*of_images]], dtype=torch.long)
     if length is not None:
         left = length - image.shape[1]
         if left < 1:
             raise UsageError(f"--context-length {length}: the image alone takes {image.shape[1]} tokens")
         made = {name: row.repeat(1, -(-left // row.shape[1]))[:, :left] for name, row in made.items()}
-    if image_tokens:
+    if of_images:
         ids = torch.cat([image, made["input_ids"]], dim=1)
         made = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if "attention_mask" in made else {})
-    if image_tokens and "mm_token_type_ids" in takes:
+    if of_images and "mm_token_type_ids" in takes:
         made["mm_token_type_ids"] = (made["input_ids"] == image_token(config)).long()
     return made
 
@@ -266,16 +311,6 @@ def _pad(
             padded[row] = torch.cat([filling, left] if before else [left, filling])
         tensors[name] = padded
     return True
-
-
-def _image_ids(config: Any, count: int) -> torch.Tensor:
-    """A row of the tokens that stand for an image, between those that say where it begins and ends."""
-    import torch
-
-    if not count:
-        return torch.empty(1, 0, dtype=torch.long)
-    first, last = (getattr(config, f"vision_{end}_token_id", None) for end in ("start", "end"))
-    return torch.tensor([[*([first] if first else []), *[image_token(config) or 0] * count, *([last] if last else [])]])
 
 
 def _vocabulary(config: Any) -> int:

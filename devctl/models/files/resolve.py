@@ -64,9 +64,7 @@ def generation_of(source: ModelSource) -> dict[str, Any]:
     Raises:
         ModelError: the config can't be read, or the hub can't be reached.
     """
-    path: Path | None = source.config_path.parent / GENERATION_CONFIG
-    if source.kind is SourceKind.HUB:
-        path = fetch_if_there(source.location, GENERATION_CONFIG, source.revision)
+    path = file_of(source, GENERATION_CONFIG)
     try:
         found = None if path is None else json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):  # transformers passes over one that it can't read, too
@@ -77,6 +75,17 @@ def generation_of(source: ModelSource) -> dict[str, Any]:
     parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
     inner = next((part for part in parts if isinstance(part, dict) and part), {})
     return {**inner, **{name: value for name, value in config.items() if value is not None}}
+
+
+def file_of(source: ModelSource, name: str) -> Path | None:
+    """Where the file ``name`` beside the config is; on the hub, None where there is none.
+
+    Raises:
+        ModelError: the hub can't be reached.
+    """
+    if source.kind is SourceKind.HUB:
+        return fetch_if_there(source.location, name, source.revision)
+    return source.config_path.parent / name
 
 
 def resolve(model: str, *, revision: str | None = None) -> ModelSource:

@@ -87,12 +87,14 @@ class FakeModel:
         self._attention = of_config(self._model.config)
         batch = workload.batch_size
         self.prompts: Prompts = (
-            MadeUp(self._model, batch, padded=workload.padded) if given is None else Given(self._model, batch, given)
+            MadeUp(self._model, batch, padded=workload.padded, images=workload.images)
+            if given is None
+            else Given(self._model, batch, given)
         )
         self._told = _told(workload)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
-        """Whether prompts begin with an image."""
+        """Whether prompts begin with their images."""
         self.no_images: str | None = None
         """Why they can't, in a model that would."""
         try:
@@ -166,7 +168,7 @@ class FakeModel:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of the text that stand for the image of a sequence."""
+        """Tokens of its text that the images of a sequence take."""
         return self.prompts.image_tokens() if self.images else 0
 
     @property

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from devctl.models.inputs import codebooks, image_token, images_to_try, inputs_of, told
+from devctl.models.images import Images
+from devctl.models.inputs import codebooks, image_ids, image_token, images_to_try, inputs_of, told
 from devctl.models.tracing.recorder import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
@@ -48,10 +49,10 @@ class Prompts(ABC):
         Args:
             tokens: of the prompt; where an encoder takes no text, those of the decoder.
             answer: tokens that a decoder beside an encoder of text begins with.
-            images: whether each sequence begins with an image.
+            images: whether each sequence begins with its images.
 
         Raises:
-            ValueError: no inputs are known for this kind of model, or the image is longer than the prompt.
+            ValueError: no inputs are known for this kind of model, or the images are longer than the prompt.
         """
 
     def told(self, *, images: bool) -> str | None:
@@ -63,7 +64,7 @@ class Prompts(ABC):
         return None
 
     def image_tokens(self) -> int:
-        """Tokens of the text that stand for the image, where ``make`` is asked for one."""
+        """Tokens of the text that its images take, where ``make`` is asked for them."""
         return 0
 
     def find_images(self) -> bool:
@@ -95,9 +96,9 @@ class Prompts(ABC):
 class MadeUp(Prompts):
     """Inputs of the model's kind, of the sizes in its config."""
 
-    def __init__(self, model: Any, batch_size: int, *, padded: bool) -> None:
+    def __init__(self, model: Any, batch_size: int, *, padded: bool, images: Images | None = None) -> None:
         super().__init__(model, batch_size)
-        self._inputs = inputs_of(model.config, type(model))
+        self._inputs = inputs_of(model.config, type(model), images, shapes=True)
         self._pictures: tuple[dict[str, torch.Tensor], int] | None = None
         self.deaf = self._inputs.deaf
         self._may_have_images = self._inputs.image_tokens != 0
@@ -118,13 +119,13 @@ class MadeUp(Prompts):
                 main = self._inputs.main
                 raise ValueError(f"no inputs are known for {type(model).__name__}, which takes {main!r}")
         if images:
-            pictures, count = self._picture()
-            if count >= tokens:
-                raise ValueError(f"an image is {count} tokens long, the prompt {tokens}")
-            is_image = torch.arange(tokens).expand(self._batch_size, tokens) < count
-            made["input_ids"] = made["input_ids"].masked_fill(is_image, image_token(model.config) or 0)
+            pictures, _ = self._picture()
+            row = self._row()
+            if len(row) >= tokens:
+                raise ValueError(f"an image is {len(row)} tokens long, the prompt {tokens}")
+            made["input_ids"][:, : len(row)] = torch.tensor(row)
             if "mm_token_type_ids" in self._takes:
-                made["mm_token_type_ids"] = is_image.long()
+                made["mm_token_type_ids"] = torch.eq(made["input_ids"], image_token(model.config) or 0).long()
             made |= self._anew(pictures, self._batch_size)
         return made | self._decoder_ids(tokens, answer)
 
@@ -138,22 +139,33 @@ class MadeUp(Prompts):
 
     def told(self, *, images: bool) -> str | None:
         """As ``Prompts`` says."""
-        if self._may_have_images:
-            return told(self._model.config, *self._picture()) if images else None
-        return told(self._model.config, self._inputs.media)
+        config, inputs = self._model.config, self._inputs
+        if not self._may_have_images:
+            return told(config, inputs.media)
+        if not images:
+            return None
+        pictures, count = self._picture()
+        is_known = inputs.image_tokens is not None
+        return told(config, pictures, count * inputs.images, inputs if is_known else None)
 
     def find_images(self) -> bool:
         """As ``Prompts`` says."""
+        if self._inputs.unseeing is not None:
+            raise ValueError(self._inputs.unseeing)
         if self._may_have_images:
             self._picture()
         return self._may_have_images
 
     def image_tokens(self) -> int:
         """As ``Prompts`` says."""
-        return self._picture()[1]
+        return len(self._row())
+
+    def _row(self) -> list[int]:
+        """The ids that a text begins with, of its images."""
+        return image_ids(self._model.config, [self._picture()[1]] * self._inputs.images)
 
     def _picture(self) -> tuple[dict[str, torch.Tensor], int]:
-        """An image, and the tokens that stand for it: where it is not known how many, the model's code is asked."""
+        """The images, and the tokens that stand for each: where it is not known how many, the model's code is asked."""
         if self._pictures is None:
             count = self._inputs.image_tokens
             self._pictures = self._tried() if count is None else (self._inputs.media, count)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import UntracedError, first_line
+from devctl.errors import TooFewTokensError, UntracedError, UsageError, first_line
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
 from devctl.units import format_bytes
 
@@ -59,11 +59,15 @@ def trace_footprint(
 
     Raises:
         UntracedError: its code can't be run on fake tensors.
+        TooFewTokensError: the images that are asked for are longer than the prompt.
+        UsageError: it takes no such images.
     """
     failed: Exception | None = None
     for way in (True, False) if alike else (False,):
         try:
             return _trace(skeleton, workload, given, alike=way)
+        except UsageError:
+            raise
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
             failed = error
     assert failed is not None
@@ -113,6 +117,7 @@ def _trace(
     most = _OPERATIONS if alike else _OPERATIONS_OF_ALL
     model = FakeModel(skeleton, workload, alike=alike, most=most, given=given)
     notes: list[str] = []
+    _require_images(model, workload)
     prefill, last = _first_that_works(model, workload, notes)
     if model.world.guesses.shaped:
         notes.append("the weights decide on some shapes, where the largest possible are taken")
@@ -123,14 +128,16 @@ def _trace(
         notes.append(f"sounds are not counted: none are known for {skeleton.model_class.__name__}")
     if model.strides and (kernels := _with_kernels(skeleton.config, workload)):
         notes.append(kernels)
-    beside_text = model.prompts.told(images=model.images)
+    beside_text = _told(model, workload)
     footprint = Footprint(
         workload=_as_run(model, workload),
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
         square=prefill.peaks.square,
         exact=not notes,
-        notes=(*notes, *([f"counted with {beside_text}"] if beside_text else [])),
+        notes=(*notes, *([beside_text] if beside_text else [])),
+        beside_text=beside_text,
+        image_tokens=model.image_tokens,
     )
     import torch
 
@@ -138,6 +145,35 @@ def _trace(
         _with_kv_dtype(footprint, skeleton.tree.dtype),
         getattr(torch, workload.kv_dtype or skeleton.tree.dtype).itemsize,
     )
+
+
+def _require_images(model: FakeModel, workload: Workload) -> None:
+    """Refuse images that are asked for, and of which the model sees none, or not all.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    asked = workload.images
+    if asked is None or not asked.count:
+        return
+    if model.no_images is not None:
+        raise UsageError(f"--images {asked}: {model.no_images}", hint="leave it out")
+    new = workload.new_tokens if model.generates else 0
+    if model.image_tokens >= workload.context_length - new:
+        raise TooFewTokensError(
+            f"--images {asked} takes {model.image_tokens} tokens of each sequence: a context of "
+            f"{workload.context_length} is too short, and has to be at least {model.image_tokens + 1 + new}",
+            hint="give a longer --context-length, or fewer or smaller images",
+            needed=model.image_tokens + 1 + new,
+        )
+
+
+def _told(model: FakeModel, workload: Workload) -> str:
+    """What is counted beside a text; empty where that is nothing, and nothing else is to be expected."""
+    if workload.images is not None and not workload.images.count:
+        return "counted without an image"
+    beside_text = model.prompts.told(images=model.images)
+    return f"counted with {beside_text}" if beside_text else ""
 
 
 def _as_run(model: FakeModel, workload: Workload) -> Workload:
@@ -157,8 +193,8 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
     before the one that all models share.
     """
     failed: Exception | None = None
-    had_images = model.images
-    for images in (True, False) if had_images else (False,):
+    had_images, asked = model.images, workload.images is not None
+    for images in ((True,) if asked else (True, False)) if had_images else (False,):
         for plain in (False, True) if model.has_own_generate else (False,):
             model.images, model.plain_generate = images, plain
             try:
@@ -302,7 +338,7 @@ def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:
         prompt = context - workload.new_tokens
         answer = max(1, workload.new_tokens - 1)
         return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
-    start = max(1, context - 2)
+    start = max(1, context - 2, min(context - 1, model.image_tokens + 1))  # images have to fit in what is read first
     return model.generate(start, steps=context - start + 1)[-1]
 
 

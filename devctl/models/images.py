@@ -1,0 +1,58 @@
+"""How many images of what size a sequence carries: what is asked, as plain data. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MOST_IMAGES, MOST_SIDE, MOST_PIXELS = 4096, 2**14, 2**28
+"""The most images of a sequence, pixels of a side, and pixels of all of them."""
+
+_FORM = re.compile(r"0*(\d{1,6})x0*(\d{1,6})x0*(\d{1,6})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """The images of each sequence, all of one size, before the model's processor changes that.
+
+    Attributes:
+        count: how many; 0 for none, which have no size.
+        height, width: pixels.
+        least, most: pixels of an image that the model's processor scales to at least and at most, where its files
+            say so.
+    """
+
+    count: int
+    height: int = 0
+    width: int = 0
+    least: int | None = None
+    most: int | None = None
+
+    def to_document(self) -> dict[str, int]:
+        """What was asked for, for a document."""
+        return {"count": self.count, "height": self.height, "width": self.width}
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.height}x{self.width}" if self.count else "0"
+
+
+def parse_images(text: str) -> Images:
+    """Images from text like ``2x448x640``: two, 448 pixels high and 640 wide; ``0`` is none.
+
+    Raises:
+        ValueError: it is not that, or more than is counted.
+    """
+    if text.strip() == "0":
+        return Images(count=0)
+    found = _FORM.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is not COUNTxHEIGHTxWIDTH in pixels, like 2x448x640, or 0 for none")
+    count, height, width = (int(number) for number in found.groups())
+    if not (count and height and width):
+        raise ValueError(f"{text[:40]!r} has a part that is 0: none at all is just 0")
+    if count > MOST_IMAGES or max(height, width) > MOST_SIDE or count * height * width > MOST_PIXELS:
+        raise ValueError(
+            f"{text[:40]!r} is more than devctl counts: {MOST_IMAGES} images, {MOST_SIDE} pixels a side, "
+            f"{MOST_PIXELS:,} in all"
+        )
+    return Images(count=count, height=height, width=width)

@@ -1,0 +1,124 @@
+"""--images of plan and load: the same images in both, and said in every answer."""
+
+import json
+
+import pytest
+
+import devctl as library
+from devctl.errors import UsageError
+from tests.conftest import CONFIGS
+
+LLAMA = CONFIGS / "tiny-llama"
+CPU = ["--devices", "cpu=8GiB"]
+TWO = "2x64x32"  # 64 tokens, and those that say where each image begins and ends
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("qwen2-vl", TWO, "2 images of 64×32, 64 tokens of the text"),
+        (
+            "qwen2-vl",
+            "1x30x70",
+            "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
+        ),
+        ("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text"),
+        ("gemma3", "2x500x40", "2 images of 32×32, to which the model's processor scales 500×40, 8 tokens of the text"),
+    ],
+)
+def test_a_plan_foretells_what_a_load_measures(devctl, saved, tmp_path, name, images, said):
+    document = tmp_path / "plan.json"
+    asked = ["--images", images, "--context-length", 120]
+    planned = devctl("plan", saved(name), *CPU, *asked, "--new-tokens", 0, "--report", document)
+    assert planned.code == 0, planned.err
+    assert f"note: counted with {said}" in planned.err
+    plan = json.loads(document.read_text())
+    count, height, width = map(int, images.split("x"))
+    assert plan["workload"]["images"] == {"count": count, "height": height, "width": width}
+    done = devctl("load", saved(name), "--map", "cpu", *asked, "--max-new-tokens", 0, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert f"run with {said}" in report["notes"]
+    beside = plan["devices"][0]["activations"] + plan["devices"][0]["state"]
+    assert beside == pytest.approx(report["smoke"]["allocated"], rel=0.01)
+
+
+def test_without_an_image(devctl, saved):
+    planned = devctl("plan", saved("llava"), *CPU, "--images", 0, "--context-length", 16)
+    assert planned.code == 0
+    assert "note: counted without an image" in planned.err
+    done = devctl("load", saved("llava"), "--map", "cpu", "--images", 0, "--context-length", 16, "--json")
+    assert done.code == 0, done.err
+    assert "run without an image" in json.loads(done.out)["notes"]
+
+
+@pytest.mark.parametrize("command", [["plan", *CPU], ["load", "--map", "cpu"]])
+def test_a_context_that_is_too_short_is_refused(devctl, saved, command):
+    name, *options = command
+    done = devctl(name, saved("qwen2-vl"), *options, "--images", TWO, "--context-length", 60)
+    least = 70 if name == "plan" else 69  # a plan's context has the new token in it
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(
+        f"devctl: --images {TWO} takes 68 tokens of each sequence: a context of 60 is too short, and has to be at "
+        f"least {least}\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["plan", *CPU, "--context-length", 16], ["load", "--map", "cpu"]])
+@pytest.mark.parametrize("images", ["0", "1x32x32"])
+def test_a_model_that_sees_nothing_is_given_none(devctl, checkpoint, command, images):
+    name, *options = command
+    done = devctl(name, checkpoint("llama"), *options, "--images", images)
+    assert (done.code, done.out) == (2, "")
+    assert f"--images {images}: no image goes into LlamaForCausalLM" in done.err
+
+
+@pytest.mark.parametrize("command", ["plan", "load"])
+def test_what_is_no_size_is_refused(devctl, command):
+    done = devctl(command, LLAMA, "--images", "2x448", *(["--context-length", 9] if command == "plan" else []))
+    assert (done.code, done.out) == (2, "")
+    assert "--images '2x448' is not COUNTxHEIGHTxWIDTH in pixels" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["plan", LLAMA, "--images", TWO], "without a workload only weights are counted: leave out --images"),
+        (
+            ["load", LLAMA, "--images", TWO, "--image", "cat.png"],
+            "--image is the only one that is run: leave out --images",
+        ),
+    ],
+)
+def test_where_they_change_nothing_they_are_refused(devctl, command, said):
+    done = devctl(*command)
+    assert done.code == 2
+    assert said in done.err
+
+
+@pytest.mark.parametrize(("images", "said"), [(None, "an image of 128×128"), (TWO, "2 images of 64×32")])
+def test_a_comparison_says_what_is_counted(devctl, saved, images, said):
+    asked = [] if images is None else ["--images", images]
+    done = devctl("plan", saved("qwen2-vl"), *CPU, "--compare", "--context-length", 1024, *asked)
+    assert done.code == 0, done.err
+    assert f"note: counted with {said}" in done.err
+
+
+def test_keywords_are_named_as_such(saved):
+    with pytest.raises(UsageError, match=r"^images 2x64x32 takes 68 tokens"):
+        library.plan(saved("qwen2-vl"), "cpu=8GiB", context_length=20, images=TWO)
+    with pytest.raises(UsageError, match="leave out images"):
+        library.plan(LLAMA, "cpu=8GiB", images=TWO)
+    with pytest.raises(UsageError, match=r"^images 'two' is not"):
+        library.fits_on(LLAMA, "24GiB", context_length=20, images="two")
+
+
+def test_a_config_that_no_image_goes_through_says_what_is_missing(devctl, tmp_path):
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "vocab_size": 262208}
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "text_config": small, "vision_config": {"num_hidden_layers": 1}})
+    )
+    done = devctl("plan", tmp_path / "config.json", *CPU, "--context-length", 512)
+    assert done.code == 0, done.err
+    assert "images are not counted: the config's mm_tokens_per_image 256 can't be made of the 14×14 patches" in done.err
