@@ -139,13 +139,19 @@ def _interrupt_again(ignored: Any) -> None:
         sys.__unraisablehook__(ignored)
 
 
+def _end(number: int, _: Any) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """The ``devctl`` entry point."""
     sys.unraisablehook = _interrupt_again
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
-    # a job that is cancelled cleans up behind itself as one that is interrupted does
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # a job that is cancelled, or whose terminal goes, cleans up behind itself as one that is interrupted does
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):  # None where one was closed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
