@@ -20,6 +20,7 @@ from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.reading import read_document
 from devctl.writing import expanded, write_whole
 
 FORMAT = 4
@@ -171,7 +172,7 @@ def store_footprint(key: str, found: Footprint) -> None:
 
 def _load(key: str) -> str:
     path = cache_folder() / f"{key}.json"
-    text = path.read_text(encoding="utf-8")
+    text = read_document(path, LIMIT)
     with contextlib.suppress(OSError):  # a folder that can only be read
         os.utime(path)  # used now; file systems often do not keep the time of reading
     return text
