@@ -64,6 +64,31 @@ def test_a_board_that_does_not_answer_loses_no_other(machine, monkeypatch, alone
     assert not found.cuda_order_certain
 
 
+def test_boards_behind_a_slow_one_are_asked_meanwhile_and_none_is_lost(machine, monkeypatch):
+    monkeypatch.setattr(nvidia_apart, "_PATIENCE", 0.05)
+    slow = "".join(boxes.board(n, slow=1500 if n in (0, 2) else 0) for n in range(4)) + boxes.pair(
+        0, 2, level=10, p2p=0
+    )
+    machine(boxes.system() + slow)
+    found = take_inventory(only=Part.GPU, environment={})
+    assert [a.fault for a in found.accelerators] == [None] * 4
+    question = nvidia.probe({})
+    assert (found.accelerators, found.links, found.notes) == (question.accelerators, question.links, ())
+
+
+def test_silences_of_several_boards_do_not_add_up(machine, monkeypatch):
+    begun = []
+    ask = nvidia_apart.Question._ask
+    monkeypatch.setattr(
+        nvidia_apart.Question, "_ask", lambda self, known: (begun.append(len(self._asking)), ask(self, known))
+    )
+    monkeypatch.setattr(nvidia_apart, "_PATIENCE", 0.05)
+    machine(boxes.system() + "".join(boxes.board(n, silent=1) for n in range(4)) + boxes.board(4))
+    found = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "5"})
+    assert [a.fault for a in found.accelerators] == ["did not answer in 5 s"] * 4 + [None]
+    assert max(begun) == 4, "they were not asked at the same time"
+
+
 def test_a_board_whose_driver_crashes_loses_no_other(machine):
     machine(boxes.system() + boxes.board(0, crash=1) + boxes.board(1) + boxes.board(2, crash=1))
     faults = [a.fault for a in take_inventory(only=Part.GPU, environment={}).accelerators]

@@ -7,7 +7,7 @@
  *          second version of the memory call) mig=0|1 (-1: has none) processes=4 badname=1 links=18 (to a switch)
  *          health, each not supported unless given: ecc=3 retire=1 remap=1 unmapped=1 recover=1 width=8 widest=16 gen=1
  *          newest=5 slowed=64 (a reason for lower clocks), and sick=999 (error of asking for any of them)
- *          silent=1 (asking its name never returns) crash=1 (and ends the process)
+ *          silent=1 (asking its name never returns) crash=1 (and ends the process) slow=500 (and takes milliseconds)
  *   mig    board=0 uuid=MIG-… gi=1 ci=0 total=… used=… name=…
  *   proc   board=0 pid=… bytes=… (-1: not available) gi=… kind=c|g
  *   pair   a=0 b=1 level=10 p2p=0 nvlinks=4
@@ -26,7 +26,7 @@ typedef struct {
     unsigned long long total, used, reserved;
     int util, temp, power, limit, major, minor, cores, clock, handle, lost, memory, v2, mig, processes, badname, links;
     int board, gi, ci, is_instance;
-    int ecc, retire, remap, unmapped, recover, width, widest, gen, newest, slowed, sick, silent, crash;
+    int ecc, retire, remap, unmapped, recover, width, widest, gen, newest, slowed, sick, silent, crash, slow;
 } Device;
 
 static Device boards[MAX], instances[MAX];
@@ -76,6 +76,7 @@ static void set(Device *d, const char *k, const char *v) {
     else if (!strcmp(k, "slowed")) d->slowed = atoi(v);
     else if (!strcmp(k, "sick")) d->sick = atoi(v);
     else if (!strcmp(k, "silent")) d->silent = atoi(v);
+    else if (!strcmp(k, "slow")) d->slow = atoi(v);
     else if (!strcmp(k, "crash")) d->crash = atoi(v);
     else if (!strcmp(k, "gi")) d->gi = atoi(v);
     else if (!strcmp(k, "ci")) d->ci = atoi(v);
@@ -170,6 +171,7 @@ API int nvmlDeviceGetName(Device *d, char *v, unsigned n) {
     if (d->lost) return 15;
     wait_if(d->silent);
     if (d->crash) abort();
+    if (d->slow) usleep(d->slow * 1000);
     if (!d->name[0]) return 3;
     return text(v, n, d->badname ? "\xff\xfe" : d->name);
 }

@@ -83,7 +83,6 @@ class Heard:
     refusal: tuple[int, str, str | None] | None = None
     driver: Driver | None = None
     count: int = 0
-    at: int | None = None
     bus_ids: dict[int, str | None] = field(default_factory=dict)
     readings: dict[int, Reading] = field(default_factory=dict)
     together: Together | None = None
@@ -96,13 +95,11 @@ class Heard:
             self.refusal = (facts[0], facts[1], facts[2])
         elif kind == "driver":
             self.driver, self.count = facts
-        elif kind == "at":
-            self.at = facts[0]
         elif kind == "bus":
             self.bus_ids[facts[0]] = facts[1]
         elif kind == "board":
             self.readings[facts[0]] = facts[1]
-        else:
+        elif kind == "together":
             self.together = facts[0]
 
 

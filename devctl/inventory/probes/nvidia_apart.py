@@ -8,13 +8,14 @@ kernel can't be ended: it is killed, not waited for, and holds nothing of ours.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,9 @@ from devctl.inventory.records import Driver, Vendor
 VARIABLE = "DEVCTL_DRIVER_TIMEOUT"
 _TO_START, _A_BOARD = 60.0, 20.0
 """Seconds that a driver may take to start, and for each board; eight boards that nobody keeps awake take a few."""
+
+_PATIENCE = 2.0
+"""Seconds after which the boards behind one are asked by another process, so that silences do not add up."""
 
 _LONGEST = 86_400.0
 _DIED = "ended the process that asked it"
@@ -62,11 +66,14 @@ class Question:
     def __init__(self, environment: Mapping[str, str], there: Path = pci.SYS) -> None:
         self._environment, self._there = environment, there
         self._to_start, self._a_board = deadlines(environment)
-        self._process = _Process(environment, there, {}) if _can_be_asked_apart() and _has_library() else None
+        self._asking: list[_Process] = []
+        self._newest: _Process | None = None
+        if _can_be_asked_apart() and _has_library():
+            self._ask({})
 
     def findings(self) -> Findings:
         """The boards that the driver knows, each with what it said, or why it said nothing."""
-        if self._process is None:
+        if self._newest is None:
             if _can_be_asked_apart():
                 return nvidia.without_driver(LIBRARY_NOT_FOUND, "", pci.scan(self._there))
             return nvidia.probe(self._environment, self._there)
@@ -77,53 +84,92 @@ class Question:
         return nvidia.findings(heard, self._environment, self._there)
 
     def close(self) -> None:
-        """End the process that asks, if there is one."""
-        if self._process is not None:
-            self._process.end()
+        """End what still asks."""
+        for process in tuple(self._asking):
+            self._end(process)
+
+    def _ask(self, known: Mapping[int, nvidia.Reading]) -> None:
+        self._newest = _Process(self._environment, self._there, known, self._to_start)
+        self._asking.append(self._newest)
+
+    def _end(self, process: _Process) -> None:
+        process.end()
+        self._asking.remove(process)
+        if process is self._newest:
+            self._newest = None
 
     def _hear(self, heard: nvidia.Heard) -> str | None:
         """Fill ``heard`` with all that can be had; why nothing can, if so."""
+        answered_late = False
+        while self._asking:
+            process, answer, fault = self._next()
+            if process is None:
+                self._go_on(heard)
+            elif fault is not None or answer is None:
+                broken = self._give_up(heard, process, fault or _DIED)
+                if broken is not None:
+                    return broken
+            elif answer[0] == "refusal" and heard.driver is not None:
+                self._give_up(heard, process, f"said {answer[2]}")
+            else:
+                heard.take(answer)
+                process.heard(answer, self._a_board)
+                if answer[0] == "board" and process is not self._newest:  # the newest asks the boards behind it
+                    self._end(process)
+                    answered_late = True
+                elif answer[0] in ("together", "refusal"):
+                    self._end(process)
+                    heard.notes = ()
+            if not self._asking and answered_late:
+                answered_late = False
+                self._ask(heard.readings)  # for how they are linked with the others
+        return None
+
+    def _next(self) -> tuple[_Process | None, tuple[Any, ...] | None, str | None]:
+        """A process with what it told, or why it tells nothing; none where it is time to go on behind the newest."""
         while True:
-            fault = self._hear_one_process(heard)
-            if fault is None:
-                return None
-            if heard.driver is None:
-                if fault.startswith(_BROKEN):
-                    return fault
-                heard.refusal = (NO_ANSWER, fault, pci.read(self._there / "module/nvidia/version"))
-                return None
-            if heard.at is None or heard.at in heard.readings:  # all have been asked, each for itself
-                for index in set(range(heard.count)) - set(heard.readings):
-                    heard.readings[index] = self._silent(heard, index, fault)
-                heard.notes = (f"the NVIDIA driver could not be asked how its boards are linked: it {fault}",)
-                return None
+            due = min(process.due for process in self._asking)
+            newest = self._newest
+            if newest is not None and newest.at is not None:
+                due = min(due, newest.since + min(_PATIENCE, self._a_board / 2))
+            process = _first_that_told(self._asking, due)
+            if process is None:
+                late = next((each for each in self._asking if each.due <= time.monotonic()), None)
+                return late, None, None if late is None else f"did not answer in {late.allowed:g} s"
+            try:
+                answer = process.answer()
+            except _DiedError:
+                return process, None, _DIED
+            if answer is not None:
+                return process, answer, f"{_BROKEN}{answer[1]}" if answer[0] == "broken" else None
+
+    def _go_on(self, heard: nvidia.Heard) -> None:
+        """Ask the boards behind the one that lets the newest process wait, which still may answer."""
+        waiting = {each.at: self._silent(heard, each.at, "asked") for each in self._asking if each.at is not None}
+        self._ask({**waiting, **heard.readings})
+
+    def _give_up(self, heard: nvidia.Heard, process: _Process, fault: str) -> str | None:
+        """Note what ``process`` fails to tell, and go on without it; why nothing can be told, if so."""
+        was_newest = process is self._newest
+        self._end(process)
+        if heard.driver is None:
+            if fault.startswith(_BROKEN):
+                return fault
+            heard.refusal = (NO_ANSWER, fault, pci.read(self._there / "module/nvidia/version"))
+        elif process.at is not None:
             said = f"the driver {fault}" if fault == _DIED else fault
-            heard.readings[heard.at] = self._silent(heard, heard.at, said)
-            heard.at = None
-            if self._process is not None:
-                self._process.end()
-            self._process = _Process(self._environment, self._there, heard.readings)
+            heard.readings[process.at] = self._silent(heard, process.at, said)
+            if was_newest:
+                self._go_on(heard)
+        elif was_newest:  # it does not start again, or does not tell what is asked of all boards
+            waiting = {each.at for each in self._asking}
+            for index in set(range(heard.count)) - set(heard.readings) - waiting:
+                heard.readings[index] = self._silent(heard, index, fault)
+            heard.notes = (f"the NVIDIA driver could not be asked how its boards are linked: it {fault}",)
+        return None
 
     def _silent(self, heard: nvidia.Heard, index: int, fault: str) -> nvidia.Reading:
         return nvidia.silent(index, fault, heard.bus_ids.get(index), self._there)
-
-    def _hear_one_process(self, heard: nvidia.Heard) -> str | None:
-        """What one process tells, until it has told all; why it did not, if so."""
-        assert self._process is not None
-        allowed = self._to_start
-        while heard.together is None and heard.refusal is None:
-            try:
-                answer = self._process.answer(allowed)
-            except TimeoutError:
-                return f"did not answer in {allowed:g} s"
-            except _DiedError as error:
-                return str(error)
-            if answer[0] == "broken":
-                return f"{_BROKEN}{answer[1]}"
-            heard.take(answer)
-            if answer[0] in ("driver", "at"):
-                allowed = self._a_board
-        return None
 
 
 def deadlines(environment: Mapping[str, str]) -> tuple[float, float]:
@@ -183,7 +229,12 @@ class _Process:
     thread may hold a lock that a forked process would wait for.
     """
 
-    def __init__(self, environment: Mapping[str, str], there: Path, known: Mapping[int, nvidia.Reading]) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], there: Path, known: Mapping[int, nvidia.Reading], allowed: float
+    ) -> None:
+        self.at: int | None = None
+        self.since, self.allowed = time.monotonic(), allowed
+        self._known = frozenset(known)
         for pid in tuple(_left):
             if _has_ended(pid):
                 _left.remove(pid)
@@ -196,33 +247,53 @@ class _Process:
             raise
         finally:
             os.close(write)
-        import select
 
-        self._ready = select.poll()
-        self._ready.register(self._read, select.POLLIN)
+    @property
+    def due(self) -> float:
+        """When its next answer has to be there."""
+        return self.since + self.allowed
 
-    def answer(self, seconds: float) -> tuple[Any, ...]:
-        """The next answer.
+    @property
+    def descriptor(self) -> int:
+        """Where its answers come."""
+        return self._read
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether one was read and not yet taken."""
+        return len(self._bytes) >= _HEADER + max(self._size, 1)
+
+    def heard(self, answer: tuple[Any, ...], a_board: float) -> None:
+        """Its time begins anew, and is that of a board once it has started."""
+        self.since = time.monotonic()
+        if answer[0] in ("driver", "at"):
+            self.allowed = a_board
+        if answer[0] == "at":
+            self.at = None if answer[1] in self._known else answer[1]
+        elif answer[0] == "board":
+            self.at = None
+
+    def answer(self) -> tuple[Any, ...] | None:
+        """The next answer; None where it is not whole yet.
 
         Raises:
-            TimeoutError: none came in ``seconds``.
             _DiedError: the process has ended, by itself or in the driver's code.
         """
-        until = time.monotonic() + seconds
-        while (answer := self._whole()) is None:
-            left = until - time.monotonic()
-            if left <= 0 or not self._ready.poll(max(1, int(left * 1000))):
-                raise TimeoutError
+        if not self.has_answer:
             came = os.read(self._read, 1 << 16)
             if not came:
-                raise _DiedError(_DIED)
+                raise _DiedError
             self._bytes += came
-        return answer
+        return self._whole()
+
+    @property
+    def _size(self) -> int:
+        return int.from_bytes(self._bytes[:_HEADER], "little")
 
     def _whole(self) -> tuple[Any, ...] | None:
-        size = int.from_bytes(self._bytes[:_HEADER], "little")
-        if len(self._bytes) < _HEADER + max(size, 1):
+        if not self.has_answer:
             return None
+        size = self._size
         # written by our own code in a process of our own
         answer: tuple[Any, ...] = pickle.loads(self._bytes[_HEADER : _HEADER + size])  # noqa: S301
         del self._bytes[: _HEADER + size]
@@ -237,6 +308,20 @@ class _Process:
                 os.kill(self._pid, signal.SIGKILL)
             if not _has_ended(self._pid):
                 _left.append(self._pid)
+
+
+def _first_that_told(processes: Sequence[_Process], until: float) -> _Process | None:
+    """One of ``processes`` that has told something, or ended; None where none has until then."""
+    import select
+
+    told = next((process for process in processes if process.has_answer), None)
+    if told is not None:
+        return told
+    waiting = select.poll()
+    for process in processes:
+        waiting.register(process.descriptor, select.POLLIN)
+    ready = waiting.poll(max(0, math.ceil((until - time.monotonic()) * 1000)))
+    return next((process for process in processes if ready and process.descriptor == ready[0][0]), None)
 
 
 def _has_ended(pid: int) -> bool:
