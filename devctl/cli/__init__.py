@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import devctl
+from devctl.cli import signals
 from devctl.cli.groups import PanelledCommand
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode, first_line
@@ -139,20 +140,17 @@ def _interrupt_again(ignored: Any) -> None:
         sys.__unraisablehook__(ignored)
 
 
-def _end(number: int, _: Any) -> None:
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """The ``devctl`` entry point."""
     sys.unraisablehook = _interrupt_again
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
-    # a job that is cancelled, or whose terminal goes, cleans up behind itself as one that is interrupted does
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _end)
+    signals.listen()
     for stream in (sys.stdout, sys.stderr):  # None where one was closed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(prog_name="devctl")
+    try:
+        app(prog_name="devctl")
+    except SystemExit as stop:
+        signals.leave_if_ended(stop.code)
+        raise

@@ -17,6 +17,7 @@ from tests.conftest import CONFIGS
 from tests.inventory import boxes
 
 TINY = CONFIGS / "tiny-llama"
+ROOT = Path(__file__).parents[2]
 SILENT = boxes.system() + boxes.board(0) + boxes.board(1, silent=1) + boxes.board(2)
 WEDGED = boxes.system(silent=1) + boxes.board(0)
 AT_ONCE = 60
@@ -180,6 +181,52 @@ def test_a_signal_ends_what_waits_for_a_driver(started, arguments, number):
     process.communicate(timeout=AT_ONCE)
     assert process.returncode == 128 + number
     assert gone(asker)
+
+
+SLOW = """
+import sys, time
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("importing", file=sys.stderr, flush=True)
+            while True:
+                try:
+                    time.sleep(0.01)
+                except BaseException:
+                    pass  # as callbacks in C do
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_an_import_that_hears_of_none(started, tmp_path, number):
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "DEVCTL_CACHE_DIR": str(tmp_path / "cache")}
+    process = started("", "plan", str(TINY), "--devices", "1GiB", env=environment)
+    while process.stderr.readline().strip() != "importing":
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=AT_ONCE)
+    assert process.returncode == 128 + number
+    assert (out, err) == ("", "devctl: interrupted\n" if number == signal.SIGINT else "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_what_hears_no_hangup_goes_on(started):
+    process = started(boxes.system(), "list", "--watch", "1", "--only", "cpu", preexec_fn=ignore_hangups)
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=AT_ONCE)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def ignore_hangups():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux'")
