@@ -33,6 +33,10 @@ class Fault:
     hold: float = 0
     times: int = 10**9
     heads: bool = False
+    facts: dict[str, str] = field(default_factory=dict)
+    """Headers that are sent in place of the right ones."""
+    trickle: float = 0
+    """Seconds between two bytes of the body."""
 
 
 @dataclass
@@ -87,6 +91,12 @@ def serve():
             if fault is None:
                 self.wfile.write(body)
                 return
+            for byte in body if fault.trickle else b"":
+                with contextlib.suppress(OSError):
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                if hub.closing.wait(fault.trickle):
+                    return
             self.wfile.write(body[: fault.keep])
             self.wfile.flush()
             if fault.hold:
@@ -151,7 +161,8 @@ def serve():
                 end = int(last) + 1 if last else len(body)
                 facts["Content_Range"] = f"bytes {first}-{min(end, len(body)) - 1}/{len(body)}"
                 status, body = 206, body[int(first) : end]
-            self.answer(status, body, head=head, fault=fault, ETag=etag, X_Repo_Commit=COMMIT, **facts)
+            facts = {"ETag": etag, "X_Repo_Commit": COMMIT, **facts, **(fault.facts if fault else {})}
+            self.answer(status, body, head=head, fault=fault, **facts)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -30,7 +30,7 @@ WINGS = {
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
-EVERYONE = {"as_json", "errors", "units", "writing"}
+EVERYONE = {"as_json", "errors", "reading", "units", "writing"}
 OUTSIDE = {"__init__", "__main__", *EVERYONE}
 HEAVY = {"torch", "transformers", "accelerate", "pydantic"}
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import devctl
+from devctl.cli import signals
 from devctl.cli.groups import PanelledCommand
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode, first_line
@@ -144,9 +145,12 @@ def main() -> None:
     sys.unraisablehook = _interrupt_again
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
-    # a job that is cancelled cleans up behind itself as one that is interrupted does
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signals.listen()
     for stream in (sys.stdout, sys.stderr):  # None where one was closed
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    app(prog_name="devctl")
+    try:
+        app(prog_name="devctl")
+    except SystemExit as stop:
+        signals.leave_if_ended(stop.code)
+        raise

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from devctl.cli.show import streams
+from devctl.cli.signals import ending_at_once
 
 
 class Terminal:
@@ -26,7 +27,8 @@ class Terminal:
         collects = gc.isenabled()
         gc.disable()
         try:
-            yield
+            with ending_at_once():
+                yield
             gc.freeze()
         finally:
             if collects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -10,10 +11,14 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devctl.errors import first_line
 from devctl.inventory.probes.findings import Findings
 from devctl.inventory.records import HOST_POOL, Accelerator, Disk, Hidden, Host, Inventory, Links, Vendor
+
+if TYPE_CHECKING:
+    from devctl.inventory.probes.nvidia_apart import Question
 
 
 class Part(StrEnum):
@@ -30,6 +35,7 @@ def take_inventory(
     folders: Sequence[tuple[str, Path]] = (),
     there: Collection[str] = (),
     environment: Mapping[str, str] | None = None,
+    accelerators: bool = True,
 ) -> Inventory:
     """Look at this machine now. A device that can't be read is in the result with its fault; nothing is raised.
 
@@ -38,27 +44,42 @@ def take_inventory(
         folders: what to look at besides the working directory and the Hugging Face cache, each with its ``use``.
         there: those uses whose folder must be there: others are looked at as if they were made.
         environment: the variables that choose devices; this process's own where it is None.
+        accelerators: whether their drivers are asked; a plan that uses none does without.
+
+    Raises:
+        UsageError: DEVCTL_DRIVER_TIMEOUT is no number of seconds.
     """
-    from devctl.inventory.probes import disk, host
+    from devctl.inventory.probes import host
 
     environment = os.environ if environment is None else environment
-    findings = _accelerators(environment) if only in (None, Part.GPU) else ()
-    # a GPU that shares the host's memory has the host's numbers
-    shared = any(a.memory_pool == HOST_POOL for found in findings for a in found.accelerators)
-    this_host = host.probe() if only in (None, Part.CPU) or shared else host.UNKNOWN
-    inventory = combine(findings, this_host, torch_is_rocm() if _both_vendors(findings) else None)
+    this_host = host.UNKNOWN
     disks: tuple[Disk, ...] = ()
-    if only in (None, Part.DISK):
-        # "." is made absolute by the probe, which can say so where the working directory has been removed
-        always = (("working directory", Path()), ("hf cache", disk.hf_cache()))
-        mounted = disk.mounted()
-        disks = tuple(disk.probe(use, path, mounted, must_be_there=use in there) for use, path in (*always, *folders))
-    return replace(
-        inventory,
-        disks=disks,
-        host=this_host if only in (None, Part.CPU) else host.UNKNOWN,
-        taken_at=utc(time.time()),
-    )
+    findings: tuple[Findings, ...] = ()
+    with contextlib.ExitStack() as asking:
+        nvidia = None
+        if accelerators and only in (None, Part.GPU):
+            nvidia = asking.enter_context(contextlib.closing(_ask_nvidia(environment)))
+        # the driver answers while the rest is looked at
+        if only in (None, Part.CPU):
+            this_host = host.probe()
+        if only in (None, Part.DISK):
+            disks = _disks(folders, there)
+        if nvidia is not None:
+            findings = _accelerators(environment, nvidia.findings)
+    shown = this_host
+    if only is Part.GPU and any(a.memory_pool == HOST_POOL for found in findings for a in found.accelerators):
+        this_host = host.probe()  # a GPU that shares the host's memory has the host's numbers
+    inventory = combine(findings, this_host, torch_is_rocm() if _both_vendors(findings) else None)
+    return replace(inventory, disks=disks, host=shown, taken_at=utc(time.time()))
+
+
+def _disks(folders: Sequence[tuple[str, Path]], there: Collection[str]) -> tuple[Disk, ...]:
+    from devctl.inventory.probes import disk
+
+    # "." is made absolute by the probe, which can say so where the working directory has been removed
+    always = (("working directory", Path()), ("hf cache", disk.hf_cache()))
+    mounted = disk.mounted()
+    return tuple(disk.probe(use, path, mounted, must_be_there=use in there) for use, path in (*always, *folders))
 
 
 def utc(seconds: float) -> str:
@@ -66,12 +87,18 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
 
 
-def _accelerators(environment: Mapping[str, str]) -> tuple[Findings, ...]:
-    from devctl.inventory.probes import nvidia, pci
+def _ask_nvidia(environment: Mapping[str, str]) -> Question:
+    from devctl.inventory.probes.nvidia_apart import Question
+
+    return Question(environment)
+
+
+def _accelerators(environment: Mapping[str, str], nvidia: Callable[[], Findings]) -> tuple[Findings, ...]:
+    from devctl.inventory.probes import pci
 
     on_bus = pci.scan()
     vendors = {device.vendor for device in on_bus}
-    probes: list[tuple[Vendor, Callable[[], Findings]]] = [(Vendor.NVIDIA, partial(nvidia.probe, environment))]
+    probes: list[tuple[Vendor, Callable[[], Findings]]] = [(Vendor.NVIDIA, nvidia)]
     # the other probes are only read in where there is something for them: each costs a millisecond or two
     if pci.AMD in vendors:
         from devctl.inventory.probes import amd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -15,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from devctl.errors import DevctlError, UsageError
-from devctl.models import footprint
+from devctl.models import footprint, kept
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.reading import MOST_TEXT, open_file
 from devctl.writing import expanded, write_whole
 
-FORMAT = 6
+FORMAT = 7
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -171,7 +173,14 @@ def store_footprint(key: str, found: Footprint) -> None:
 
 def _load(key: str) -> str:
     path = cache_folder() / f"{key}.json"
-    text = path.read_text(encoding="utf-8")
+    if unusable() is not None:
+        raise PermissionError(errno.EPERM, "the cache is not ours alone", str(path))
+    with open_file(path) as file:
+        if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it is another user's", str(path))
+        text, _, digest = file.read(MOST_TEXT).decode().rpartition("\n")
+    if digest != _digest(key, text):
+        raise ValueError(f"{path} is not what was kept")
     with contextlib.suppress(OSError):  # a folder that can only be read
         os.utime(path)  # used now; file systems often do not keep the time of reading
     return text
@@ -180,9 +189,40 @@ def _load(key: str) -> str:
 def _store(key: str, text: str) -> None:
     folder = cache_folder()
     with contextlib.suppress(OSError, DevctlError):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{key}.json", text)
+        if unusable() is not None:
+            return
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(folder / f"{key}.json", f"{text}\n{_digest(key, text)}")
         _make_room(folder)
+
+
+def _digest(key: str, text: str) -> str:
+    """What tells that an entry is whole, and the one of its name."""
+    return hashlib.sha256(f"{key}\n{text}".encode()).hexdigest()
+
+
+def unusable() -> str | None:
+    """Why the cache is not used, in words: what others can write says what others want. None where it is, or can be.
+
+    A folder of ours that others may look into or write to is closed to them.
+
+    Raises:
+        UsageError: as ``cache_folder``.
+    """
+    folder = cache_folder()
+    if not hasattr(os, "geteuid"):
+        return None
+    try:
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            return f"the cache {folder} is not used: it belongs to another user"
+        if found.st_mode & 0o077:
+            folder.chmod(found.st_mode & 0o700)
+        return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"the cache {folder} is not used: {error.strerror}"
 
 
 def _make_room(folder: Path) -> None:
@@ -238,22 +278,32 @@ def parse_tree(text: str) -> ModuleTree:
             raise ValueError(f"format {data['format']} is not {FORMAT}")
         return ModuleTree(
             root=_parse_module(data["root"], ""),
-            class_name=data["class"],
-            dtype=data["dtype"],
-            ties=tuple((target, source) for target, source in data["ties"]),
-            untied=frozenset(data["untied"]),
-            no_split=frozenset(data["no_split"]),
-            unplaced=None if data["unplaced"] is None else frozenset(data["unplaced"]),
-            quantisation=data["quantisation"],
-            budget_share=data["budget_share"],
-            no_offload=frozenset(data["no_offload"]),
-            unpacked=data["unpacked"],
-            notes=tuple(data["notes"]),
-            attention=data["attention"],
-            attentions=tuple(data["attentions"]),
+            class_name=kept.text(data["class"]),
+            dtype=kept.text(data["dtype"]),
+            ties=tuple((kept.text(target), kept.text(source)) for target, source in data["ties"]),
+            untied=frozenset(kept.texts(data["untied"])),
+            no_split=frozenset(kept.texts(data["no_split"])),
+            unplaced=None if data["unplaced"] is None else frozenset(kept.texts(data["unplaced"])),
+            quantisation=_text_or_none(data["quantisation"]),
+            budget_share=_share(data["budget_share"]),
+            no_offload=frozenset(kept.texts(data["no_offload"])),
+            unpacked=None if data["unpacked"] is None else kept.size(data["unpacked"]),
+            notes=kept.texts(data["notes"]),
+            attention=_text_or_none(data["attention"]),
+            attentions=kept.texts(data["attentions"]),
         )
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a module tree: {error!r}") from None
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else kept.text(value)
+
+
+def _share(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{value!r} is no share")
+    return float(value)
 
 
 def _dump_module(module: Module) -> list[Any]:
@@ -266,25 +316,25 @@ def _dump_module(module: Module) -> list[Any]:
 
 def _parse_module(data: list[Any], prefix: str) -> Module:
     last, class_name, tensors, children = data
-    name = prefix + last
+    name = prefix + kept.text(last)
     below = f"{name}." if name else ""
     found = [
         Tensor(
-            name=below + t[0],
+            name=below + kept.text(t[0]),
             kind=TensorKind(t[1]),
-            nbytes=t[2],
-            shape=tuple(t[3]),
-            dtype=t[4],
-            persistent=t[5],
-            same_as=t[6],
-            held=t[7],
-            loading=t[8],
+            nbytes=kept.size(t[2]),
+            shape=tuple(map(kept.size, t[3])),
+            dtype=kept.text(t[4]),
+            persistent=kept.flag(t[5]),
+            same_as=_text_or_none(t[6]),
+            held=None if t[7] is None else kept.size(t[7]),
+            loading=kept.size(t[8]),
         )
         for t in tensors
     ]
     return Module(
         name=name,
-        class_name=class_name,
+        class_name=kept.text(class_name),
         parameters=tuple(t for t in found if t.kind is TensorKind.PARAMETER),
         buffers=tuple(t for t in found if t.kind is TensorKind.BUFFER),
         children=tuple(_parse_module(child, below) for child in children),

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
@@ -204,22 +205,24 @@ def parse_footprint(text: str) -> Footprint:
             ),
             blocks=tuple(
                 BlockFootprint(
-                    name=str(name),
-                    prompt_state=int(prompt_state),
-                    state=int(state),
-                    prefill=int(prefill),
-                    decode=int(decode),
-                    again=int(again),
-                    apart=tuple((str(other), int(first), int(last)) for other, first, last in apart),
+                    name=kept.text(name),
+                    prompt_state=kept.size(prompt_state),
+                    state=kept.size(state),
+                    prefill=kept.size(prefill),
+                    decode=kept.size(decode),
+                    again=kept.size(again),
+                    apart=tuple(
+                        (kept.text(other), kept.whole(first), kept.whole(last)) for other, first, last in apart
+                    ),
                 )
                 for name, prompt_state, state, prefill, decode, again, apart in data["blocks"]
             ),
-            output=int(data["output"]),
-            square=int(data["square"]),
-            exact=data["exact"],
-            notes=tuple(data["notes"]),
-            beside_text=str(data["beside_text"]),
-            image_tokens=int(data["image_tokens"]),
+            output=kept.size(data["output"]),
+            square=kept.size(data["square"]),
+            exact=kept.flag(data["exact"]),
+            notes=tuple(map(kept.text, data["notes"])),
+            beside_text=kept.text(data["beside_text"]),
+            image_tokens=kept.size(data["image_tokens"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a footprint: {error!r}") from None

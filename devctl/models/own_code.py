@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TERMINATED = 128 + signal.SIGTERM
-"""The code that the command line exits with once it is told to terminate, whatever runs then."""
+_TERMINATED = {128 + signal.SIGTERM, 128 + getattr(signal, "SIGHUP", signal.SIGTERM)}
+"""The codes that the command line exits with once it is told to end, whatever runs then."""
 
 
 class ExitedError(Exception):
@@ -27,6 +27,6 @@ def contained() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except SystemExit as error:
-        if error.code == _TERMINATED:
+        if error.code in _TERMINATED:
             raise
         raise ExitedError(f"the model's own code calls sys.exit({error.code!r})") from error

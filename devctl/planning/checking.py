@@ -189,6 +189,7 @@ def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device,
 def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, tuple[int, int]]:
     """State and activations on each device by the model itself, for the workload that the plan names."""
     from devctl.models.footprint import Kernels, Workload
+    from devctl.models.images import Images
     from devctl.placement.runtime import needs
 
     if file.facts is None or file.facts.workload is None:
@@ -196,11 +197,14 @@ def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[D
     said = file.facts.workload
     known: dict[str, Any] = {field.name: said[field.name] for field in fields(Workload) if field.name in said}
     asked: dict[str, Any] = {field.name: known[field.name] for field in fields(WorkloadRequest) if field.name in known}
+    asked.pop("images", None)
     if isinstance(told := known.get("generation"), dict):
         known["generation"] = tuple(told.items())
     if known.get("attention") == opened.tree.attention:
         known["attention"] = None  # as it is by itself
     try:
+        if isinstance(images := known.get("images"), dict):
+            known["images"] = Images(**images)
         WorkloadRequest(**asked)  # which knows what can be counted
         footprint = opened.footprints.of(Workload(**{**known, "kernels": Kernels(known.get("kernels", ""))}))
     except (TypeError, ValueError, UsageError) as error:

@@ -98,7 +98,8 @@ class FitsOn:
 
 def _document(workload: Workload) -> dict[str, Any]:
     images = workload.images
-    return {**asdict(workload), "images": None if images is None else images.to_document()}
+    told = {"images": None if images is None else images.to_document(), "generation": dict(workload.generation)}
+    return {**asdict(workload), **told}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

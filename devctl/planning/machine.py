@@ -92,13 +92,23 @@ def _inventory(request: MachineRequest) -> Inventory:
     if request.file is not None:
         return read_machine(str(request.file))
     if request.devices is None:
-        return take_inventory()
+        return take_inventory(accelerators=_asks_of_gpus(request))
     from devctl.inventory.hypothetical import parse_devices  # the catalogue, which no other plan needs
 
     try:
         return parse_devices(request.devices)
     except ValueError as error:
         raise UsageError(f"--devices: {error}", hint="`devctl plan --devices help` lists the boards") from None
+
+
+def _asks_of_gpus(request: MachineRequest) -> bool:
+    """Whether anything of ``request`` rests on the GPUs here: not where all that may be used is named, and none is."""
+    if request.max_memory is None or {request.visible, request.reserve, request.speed} != {None}:
+        return True
+    try:
+        return any(is_accelerator(device) for device in parse_max_memory(request.max_memory))
+    except ValueError:  # which is told where it is used
+        return False
 
 
 def read_machine(path: str) -> Inventory:

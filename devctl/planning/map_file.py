@@ -13,6 +13,7 @@ from devctl.models.attention import checked
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
+from devctl.reading import MOST_TEXT, read_document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,13 @@ def read_text(path: Path, what: str, hint: str) -> tuple[str, str]:
     origin = "standard input" if str(path) == "-" else str(path)
     try:
         if str(path) != "-":
-            return path.read_text(encoding="utf-8-sig"), origin  # PowerShell begins its files with a mark
+            return read_document(path), origin
         if sys.stdin is None:  # how Python shows one that was closed
             raise UsageError(f"cannot read {what}: standard input is closed", hint=hint)
-        return sys.stdin.read().removeprefix("\ufeff"), origin
+        text = sys.stdin.read(MOST_TEXT + 1).removeprefix("\ufeff")
+        if len(text) > MOST_TEXT:
+            raise UsageError(f"cannot read {what}: standard input has more than {MOST_TEXT:,} characters", hint=hint)
+        return text, origin
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read {what} {origin}: {reason}", hint=hint) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError
-from devctl.models.cache import load_tree, store_tree, tree_key
+from devctl.models.cache import load_tree, store_tree, tree_key, unusable
 from devctl.models.files.resolve import ModelSource, generation_of
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
@@ -18,6 +19,7 @@ from devctl.placement.document import PlannedModel
 from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
 from devctl.planning.footprints import Footprints
 from devctl.planning.installed import planner_for
+from devctl.planning.progress import reporter
 from devctl.planning.request import ModelRequest
 
 if TYPE_CHECKING:
@@ -93,6 +95,13 @@ class Model:
                 yield option, open_model(changed).tree
 
 
+@functools.cache
+def _tell_of_cache(why_not: str | None) -> None:
+    """Say once why nothing is kept."""
+    if why_not is not None:
+        reporter().warn(why_not)
+
+
 def open_model(request: ModelRequest) -> Model:
     """The model of ``request``; one whose tree was kept needs no torch.
 
@@ -104,6 +113,8 @@ def open_model(request: ModelRequest) -> Model:
         return _open_live(request)
     source = find_source(request)
     key = _key(source, request) if request.cache else None
+    if key is not None:
+        _tell_of_cache(unusable())
     tree, skeleton = (load_tree(key) if key is not None else None), None
     if tree is None:
         skeleton = _build(source, request)

@@ -45,7 +45,7 @@ def test_quantised_while_loading(devctl, tmp_path):
     done = devctl("plan", LLAMA, "--quantize", "nf4", "--max-memory", "0=4GiB,cpu=9GiB", "--report", report)
     assert done.code == 0
     lines = done.err.splitlines()
-    assert lines[0] == "LlamaForCausalLM 5.21 GiB in bfloat16 and nf4, placed by auto"
+    assert lines[0] == "LlamaForCausalLM 5.61 GiB in bfloat16 and nf4, placed by auto"
     assert "note: transformers plans with 90% of every budget for nf4 weights" in lines
     assert "note: transformers refuses to load nf4 weights with a part on cpu" in lines
     assert json.loads(report.read_text())["model"]["quantisation"] == "nf4"

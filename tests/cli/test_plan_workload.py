@@ -105,6 +105,9 @@ def test_the_room_beside_what_is_offloaded(devctl):
     box = ["--devices", "RTX 3060,cpu=64GiB", "--max-memory", "0=12GiB"]
     assert "room: 1.27 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
     _, err = plan(devctl, *box, "--strategy", "optimal")
+    assert "room: 300 MiB, too little to run a text" in err.splitlines()  # nothing is left for what does not run
+    box[-1] = "0=17GiB"
+    _, err = plan(devctl, *box, "--strategy", "optimal")
     (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
     tokens = int(line.split("about ")[1].split(" tokens")[0].replace(",", ""))
     document, err = plan(devctl, *box, "--strategy", "optimal", "--max-context")

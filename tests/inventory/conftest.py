@@ -25,6 +25,9 @@ def machine(nvml_folder, tmp_path, monkeypatch):
     # a library that is loaded already is found by its name, whatever the search path
     ctypes.CDLL(str(nvml_folder / "libnvidia-ml.so.1"), mode=ctypes.RTLD_GLOBAL)
 
+    # a process that asks for this one finds it so
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_folder))
+
     def describe(text):
         (tmp_path / "machine").write_text(text)
         monkeypatch.setenv("FAKE_NVML", str(tmp_path / "machine"))

@@ -1,12 +1,13 @@
 /* A stand-in for libnvidia-ml.so.1: answers for invented boards, described in the file that FAKE_NVML names.
  *
  * One line a thing, "kind key=value key=value …"; an underscore in a name stands for a blank:
- *   system driver=550.54.15 cuda=12040 init=0 count=0
+ *   system driver=550.54.15 cuda=12040 init=0 count=0 silent=1 (starting never returns) unlinked=1 (nor do links)
  *   board  uuid=GPU-… name=… bus=… total=… used=… reserved=… util=… temp=… power=… limit=… cc=9.0 cores=… clock=…
  *          handle=15 (error of getting the handle) lost=1 memory=3 (error of asking) v2=0 (driver without the
  *          second version of the memory call) mig=0|1 (-1: has none) processes=4 badname=1 links=18 (to a switch)
  *          health, each not supported unless given: ecc=3 retire=1 remap=1 unmapped=1 recover=1 width=8 widest=16 gen=1
  *          newest=5 slowed=64 (a reason for lower clocks), and sick=999 (error of asking for any of them)
+ *          silent=1 (asking its name never returns) crash=1 (and ends the process) slow=500 (and takes milliseconds)
  *   mig    board=0 uuid=MIG-… gi=1 ci=0 total=… used=… name=…
  *   proc   board=0 pid=… bytes=… (-1: not available) gi=… kind=c|g
  *   pair   a=0 b=1 level=10 p2p=0 nvlinks=4
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MAX 64
 #define API __attribute__((visibility("default")))
@@ -24,11 +26,11 @@ typedef struct {
     unsigned long long total, used, reserved;
     int util, temp, power, limit, major, minor, cores, clock, handle, lost, memory, v2, mig, processes, badname, links;
     int board, gi, ci, is_instance;
-    int ecc, retire, remap, unmapped, recover, width, widest, gen, newest, slowed, sick;
+    int ecc, retire, remap, unmapped, recover, width, widest, gen, newest, slowed, sick, silent, crash, slow;
 } Device;
 
 static Device boards[MAX], instances[MAX];
-static int board_count, instance_count, proc_count, pair_count, init_error, count_error;
+static int board_count, instance_count, proc_count, pair_count, init_error, count_error, silent, unlinked;
 static struct { int board, pid, gi; long long bytes; char kind; } procs[MAX];
 static struct { int a, b, level, p2p, nvlinks; } pairs[MAX * MAX];
 static char driver[80] = "550.54.15";
@@ -73,6 +75,9 @@ static void set(Device *d, const char *k, const char *v) {
     else if (!strcmp(k, "newest")) d->newest = atoi(v);
     else if (!strcmp(k, "slowed")) d->slowed = atoi(v);
     else if (!strcmp(k, "sick")) d->sick = atoi(v);
+    else if (!strcmp(k, "silent")) d->silent = atoi(v);
+    else if (!strcmp(k, "slow")) d->slow = atoi(v);
+    else if (!strcmp(k, "crash")) d->crash = atoi(v);
     else if (!strcmp(k, "gi")) d->gi = atoi(v);
     else if (!strcmp(k, "ci")) d->ci = atoi(v);
 }
@@ -81,7 +86,7 @@ static void describe(void) {
     const char *path = getenv("FAKE_NVML");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[1024];
-    board_count = instance_count = proc_count = pair_count = init_error = count_error = 0;
+    board_count = instance_count = proc_count = pair_count = init_error = count_error = silent = unlinked = 0;
     if (!file) { init_error = 12; return; } /* no invented machine: as if there were no library */
     while (fgets(line, sizeof line, file)) {
         char *save, *word = strtok_r(line, " \n", &save), kind[16];
@@ -112,6 +117,8 @@ static void describe(void) {
                 if (!strcmp(word, "cuda")) cuda = atoi(v);
                 if (!strcmp(word, "init")) init_error = atoi(v);
                 if (!strcmp(word, "count")) count_error = atoi(v);
+                if (!strcmp(word, "silent")) silent = atoi(v);
+                if (!strcmp(word, "unlinked")) unlinked = atoi(v);
             } else if (!strcmp(kind, "proc")) {
                 int n = proc_count - 1;
                 if (!strcmp(word, "board")) procs[n].board = atoi(v);
@@ -132,7 +139,8 @@ static void describe(void) {
     fclose(file);
 }
 
-API int nvmlInitWithFlags(unsigned flags) { (void)flags; describe(); return init_error; }
+static void wait_if(int hangs) { while (hangs) pause(); }
+API int nvmlInitWithFlags(unsigned flags) { (void)flags; describe(); wait_if(silent); return init_error; }
 API int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 API int nvmlShutdown(void) { return 0; }
 API const char *nvmlErrorString(int error) { (void)error; return "an invented error"; }
@@ -161,6 +169,9 @@ API int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, Device **d) {
 API int nvmlDeviceGetIndex(Device *d, unsigned *i) { *i = d->board; return 0; }
 API int nvmlDeviceGetName(Device *d, char *v, unsigned n) {
     if (d->lost) return 15;
+    wait_if(d->silent);
+    if (d->crash) abort();
+    if (d->slow) usleep(d->slow * 1000);
     if (!d->name[0]) return 3;
     return text(v, n, d->badname ? "\xff\xfe" : d->name);
 }
@@ -287,6 +298,7 @@ static int pair_of(Device *a, Device *b) {
 }
 API int nvmlDeviceGetTopologyCommonAncestor(Device *a, Device *b, unsigned *level) {
     int p = pair_of(a, b);
+    wait_if(unlinked);
     if (a->lost || b->lost) return 15;
     if (p < 0) return 3;
     *level = pairs[p].level;

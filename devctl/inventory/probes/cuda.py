@@ -5,7 +5,6 @@ Functions and numbers: NVIDIA's CUDA driver API reference, cuda.h.
 """
 
 import ctypes
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -78,6 +77,8 @@ def order(environment: Mapping[str, str]) -> tuple[str, ...] | None:
     """
     if not sys.executable:
         return None
+    import subprocess  # with all that it needs: boards that are alike do without
+
     everything = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-I", __file__]
     try:

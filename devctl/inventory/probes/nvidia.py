@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from devctl.inventory.probes import cuda, pci
 from devctl.inventory.probes.findings import Findings
@@ -17,6 +17,7 @@ from devctl.inventory.probes.nvml import (
     DRIVER_NOT_LOADED,
     FUNCTION_NOT_FOUND,
     LIBRARY_NOT_FOUND,
+    NO_ANSWER,
     NO_PERMISSION,
     NOT_SUPPORTED,
     VERSION_MISMATCH,
@@ -24,7 +25,18 @@ from devctl.inventory.probes.nvml import (
     words,
 )
 from devctl.inventory.probes.processes import process_name
-from devctl.inventory.records import HOST_POOL, Accelerator, Driver, MigInstance, Process, Vendor
+from devctl.inventory.records import (
+    HOST_POOL,
+    NO_LINKS,
+    Accelerator,
+    Driver,
+    Links,
+    MigInstance,
+    Process,
+    Vendor,
+)
+
+_Gate = TypeVar("_Gate")
 
 _MOST_BOARDS, _MOST_INSTANCES = 256, 64
 """More than any machine, and any board, has: a driver that says more is broken, and not asked for each."""
@@ -43,18 +55,146 @@ _INIT_FAULTS = {
 _SHARES_RAM = re.compile(r"\b(GB10|N1X?|Tegra|Xavier|Orin|Thor|Jetson|nvgpu)\b")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one board said of itself and of its MIG instances."""
+
+    board: Accelerator
+    instances: tuple[Accelerator, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """What is asked of all boards in PCI order: their links, and what CUDA's order is guessed from, by index."""
+
+    links: Links = NO_LINKS
+    speeds: Mapping[int, float | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Heard:
+    """What was heard of the driver so far; boards go by NVML's own numbers.
+
+    Attributes:
+        refusal: NVML's error, its words, and the driver's version, where it does not start.
+        bus_ids: of boards that were asked for it, whether or not they answered more.
+    """
+
+    refusal: tuple[int, str, str | None] | None = None
+    driver: Driver | None = None
+    count: int = 0
+    bus_ids: dict[int, str | None] = field(default_factory=dict)
+    readings: dict[int, Reading] = field(default_factory=dict)
+    together: Together | None = None
+    notes: tuple[str, ...] = ()
+
+    def take(self, answer: tuple[Any, ...]) -> None:
+        """Note one of the ``answers``."""
+        kind, *facts = answer
+        if kind == "refusal":
+            self.refusal = (facts[0], facts[1], facts[2])
+        elif kind == "driver":
+            self.driver, self.count = facts
+        elif kind == "bus":
+            self.bus_ids[facts[0]] = facts[1]
+        elif kind == "board":
+            self.readings[facts[0]] = facts[1]
+        elif kind == "together":
+            self.together = facts[0]
+
+
 def probe(environment: Mapping[str, str], sys: Path = pci.SYS) -> Findings:
-    """The boards that the driver knows, in PCI order, or those on the bus with what is wrong with the driver."""
+    """The boards that the driver knows, in PCI order, or those on the bus with what is wrong with the driver.
+
+    Asked in this process, which waits as long as the driver does: ``nvidia_apart`` does not.
+    """
+    heard = Heard()
+    for answer in answers(environment, sys, {}):
+        heard.take(answer)
+    return findings(heard, environment, sys)
+
+
+def answers(
+    environment: Mapping[str, str], sys: Path, known: Mapping[int, Reading]
+) -> Generator[tuple[Any, ...], None, None]:
+    """What the driver says, one answer after the other, for ``Heard.take``.
+
+    Args:
+        known: what boards said before, or why they are not to be asked, by NVML's number.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return without_driver(error.value, words(error), pci.scan(sys), pci.read(sys / "module/nvidia/version"))
+        yield "refusal", error.value, words(error), pci.read(sys / "module/nvidia/version")
+        return
+    machine = Nvml(pynvml)
     try:
-        return _read(Nvml(pynvml), environment, sys)
+        driver = _read_driver(machine)
+        count = machine.ask("nvmlDeviceGetCount")
+        if count is None:
+            yield "refusal", machine.refused or 0, machine.words, driver.version
+            return
+        yield "driver", driver, min(count, _MOST_BOARDS)
+        boards: list[tuple[Nvml, Reading]] = []
+        for index in range(min(count, _MOST_BOARDS)):
+            yield "at", index
+            before = known.get(index)
+            gate = _open(machine, index, None if before is None else before.board.fault)
+            if before is None:
+                bus_id = gate.bus_id("nvmlDeviceGetPciInfo_v3")
+                yield "bus", index, bus_id
+                before = _read_board(gate, index, bus_id, sys)
+                yield "board", index, before
+            boards.append((gate, before))
+        yield "at", None
+        yield "together", _read_together(in_pci_order(boards), environment)
     finally:
-        Nvml(pynvml).ask("nvmlShutdown")  # what was found is as good if the library does not close
+        machine.ask("nvmlShutdown")  # what was found is as good if the library does not close
+
+
+def findings(heard: Heard, environment: Mapping[str, str], sys: Path) -> Findings:
+    """What was heard, as the inventory's records."""
+    if heard.refusal is not None:
+        error, said, version = heard.refusal
+        return without_driver(error, said, pci.scan(sys), version)
+    boards = [reading for _, reading in in_pci_order([(None, heard.readings[i]) for i in sorted(heard.readings)])]
+    together = heard.together or Together()
+    known = None
+    if _needs_order(boards, environment) and not any(each.board.fault for each in boards):
+        known = cuda.order(environment)  # only the CUDA driver knows; with a board at fault it may not come back
+    accelerators = [one for each in boards for one in (each.board, *each.instances)]
+    numbered, certain = number(accelerators, together.speeds, environment, known)
+    return Findings(
+        accelerators=numbered,
+        driver=heard.driver,
+        links=together.links,
+        order_certain=certain,
+        notes=(*notes(numbered, certain, environment), *heard.notes),
+    )
+
+
+def _needs_order(boards: Sequence[Reading], environment: Mapping[str, str]) -> bool:
+    """Whether CUDA may count the boards otherwise than by their places."""
+    alike = len({(each.board.name, each.board.compute_capability) for each in boards if each.board.fault is None}) < 2
+    return not alike and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+
+
+def silent(index: int, fault: str, bus_id: str | None, sys: Path) -> Reading:
+    """A board of which nothing is known but where it is, and its ``fault``."""
+    board = Accelerator(
+        device=None,
+        index=index,
+        name=None,
+        uuid=None,
+        memory_total=None,
+        memory_free=None,
+        pci_bus_id=bus_id,
+        numa_node=_numa_node(bus_id, sys),
+        fault=fault,
+    )
+    return Reading(board=board)
 
 
 def without_driver(
@@ -67,7 +207,8 @@ def without_driver(
     boards = [device for device in on_bus if device.vendor == pci.NVIDIA and device.driver != "vfio-pci"]
     if error == LIBRARY_NOT_FOUND and not boards:
         return Findings()
-    fault = _INIT_FAULTS.get(error, f"the NVIDIA driver does not answer: {said}")
+    does_not = f"the NVIDIA driver {said if error == NO_ANSWER else f'does not answer: {said}'}"
+    fault = _INIT_FAULTS.get(error, does_not)
     return Findings(
         driver=Driver(vendor=Vendor.NVIDIA, version=module_version, cuda=None, fault=fault),
         accelerators=tuple(
@@ -87,41 +228,28 @@ def without_driver(
     )
 
 
-def _read(machine: Nvml, environment: Mapping[str, str], sys: Path) -> Findings:
-
-    count = machine.ask("nvmlDeviceGetCount")
-    if count is None:
-        return without_driver(machine.refused or 0, machine.words, pci.scan(sys), _read_driver(machine).version)
-    boards = in_pci_order([_read_board(machine, index, sys) for index in range(min(count, _MOST_BOARDS))])
-
-    accelerators: list[Accelerator] = []
-    positions: list[int] = []
-    for gate, board in boards:
-        positions.append(len(accelerators))
-        accelerators += [board, *(_read_instances(gate, board) if board.mig_mode else ())]
-
+def _read_together(boards: Sequence[tuple[Nvml, Reading]], environment: Mapping[str, str]) -> Together:
+    positions, position = [], 0
+    for _, reading in boards:
+        positions.append(position)
+        position += 1 + len(reading.instances)
     speeds: dict[int, float | None] = {}
-    known = None
-    alike = len({(board.name, board.compute_capability) for _, board in boards if board.fault is None}) < 2
-    if not alike and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        speeds = {board.index: _speed(gate) for gate, board in boards}
-        # only the CUDA driver knows; with a board at fault it may not come back
-        known = None if any(board.fault for _, board in boards) else cuda.order(environment)
-    numbered, certain = number(accelerators, speeds, environment, known)
-    return Findings(
-        accelerators=numbered,
-        driver=_read_driver(machine),
-        links=read_links([gate for gate, _ in boards], [board.pci_bus_id for _, board in boards], positions),
-        order_certain=certain,
-        notes=notes(numbered, certain, environment),
-    )
+    if _needs_order([reading for _, reading in boards], environment):
+        speeds = {reading.board.index: _speed(gate) for gate, reading in boards}
+    bus_ids = [reading.board.pci_bus_id for _, reading in boards]
+    return Together(links=read_links([gate for gate, _ in boards], bus_ids, positions), speeds=speeds)
 
 
-def in_pci_order(boards: list[tuple[Nvml, Accelerator]]) -> list[tuple[Nvml, Accelerator]]:
+def in_pci_order(boards: Sequence[tuple[_Gate, Reading]]) -> list[tuple[_Gate, Reading]]:
     """The boards by bus id, numbered anew. NVML promises no order; where a lost board's bus id is unknown, keep its."""
-    if all(board.pci_bus_id for _, board in boards):
-        boards = sorted(boards, key=lambda pair: pair[1].pci_bus_id or "")
-    return [(gate, replace(board, index=index)) for index, (gate, board) in enumerate(boards)]
+    if all(reading.board.pci_bus_id for _, reading in boards):
+        boards = sorted(boards, key=lambda pair: pair[1].board.pci_bus_id or "")
+    return [(gate, _numbered(reading, index)) for index, (gate, reading) in enumerate(boards)]
+
+
+def _numbered(reading: Reading, index: int) -> Reading:
+    instances = tuple(replace(instance, index=index) for instance in reading.instances)
+    return Reading(board=replace(reading.board, index=index), instances=instances)
 
 
 def _read_driver(machine: Nvml) -> Driver:
@@ -133,27 +261,34 @@ def _read_driver(machine: Nvml) -> Driver:
     )
 
 
-def _read_board(machine: Nvml, index: int, sys: Path) -> tuple[Nvml, Accelerator]:
+def _open(machine: Nvml, index: int, fault: str | None) -> Nvml:
+    """The gate to board ``index``; one that asks nothing where it has a ``fault``, or can't be had."""
+    if fault is not None:
+        return Nvml(machine.library, None, fault=fault)
     try:
-        handle = machine.library.nvmlDeviceGetHandleByIndex(index)
+        return Nvml(machine.library, machine.library.nvmlDeviceGetHandleByIndex(index))
     except machine.library.NVMLError as error:
-        lost = Accelerator(
-            device=None, index=index, name=None, uuid=None, memory_total=None, memory_free=None, fault=words(error)
-        )
-        return Nvml(machine.library, None, fault=words(error)), lost
-    gate = Nvml(machine.library, handle)
-    bus_id = gate.bus_id("nvmlDeviceGetPciInfo_v3")
+        return Nvml(machine.library, None, fault=words(error))
+
+
+def _read_board(gate: Nvml, index: int, bus_id: str | None, sys: Path) -> Reading:
+    if gate.handle is None:
+        return silent(index, gate.fault or "", None, sys)
     mig = gate.ask("nvmlDeviceGetMigMode")
     board = _read_device(gate, index)
     board = replace(
         board,
         pci_bus_id=bus_id,
-        numa_node=pci.parse_numa_node(pci.read(sys / "bus/pci/devices" / (bus_id or "-") / "numa_node")),
+        numa_node=_numa_node(bus_id, sys),
         mig_mode=None if mig is None else mig[0] == 1,
         health=read_health(gate, board.utilization),
         fault=gate.fault,
     )
-    return gate, board
+    return Reading(board=board, instances=tuple(_read_instances(gate, board)) if board.mig_mode else ())
+
+
+def _numa_node(bus_id: str | None, sys: Path) -> int | None:
+    return pci.parse_numa_node(pci.read(sys / "bus/pci/devices" / (bus_id or "-") / "numa_node"))
 
 
 def _read_device(gate: Nvml, index: int) -> Accelerator:

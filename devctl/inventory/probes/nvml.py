@@ -10,6 +10,8 @@ from devctl.inventory.probes import pci
 NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND = 3, 4, 9, 12, 13
 GPU_IS_LOST, RESET_REQUIRED, VERSION_MISMATCH = 15, 16, 18
 
+NO_ANSWER = -1
+"""None of NVML's: it said nothing."""
 
 UNKNOWN = 999
 """NVML_ERROR_UNKNOWN: what an answer that makes no sense is taken for."""

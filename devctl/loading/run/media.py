@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from devctl.errors import UsageError, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.inputs import image_shape
+from devctl.reading import open_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ def image_inputs(path: Path, source: ModelSource, config: Any) -> dict[str, torc
             f"--image {path}: reading pictures needs Pillow, which is not installed", hint="pip install pillow"
         ) from None
     try:
-        with Image.open(path) as opened:
+        with open_file(path) as file, Image.open(file) as opened:
             picture = opened.convert("RGB")
     except UnidentifiedImageError:
         raise UsageError(f"--image {path} is no picture that Pillow can read") from None
@@ -87,7 +88,7 @@ def read_wave(path: Path) -> tuple[np.ndarray[Any, Any], int]:
     import numpy as np
 
     try:
-        with path.open("rb") as file, wave.open(file) as sound:
+        with open_file(path) as file, wave.open(file) as sound:
             width, channels, rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
             data = sound.readframes(sound.getnframes())
     except OSError as error:

@@ -9,10 +9,14 @@ import shutil
 from pathlib import Path
 
 from devctl.errors import DevctlError, ModelError, first_line
-from devctl.models.files.index import shards
+from devctl.models.files.index import MOST_INDEX, shards
+from devctl.models.files.watch import watched
 from devctl.units import format_bytes
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+MOST_CONFIG = 64 * 2**20
+"""Bytes of a config, of any kind; the largest that there are have some megabytes."""
+
 _SAID = 200
 """Characters of what the hub says that a message repeats."""
 
@@ -33,9 +37,13 @@ def fetch(model: str, name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    most = MOST_INDEX if name.endswith(".index.json") else MOST_CONFIG if name.endswith(".json") else None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
     try:
-        return Path(hf_hub_download(model, name, revision=revision))
+        with watched(f"{name} of {model}", most):
+            return Path(hf_hub_download(model, name, revision=revision))
+    except ModelError:
+        raise
     except Exception as error:  # besides its own, those of the HTTP library that it happens to use
         raise _explained(error, model, name, revision) from error
 

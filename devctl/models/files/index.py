@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from devctl.errors import ModelError, first_line
+from devctl.reading import read_bytes
 
 DOWNLOAD_AGAIN = "download it again"
 
@@ -37,10 +38,7 @@ def index_dtype(path: Path) -> str | None:
 
 def _parsed(path: Path) -> dict[str, dict[str, str]]:
     try:
-        size = path.stat().st_size
-        if size > MOST_INDEX:
-            raise ValueError(f"it has {size:,} bytes")
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read_bytes(path, MOST_INDEX).decode())
         if not isinstance(index, dict):
             raise ValueError(f"it is a JSON {type(index).__name__}, not an object")
         for key in ("weight_map", "metadata"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from devctl.errors import ModelError
 from devctl.models.files.index import DOWNLOAD_AGAIN, missing_shards, read_index
 from devctl.models.files.safetensors import SUFFIX, read_header
+from devctl.reading import open_file
 
 _LFS = b"version https://git-lfs"
 """What a file begins with that git keeps elsewhere."""
@@ -61,7 +62,7 @@ def _check(path: Path) -> frozenset[str] | None:
     """The names of the tensors in a safetensors file; None of a pickle, which has to be run to know."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(len(_LFS))
         if start == _LFS:
             raise ModelError(f"{path} is a pointer of Git LFS, not weights", hint="run `git lfs pull` there")

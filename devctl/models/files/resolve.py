@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from devctl.errors import ModelError, UsageError, first_line
-from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, fetch, fetch_if_there
+from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, MOST_CONFIG, fetch, fetch_if_there
+from devctl.reading import read_document
 
 MOST_LAYERS = 10_000
 """Ten times as many as the deepest model; building more than can be meant takes RAM until there is none."""
 
 _LAYERS = re.compile(r"num_(\w+_)?layers|n_layers?|(encoder|decoder)_layers")
 """Names of how many layers a model has."""
+
+_READ = {".json", ".safetensors", ".bin", ".txt", ".model", ".tiktoken", ".py", ".jinja"}
+"""Suffixes of the files that a model is read from."""
 
 _WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
@@ -66,7 +70,7 @@ def generation_of(source: ModelSource) -> dict[str, Any]:
     """
     path = file_of(source, GENERATION_CONFIG)
     try:
-        found = None if path is None else json.loads(path.read_text(encoding="utf-8-sig"))
+        found = None if path is None else json.loads(read_document(path, MOST_CONFIG))
     except (OSError, ValueError, RecursionError):  # transformers passes over one that it can't read, too
         found = None
     if isinstance(found, dict):
@@ -122,11 +126,21 @@ def _resolve_here(model: str) -> ModelSource | None:
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
+        if path.exists():
+            raise ModelError(f"{model} is neither a file nor a folder", hint=_WHAT_TO_GIVE)
         return None
+    _refuse_what_waits(path)
     config = path / "config.json"
     if not config.is_file():
         raise ModelError(f"{model} has no config.json", hint=_WHAT_TO_GIVE)
     return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
+
+
+def _refuse_what_waits(folder: Path) -> None:
+    """Refuse pipes and devices in place of a model's files: transformers would wait for them, or read on for ever."""
+    for path in folder.iterdir():
+        if path.suffix in _READ and not path.is_file() and not path.is_dir() and path.exists():
+            raise ModelError(f"{path} is a pipe, a socket or a device, not a file", hint=_WHAT_TO_GIVE)
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -136,7 +150,7 @@ def read_config(path: Path) -> dict[str, object]:
         ModelError: it can't be read, is no JSON, or none of a model.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        config = json.loads(read_document(path, MOST_CONFIG))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

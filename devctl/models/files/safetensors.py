@@ -9,6 +9,7 @@ from typing import Any
 
 from devctl.errors import ModelError, first_line
 from devctl.models.files.index import DOWNLOAD_AGAIN
+from devctl.reading import open_file
 
 SUFFIX = ".safetensors"
 
@@ -56,7 +57,7 @@ def read_header(path: Path) -> Header:
         ModelError: the file can't be read, is cut off within its header, or its header is broken.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = path.stat().st_size
             start = file.read(_LENGTH)
             length = int.from_bytes(start, "little")

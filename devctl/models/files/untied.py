@@ -14,6 +14,7 @@ from devctl.models.files.index import shards
 from devctl.models.files.resolve import ModelSource
 from devctl.models.files.safetensors import SUFFIX
 from devctl.models.files.weights import folder_at_hand, folder_index, weights_file
+from devctl.reading import open_file
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _read(tensor: Stored, path: Path) -> Iterator[torch.Tensor]:
     from transformers.modeling_utils import str_to_torch_dtype
 
     dtype = str_to_torch_dtype[tensor.dtype]
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(tensor.start)
         for start in range(0, tensor.count, _AT_ONCE):
             count = min(_AT_ONCE, tensor.count - start)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, first_line
 from devctl.models.files.checkpoint import Checkpoint
-from devctl.models.files.hub import fetch
+from devctl.models.files.hub import MOST_CONFIG, fetch
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.quantised.by_headers import is_packed
 from devctl.models.quantised.modelopt import FILE, METHOD, modelopt_settings
 from devctl.models.quantised.modelopt import label_of as modelopt_label
+from devctl.reading import read_document
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def settings_beside(source: ModelSource, checkpoint: Checkpoint, notes: list[str
     if source.config_path.name != "config.json" or not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_document(path, MOST_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{FILE} can't be read, and what it says of quantisation is not counted: {first_line(error)}")
         return None
