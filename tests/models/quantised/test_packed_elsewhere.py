@@ -399,7 +399,7 @@ HOSTILE = {
     "an algorithm that is a number": {"quant_algo": 4},
     "a group that is text": {"quant_algo": "NVFP4", "group_size": "16"},
     "a group of less than none": {"quant_algo": "NVFP4", "group_size": -1},
-    "a group beyond all": {"quant_algo": "NVFP4", "group_size": 10**30},
+    "a group beyond all": {"quant_algo": "NVFP4", "group_size": 2**60},
     "a cache that is a list": {"quant_algo": "FP8", "kv_cache_quant_algo": [1]},
     "bits that are a list": {"quant_algo": None, "config_groups": {"g": {"weights": {"num_bits": [8]}}}},
     "groups that are none": {"quant_algo": None, "config_groups": [1]},
