@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,9 @@ def test_a_live_model_is_planned_as_its_checkpoint_is(name, checkpoint):
     given = devctl.plan(live, "2x1MiB,cpu=1GiB", context_length=32)
     again = devctl.plan(live, "2x1MiB,cpu=1GiB", context_length=32)
     assert given.to_hf() == again.to_hf() == from_file.to_hf()
-    assert given.placement.devices == from_file.placement.devices
+    # what is there already is not loaded any more
+    alike = [[replace(use, loading=0) for use in plan.placement.devices] for plan in (given, from_file)]
+    assert alike[0] == alike[1]
 
 
 def test_a_live_model_that_was_changed_is_counted_as_it_is(checkpoint):

@@ -158,7 +158,7 @@ def test_a_plan_says_why_a_gpu_is_missing(devctl, machine, monkeypatch, box, env
         done = devctl("plan", llama, question, "--json")
         assert (done.code, said in done.err) == (0, True), done.err
         assert said not in done.out
-    refused = devctl("plan", llama, "--max-memory", "cpu=1MiB", "--no-disk")
+    refused = devctl("plan", llama, "--reserve", "100%", "--reserve", "cpu=100%", "--no-disk")
     assert (refused.code, said in refused.err) == (3, True), refused.err
 
 

@@ -102,7 +102,7 @@ def test_compare_leaves_the_default_only_for_something_better(devctl):
     done = devctl("plan", L70, "--devices", "2x80GiB,cpu=200GiB", "--compare")
     assert done.out.splitlines()[-1] == "take auto: no other is better, and it is transformers' default"
     done = devctl("plan", CONFIGS / "mixtral-8x7b", "--devices", "8x40GiB", "--compare")
-    assert done.out.splitlines()[-1].startswith("take optimal: the fullest device is 2")
+    assert done.out.splitlines()[-1].startswith("take optimal: the fullest device is 3")
 
 
 def test_compare_as_json(devctl):

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from devctl.models.files.hub import MOST_CONFIG
 from devctl.models.files.resolve import ModelSource, file_of
 from devctl.models.images import Images
+from devctl.reading import read_document
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -28,7 +30,7 @@ def _settings(source: ModelSource) -> Mapping[str, Any]:
     for name in _FILES:
         path = file_of(source, name)
         try:
-            found = None if path is None else json.loads(path.read_text(encoding="utf-8-sig"))
+            found = None if path is None else json.loads(read_document(path, MOST_CONFIG))
         except (OSError, ValueError, RecursionError):  # as transformers does with one that it can't read
             continue
         if isinstance(found, dict):

@@ -136,8 +136,8 @@ def pillow(monkeypatch):
     class UnidentifiedImageError(OSError):
         pass
 
-    def read(path):
-        if path.read_text() != "picture":
+    def read(file):
+        if file.read() != b"picture":
             raise UnidentifiedImageError
         return Picture()
 

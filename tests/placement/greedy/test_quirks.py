@@ -28,7 +28,6 @@ def box(number, size):
         # the share of each GPU ignores that one is larger
         ("llama-3.1-70b", "0=141GiB,1=24GiB,cpu=200GiB", Strategy.AUTO, 41.8),
         # room for the largest offloaded layer is kept, though nothing need be offloaded
-        ("mixtral-8x7b", box(8, 12), Strategy.AUTO, 2.95),
         ("llama-3.1-8b", box(2, 8), Strategy.AUTO, 0.98),
         # balanced_low_0 sizes the first GPU exactly, and then reserves from it
         ("llama-3.1-70b", box(2, 80), Strategy.BALANCED_LOW_0, 3.55),
