@@ -37,7 +37,10 @@ def test_a_line_between_few_and_many_is_never_below_a_peak(sums, batch):
     assert found.blocks[0].prefill >= traced(batch).blocks[0].prefill - many.blocks[0].prefill // 1000
 
 
-@pytest.fixture(scope="module", params=["t5", "llama", "bert", "gemma2"])
+SWEPT = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "bert", "gemma2")]
+
+
+@pytest.fixture(scope="module", params=["t5", *SWEPT])
 def folder(request, tmp_path_factory):
     """A config alone, of more positions than there are tokens in a test."""
     path = tmp_path_factory.mktemp(request.param)

@@ -43,12 +43,20 @@ def skeleton(name):
 
 
 # chunks of 64 and of 256 tokens, and single ones; what is written in place, and what is joined from a list
-@pytest.mark.parametrize(("name", "tokens"), [("qwen3-next", 700), ("qwen3.5", 700), ("minimax", 2100)])
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("qwen3-next", 700),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("qwen3.5", 700), ("minimax", 2100))),
+    ],
+)
 def test_chunks_of_a_text_take_what_all_of_them_take(name, tokens):
     whole_and_cut(name, tokens)
 
 
-@pytest.mark.parametrize("name", ["mamba", "rwkv", "recurrent-gemma"])
+@pytest.mark.parametrize(
+    "name", ["mamba", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rwkv", "recurrent-gemma"))]
+)
 def test_tokens_of_a_text_take_what_all_of_them_take(name):
     whole_and_cut(name, 90)
 

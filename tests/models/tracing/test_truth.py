@@ -37,6 +37,7 @@ def test_a_row_holds_within_its_bounds(predicted, notes, holds):
     assert Found(predicted=predicted, storages=100, pages=None, notes=notes).holds is holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
 def test_the_weights_of_a_public_checkpoint_are_planned(row):
     assert weigh(row).holds
