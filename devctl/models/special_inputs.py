@@ -265,7 +265,8 @@ def default_size(config: Any) -> tuple[int, int] | None:
     if config.model_type in GRIDS:
         side = grid_side(config.vision_config) * int(config.vision_config.patch_size)
         return side, side
-    return _filling_patches(config) if config.model_type == "gemma4" else None
+    sees = config.model_type == "gemma4" and config.vision_config is not None
+    return _filling_patches(config) if sees else None
 
 
 def resized(config: Any, images: Images, own: tuple[int, int]) -> tuple[int, int] | None:
@@ -327,6 +328,8 @@ def _filling_patches(config: Any) -> tuple[int, int]:
 
 def unseeing(config: Any) -> str | None:
     """Why no image goes through a model of this config, though its kind sees; None where one does."""
+    if config.model_type == "gemma4" and config.vision_config is None:
+        return "the config has no vision_config"
     check = {"gemma3": _unpooled, "llama4": _unshuffled}.get(config.model_type)
     return None if check is None else check(config)
 
