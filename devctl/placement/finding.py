@@ -49,6 +49,8 @@ def place(
     """
     search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=installed)
     optimal = strategy is Strategy.OPTIMAL
+    search.own(Strategy.AUTO if optimal else strategy)
+    search.installed = None  # what other strategies do is only told beside it
     best = search.best(strategy, speeds)
     found = told(
         best.placement,
