@@ -151,6 +151,18 @@ def plan(
         ModelError: the model can't be read.
         UsageError: an argument can't be meant, or changes nothing beside the others.
     """
+    asked = {
+        "context_length": context_length,
+        "batch_size": batch_size,
+        "new_tokens": new_tokens,
+        "kv_dtype": kv_dtype,
+        "overhead": overhead,
+        "attn_implementation": attn_implementation,
+        "padding": padding,
+        "decode": decode,
+        "prefill_chunk_size": prefill_chunk_size,
+        "images": images,
+    }
     latency = objective == "latency"
     given = {
         "strategy": strategy is not None,
@@ -158,16 +170,7 @@ def plan(
         clashes.LATENCY: latency,
         "map": device_map is not None,
         "target-context": target_context is not None,
-        "context-length": context_length is not None,
-        "batch-size": batch_size is not None,
-        "new-tokens": new_tokens is not None,
-        "kv-dtype": kv_dtype is not None,
-        "overhead": overhead is not None,
-        "attn-implementation": attn_implementation is not None,
-        "no-padding": not padding,
-        "decode": decode is not None,
-        "prefill-chunk-size": prefill_chunk_size is not None,
-        "images": images is not None,
+        **_options(asked),
         "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
@@ -183,18 +186,7 @@ def plan(
                 speed=(_entries(speed) or ()) if latency else None,
             )
         )
-        workload = _workload(
-            context_length=context_length,
-            batch_size=batch_size,
-            new_tokens=new_tokens,
-            kv_dtype=kv_dtype,
-            overhead=overhead,
-            attn_implementation=attn_implementation,
-            padding=padding,
-            decode=decode,
-            prefill_chunk_size=prefill_chunk_size,
-            images=images,
-        )
+        workload = _workload(**asked)
         goal = answers.goal_of(
             strategy=strategy,
             objective=objective,
@@ -316,36 +308,25 @@ def fits_on(
     Raises:
         ModelError, UsageError: as `plan`.
     """
-    given = {
-        "batch-size": batch_size is not None,
-        "new-tokens": new_tokens is not None,
-        "kv-dtype": kv_dtype is not None,
-        "overhead": overhead is not None,
-        "attn-implementation": attn_implementation is not None,
-        "no-padding": not padding,
-        "decode": decode is not None,
-        "prefill-chunk-size": prefill_chunk_size is not None,
-        "images": images is not None,
-        "context-length": context_length is not None,
-        "fits-on": True,
+    asked = {
+        "context_length": context_length,
+        "batch_size": batch_size,
+        "new_tokens": new_tokens,
+        "kv_dtype": kv_dtype,
+        "overhead": overhead,
+        "attn_implementation": attn_implementation,
+        "padding": padding,
+        "decode": decode,
+        "prefill_chunk_size": prefill_chunk_size,
+        "images": images,
     }
+    given = {**_options(asked), "fits-on": True}
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
         return answer_fits_on(
             open_model(model, **of_model),
             find_boards(boards if isinstance(boards, str) else ",".join(boards)),
-            _workload(
-                context_length=context_length,
-                batch_size=batch_size,
-                new_tokens=new_tokens,
-                kv_dtype=kv_dtype,
-                overhead=overhead,
-                attn_implementation=attn_implementation,
-                padding=padding,
-                decode=decode,
-                prefill_chunk_size=prefill_chunk_size,
-                images=images,
-            ),
+            _workload(**asked),
             strategy=Strategy.AUTO if strategy is None else one_of(Strategy, strategy, "--strategy"),
             max_memory=_entries(max_memory),
             reserve=_entries(reserve),
@@ -497,12 +478,17 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _workload(*, batch_size: int | None, overhead: int | str | None, **rest: Any) -> WorkloadRequest:
-    return WorkloadRequest(
-        batch_size=1 if batch_size is None else batch_size,
-        overhead=None if overhead is None else _size(overhead),
-        **rest,
-    )
+def _options(asked: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether each option of a workload is given, by its name, of keywords that are."""
+    given = {name.replace("_", "-"): value is not None for name, value in asked.items() if name != "padding"}
+    return {**given, "no-padding": not asked["padding"]}
+
+
+def _workload(**asked: Any) -> WorkloadRequest:
+    batch_size, overhead = asked["batch_size"], asked["overhead"]
+    asked["batch_size"] = 1 if batch_size is None else batch_size
+    asked["overhead"] = None if overhead is None else _size(overhead)
+    return WorkloadRequest(**asked)
 
 
 def _entries(values: Mapping[Device | int | str, int | str] | int | str | None) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from devctl.models import kept
 from devctl.models.decoding import Settings
@@ -61,6 +62,11 @@ class Workload:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:
             raise ValueError(f"not a workload: {self}")
+
+    def to_document(self) -> dict[str, Any]:
+        """What documents say of it."""
+        images = None if self.images is None else self.images.to_document()
+        return asdict(self) | {"generation": dict(self.generation), "images": images}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def inputs_of(
     inserts = image_token(config) is not None and places and "pixel_values" in takes
     why_not = unseeing(config) if inserts else None
     _require_seen(model_class, images, why_not, inserts=inserts, sees="pixel_values" in takes)
-    shape = _as_seen(config, model_class, images)
+    shape = image_shape(config) if why_not else _as_seen(config, model_class, images)
     is_left_out = why_not is not None or (images is not None and not images.count)
     tokens = _image_tokens(config, shape) if inserts and not is_left_out else 0
     describes = main == "pixel_values" and hasattr(config, "text_config")

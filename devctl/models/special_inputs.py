@@ -265,8 +265,7 @@ def default_size(config: Any) -> tuple[int, int] | None:
     if config.model_type in GRIDS:
         side = grid_side(config.vision_config) * int(config.vision_config.patch_size)
         return side, side
-    sees = config.model_type == "gemma4" and config.vision_config is not None
-    return _filling_patches(config) if sees else None
+    return _filling_patches(config) if config.model_type == "gemma4" else None
 
 
 def resized(config: Any, images: Images, own: tuple[int, int]) -> tuple[int, int] | None:

@@ -30,6 +30,17 @@ class PlannedModel:
     nbytes: int
     quantisation: str | None = None
 
+    def to_document(self) -> dict[str, Any]:
+        """What documents say of it."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "class": self.class_name,
+            "dtype": self.dtype,
+            "quantisation": self.quantisation,
+            "bytes": self.nbytes,
+        }
+
 
 def parse_map(text: str, origin: str) -> dict[str, Device]:
     """Read a device map, plain or within a plan document.

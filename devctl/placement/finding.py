@@ -47,10 +47,8 @@ def place(
         runtime: count KV cache and activations too; without it, the weights alone, as transformers does.
         installed: the planner that transformers' own map of ``strategy`` is held against.
     """
-    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=installed)
+    search = _search(tree, budgets, strategy, runtime, installed)
     optimal = strategy is Strategy.OPTIMAL
-    search.own(Strategy.AUTO if optimal else strategy)
-    search.installed = None  # what other strategies do is only told beside it
     best = search.best(strategy, speeds)
     found = told(
         best.placement,
@@ -61,6 +59,18 @@ def place(
         trail=None if optimal else best.found.trail,
     )
     return replace(found, notes=(*found.notes, *_beside_others(search, found, strategy)))
+
+
+def _search(
+    tree: ModuleTree, budgets: Budgets, strategy: Strategy, runtime: Runtime | None, installed: Installed | None
+) -> "_Search":
+    """A search whose own map of ``strategy``, and of auto for ``optimal``, is held against the installed planner."""
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime)
+    if installed is not None:
+        of = Strategy.AUTO if strategy is Strategy.OPTIMAL else strategy
+        found = search.own(of).found
+        search.own_maps[of] = as_installed(tree, found, budgets, of, installed)
+    return search
 
 
 def _beside_others(search: "_Search", found: Placement, strategy: Strategy) -> Iterator[str]:
@@ -91,7 +101,7 @@ def place_within(
         own: what was found for the tree and the budgets before, and is kept for the next time.
     """
     known = {} if own is None else own
-    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=None, few_moves=False, own_maps=known)
+    search = _Search(tree=tree, budgets=budgets, runtime=runtime, few_moves=False, own_maps=known)
     return search.best(Strategy.OPTIMAL, None, offloaded if accelerators_of(budgets) else None).placement
 
 
@@ -103,7 +113,7 @@ def place_whole(
     installed: Installed | None = None,
 ) -> Placement:
     """The placement that `place` finds by ``strategy``, without a note, if it offloads nothing; else any that does."""
-    search = _Search(tree=tree, budgets=budgets, runtime=runtime, installed=installed)
+    search = _search(tree, budgets, strategy, runtime, installed)
     none_off = 0 if strategy is Strategy.OPTIMAL and accelerators_of(budgets) else None
     return search.best(strategy, None, none_off).placement
 
@@ -152,7 +162,6 @@ class _Search:
     tree: ModuleTree
     budgets: Budgets
     runtime: Runtime | None
-    installed: Installed | None
     few_moves: bool = True
     own_maps: OwnMaps = field(default_factory=dict)
     _weighed: dict[FrozenMap, Placement] = field(default_factory=dict)
@@ -163,10 +172,7 @@ class _Search:
     def own(self, strategy: Strategy) -> _Way:
         """transformers' own map, of the weights alone, and what it comes to with all that is counted."""
         if (found := self.own_maps.get(strategy)) is None:
-            found = _By(strategy=strategy).find(as_it_is(self.tree), self.budgets)
-            if self.installed is not None:
-                found = as_installed(self.tree, found, self.budgets, strategy, self.installed)
-            self.own_maps[strategy] = found
+            found = self.own_maps[strategy] = _By(strategy=strategy).find(as_it_is(self.tree), self.budgets)
         return _Way(self._weigh(found.device_map), found)
 
     def best(self, strategy: Strategy, speeds: Speeds | None, most_off: int | None = None) -> _Way:

@@ -19,8 +19,8 @@ HfDevice = int | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceUse:
-    """What a placement puts on one device.
+class Load:
+    """What one device holds, in bytes.
 
     Attributes:
         used: bytes that the weights and buffers placed there are held with.
@@ -29,14 +29,9 @@ class DeviceUse:
         overhead: bytes that the device's libraries take for themselves.
         loading: the most bytes that it holds while the model is loaded: its weights, the parts of the one that is made
             last, and the overhead. They are gone when the model runs.
-        budget: bytes that it may hold; None where nothing limits it.
-        modules: the map's keys that are there, in the order of definition.
     """
 
-    device: Device
     used: int
-    budget: int | None
-    modules: tuple[str, ...]
     state: int = 0
     activations: int = 0
     overhead: int = 0
@@ -51,6 +46,20 @@ class DeviceUse:
     def most(self) -> int:
         """All bytes that it has to hold at any time."""
         return max(self.total, self.loading)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse(Load):
+    """What a placement puts on one device.
+
+    Attributes:
+        budget: bytes that it may hold; None where nothing limits it.
+        modules: the map's keys that are there, in the order of definition.
+    """
+
+    device: Device
+    budget: int | None
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

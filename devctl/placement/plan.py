@@ -133,14 +133,7 @@ class Plan:
             "schema": SCHEMA,
             "kind": KIND,
             "versions": dict(self.versions),
-            "model": {
-                "name": self.model.name,
-                "revision": self.model.revision,
-                "class": self.model.class_name,
-                "dtype": self.model.dtype,
-                "quantisation": self.model.quantisation,
-                "bytes": self.model.nbytes,
-            },
+            "model": self.model.to_document(),
             "engine": self.engine,
             "strategy": placement.strategy,
             "devices": [
@@ -167,12 +160,9 @@ class Plan:
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
     """What was asked for, and what each block holds for it beside its weights."""
-    images = footprint.workload.images
     return {
-        **asdict(footprint.workload),
+        **footprint.workload.to_document(),
         "attention": attention,
-        "generation": dict(footprint.workload.generation),
-        "images": None if images is None else images.to_document(),
         "exact": footprint.exact,
         "output": footprint.output,
         "blocks": [

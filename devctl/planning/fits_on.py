@@ -81,25 +81,12 @@ class FitsOn:
         return {
             "schema": SCHEMA,
             "kind": "devctl.fits_on",
-            "model": {
-                "name": self.model.name,
-                "revision": self.model.revision,
-                "class": self.model.class_name,
-                "dtype": self.model.dtype,
-                "quantisation": self.model.quantisation,
-                "bytes": self.model.nbytes,
-            },
+            "model": self.model.to_document(),
             "strategy": str(self.strategy),
-            "workload": None if self.workload is None else _document(self.workload),
+            "workload": None if self.workload is None else self.workload.to_document(),
             "boards": [asdict(fit) for fit in self.boards],
             "notes": list(self.notes),
         }
-
-
-def _document(workload: Workload) -> dict[str, Any]:
-    images = workload.images
-    told = {"images": None if images is None else images.to_document(), "generation": dict(workload.generation)}
-    return {**asdict(workload), **told}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

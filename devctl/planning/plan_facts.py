@@ -13,6 +13,7 @@ from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import normal
 from devctl.placement.judge import shorten
+from devctl.placement.placement import Load
 from devctl.placement.runtime import main_of
 from devctl.units import format_bytes
 
@@ -23,27 +24,12 @@ _PARTS = ("used", "state", "activations", "overhead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """What a document says of one device, in bytes; ``budget`` and ``modules`` are None where it does not say."""
+class DeviceFacts(Load):
+    """What a document says of one device; ``budget`` and ``modules`` are None where it does not say."""
 
     device: Device
-    used: int
-    state: int = 0
-    activations: int = 0
-    overhead: int = 0
-    loading: int = 0
     budget: int | None = None
     modules: tuple[str, ...] | None = None
-
-    @property
-    def total(self) -> int:
-        """All bytes that it has to hold while the model runs."""
-        return self.used + self.state + self.activations + self.overhead
-
-    @property
-    def most(self) -> int:
-        """All bytes that it has to hold at any time."""
-        return max(self.total, self.loading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
