@@ -12,7 +12,8 @@ from devctl.models.files.resolve import resolve
 from devctl.models.own_code import ExitedError, contained
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import sizes
-from tests import small_models
+from tests import own_code, small_models
+from tests.own_code import CODE
 
 INDEX = "model.safetensors.index.json"
 
@@ -254,22 +255,6 @@ def test_an_architecture_may_be_written_without_a_list(tmp_path):
 
 # code of the model's own
 
-CODE = """
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-
-class OwnConfig(PreTrainedConfig):
-    model_type = "own"
-
-class OwnModel(PreTrainedModel):
-    config_class = OwnConfig
-    def __init__(self, config):
-        super().__init__(config)
-        self.body = torch.nn.Linear(4, 4)
-        self.post_init()
-    def _init_weights(self, module):
-        pass
-"""
 OLD = {
     "no post_init": ("        self.post_init()\n", "", "does not call self.post_init()"),
     "a list of ties": (
@@ -329,18 +314,8 @@ OLD = {
 def test_code_for_another_release_is_the_models_fault(devctl, tmp_path, monkeypatch, old, new, said):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     assert old in CODE
-    folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "own.py").write_text(CODE.replace(old, new))
-    config = {
-        "model_type": "own",
-        "architectures": ["OwnModel"],
-        "dtype": "float32",
-        "tie_word_embeddings": True,
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({"body.weight": torch.ones(4, 4)}, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = own_code.save(tmp_path / "own", CODE.replace(old, new), tie_word_embeddings=True)
+    own_code.save_weights(folder, "body.weight")
     done = devctl("plan", folder, "--trust-remote-code", "--devices", "1GiB")
     assert done.code == 4, done.err
     assert said in done.err
@@ -356,19 +331,8 @@ def own(tmp_path, monkeypatch):
 
     def write(old, new):
         assert old in CODE
-        folder = tmp_path / "own"
-        folder.mkdir()
-        (folder / "own.py").write_text(CODE.replace(old, new))
-        config = {
-            "model_type": "own",
-            "architectures": ["OwnModel"],
-            "dtype": "float32",
-            "vocab_size": 9,
-            "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
-        }
-        (folder / "config.json").write_text(json.dumps(config))
-        weights = {"body.weight": torch.ones(4, 4), "body.bias": torch.ones(4)}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        folder = own_code.save(tmp_path / "own", CODE.replace(old, new), vocab_size=9)
+        own_code.save_weights(folder, "body.weight", "body.bias")
         return folder
 
     return write

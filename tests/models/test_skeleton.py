@@ -9,7 +9,7 @@ from devctl.errors import ModelError, UsageError
 from devctl.models.files.resolve import SourceKind, resolve
 from devctl.models.skeleton import read_skeleton, tree_of
 from devctl.models.tree import sizes, tensors, walk
-from tests import small_models
+from tests import own_code, small_models
 from tests.conftest import CONFIGS
 
 GIB = 2**30
@@ -183,38 +183,11 @@ def test_other_classes_are_refused(tmp_path, name):
         read_skeleton(resolve(str(llama(tmp_path))), model_class=name)
 
 
-REMOTE = """
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-
-class OwnConfig(PreTrainedConfig):
-    model_type = "own"
-
-class OwnModel(PreTrainedModel):
-    config_class = OwnConfig
-    def __init__(self, config):
-        super().__init__(config)
-        self.body = torch.nn.Linear(4, 4)
-        self.post_init()
-    def _init_weights(self, module):
-        pass
-"""
-
-
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A model that comes with its own code."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "own.py").write_text(REMOTE)
-    return write(
-        folder,
-        model_type="own",
-        architectures=["OwnModel"],
-        dtype="float32",
-        auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
-    )
+    return own_code.save(tmp_path / "own")
 
 
 def test_remote_code_is_not_run_unless_trusted(own):
