@@ -60,9 +60,11 @@ class ModuleTree:
         root: the model.
         class_name: the model's class.
         dtype: the dtype that it is built in.
-        ties: (target, source) names of tensors that become one when the weights are tied; a target has no bytes.
-        untied: targets of ties that have bytes of their own all the same, as the checkpoint has them and they differ.
-            transformers plans them as tied, and compares them once loaded, for which both have to be on one device.
+        ties: (target, source) names of tensors that become one when the weights are tied; the planner of transformers
+            counts no bytes for a target.
+        untied: targets of ties that are held as weights of their own all the same, as the checkpoint has them and they
+            differ. transformers plans them as tied, and compares them once loaded, for which both have to be on one
+            device.
         no_split: classes of modules whose forward needs all of them on one device.
         unplaced: names, within a no-split module, of parameters that may stay out of the map
             (``_no_placement_params``); None where the model knows no such thing.
@@ -182,7 +184,7 @@ class TreeIndex:
 def _indexed(
     root: Module, ties: tuple[tuple[str, str], ...], untied: frozenset[str], no_split: frozenset[str]
 ) -> TreeIndex:
-    targets = {target for target, _ in ties} - untied
+    targets = {target for target, _ in ties}
     modules: dict[str, Module] = {}
     found: list[Tensor] = []
     places: dict[str, int] = {}
@@ -209,8 +211,9 @@ def _indexed(
             places[tensor.name] = place
             place += 1
             nbytes[tensor.name] = counted
-            if counted and tensor.held is not None and tensor.held != tensor.nbytes:
-                more[tensor.name] = tensor.held - tensor.nbytes
+            beyond = held_bytes(tensor) - counted if counted or tensor.name in untied else 0
+            if beyond:
+                more[tensor.name] = beyond
             size += counted
             is_weight = tensor.kind is TensorKind.PARAMETER and (counted > 0 or tensor.name in targets)
             weights.append(weights[-1] + is_weight)
@@ -247,7 +250,7 @@ def _indexed(
         brought=brought,
         making=_most((t.name, t.loading) for t in made),
         making_whole=_most((t.name, t.loading + held_bytes(t)) for t in made),
-        until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in targets),
+        until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in targets - untied),
         unsplit=tuple(module.name for module in modules.values() if module.class_name in no_split),
         parts=tuple(parts),
         same=same,

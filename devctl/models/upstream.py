@@ -32,11 +32,8 @@ def ask(skeleton: Skeleton, max_memory: Mapping[int | str, int], strategy: str, 
 
     Returns:
         The map. A sentence, where the planner raises or can't be found. None where there is nothing to ask: the weights
-        are quantised, by a method whose quantizer is not built here, or the built model was not kept, or its checkpoint
-        has weights apart that the planner takes for one.
+        are quantised, by a method whose quantizer is not built here, or the built model was not kept.
     """
-    if skeleton.tree.untied:
-        return None
     if skeleton.model is None or (skeleton.tree.quantisation is not None and skeleton.quantizer is None):
         return None
     import transformers

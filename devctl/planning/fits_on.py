@@ -167,7 +167,7 @@ def fits_on(
         if key not in known:
             if _have_enough(model, machine.budgets, runtime):
                 found = place_whole(model.tree, machine.budgets, strategy, runtime, model.installed)
-                known[key] = found if not found.offloaded and (runtime is None or found.fits) else None
+                known[key] = found if found.fits and not found.offloaded else None
             else:
                 known[key] = None
         return known[key]

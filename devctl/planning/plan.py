@@ -77,7 +77,7 @@ def make_plan(
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
-    refusal = refusal or room_refusal(model, machine, question, placement, runtime, limits)
+    refusal = room_refusal(model, machine, question, placement, runtime, limits) or refusal
     refusal = refusal or unpacked_refusal(model.tree, machine, placement)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:

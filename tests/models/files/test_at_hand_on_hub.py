@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from devctl.models.files import weights
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
-from devctl.models.tree import sizes
 from tests.hub import point_at, serve
 from tests.models.files.test_untied import held, other, saved
 from tests.models.quantised import test_packed_elsewhere as packed
@@ -37,7 +36,7 @@ def test_both_are_counted_where_only_headers_are_at_hand(hub, tmp_path):
     tree = read("org/t5")
     assert tree.untied == {"lm_head.weight", "encoder.embed_tokens.weight"}
     assert "transformers makes them one only if they are equal, which is not known" in tree.notes[-1]
-    assert sizes(tree)[""] >= held(folder)
+    assert tree.index.held[""] >= held(folder)
 
 
 def test_what_is_in_the_cache_is_compared(hub, tmp_path):
@@ -47,7 +46,7 @@ def test_what_is_in_the_cache_is_compared(hub, tmp_path):
     hub.requests.clear()
     tree = read("org/t5")
     assert tree.untied == {"encoder.embed_tokens.weight"}
-    assert sizes(tree)[""] == held(folder)
+    assert tree.index.held[""] == held(folder)
     assert not asked(hub, ".safetensors")
 
 

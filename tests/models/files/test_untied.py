@@ -12,6 +12,8 @@ from devctl.models.cache import dump_tree, parse_tree
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes
+from devctl.placement.strategy import OF_TRANSFORMERS
+from tests.upstream import ask, assert_parity
 
 T5_SIZES = {
     "vocab_size": 64,
@@ -76,7 +78,7 @@ def other():
 def test_a_head_that_differs_is_a_weight_of_its_own(tmp_path, kind, form):
     folder = saved(tmp_path, kind, **form, **{"lm_head.weight": other()})
     tree = planned(folder)
-    assert sizes(tree)[""] == held(folder)
+    assert tree.index.held[""] == held(folder)
     assert tree.untied == {"lm_head.weight"}
     assert "lm_head.weight and shared.weight are counted as two weights, though tied" in tree.notes[-1]
     assert "the checkpoint has both, which differ" in tree.notes[-1]
@@ -86,7 +88,7 @@ def test_a_head_that_differs_is_a_weight_of_its_own(tmp_path, kind, form):
 def test_a_head_that_is_a_copy_is_tied(tmp_path, form):
     folder = saved(tmp_path, **form, **{"lm_head.weight": None, "encoder.embed_tokens.weight": None})
     tree = planned(folder)
-    assert sizes(tree)[""] == held(folder)
+    assert tree.index.held[""] == held(folder)
     assert (tree.untied, tree.notes) == (frozenset(), ())
 
 
@@ -95,7 +97,7 @@ def test_every_weight_that_differs_counts(tmp_path):
     folder = saved(tmp_path, **weights)
     tree = planned(folder)
     assert tree.untied == {"lm_head.weight", "encoder.embed_tokens.weight"}
-    assert sizes(tree)[""] == held(folder)
+    assert tree.index.held[""] == held(folder)
 
 
 def test_they_differ_only_if_they_do_in_the_dtype_that_they_are_loaded_in(tmp_path):
@@ -106,7 +108,7 @@ def test_they_differ_only_if_they_do_in_the_dtype_that_they_are_loaded_in(tmp_pa
     for dtype, apart in (("float32", True), ("bfloat16", False)):
         tree = planned(folder, dtype=dtype)
         assert bool(tree.untied) is apart
-        assert sizes(tree)[""] == held(folder, dtype=getattr(torch, dtype))
+        assert tree.index.held[""] == held(folder, dtype=getattr(torch, dtype))
 
 
 def test_both_count_where_the_file_is_cut_off_behind_its_header(devctl, tmp_path):
@@ -137,7 +139,7 @@ def test_a_target_alone_is_the_source(tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tree = planned(folder)
     assert tree.untied == frozenset()
-    assert sizes(tree)[""] == held(folder)
+    assert tree.index.held[""] == held(folder)
 
 
 def test_a_prefix_of_the_checkpoint_is_no_other_weight(tmp_path):
@@ -152,7 +154,7 @@ def test_a_prefix_of_the_checkpoint_is_no_other_weight(tmp_path):
     assert tree.untied == {"lm_head.weight"}
     model = t.GPT2LMHeadModel.from_pretrained(tmp_path)
     parameters = {p.data_ptr(): p.numel() * 4 for p in model.parameters()}
-    assert sizes(tree)[""] == sum(parameters.values())
+    assert tree.index.held[""] == sum(parameters.values())
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -164,14 +166,14 @@ def test_a_config_that_says_untied_is_counted_so(tmp_path, kind):
     assert "lm_head.weight is counted as a weight of its own (4.00 KiB)" in note
     whole = planned(saved(tmp_path, kind, says=True) / "config.json")
     assert whole.untied == frozenset()
-    assert sizes(tree)[""] == sizes(whole)[""] + EMBEDDING
+    assert tree.index.held[""] == whole.index.held[""] + EMBEDDING
 
 
 def test_what_is_kept_of_a_tree_knows_of_it(tmp_path):
     tree = planned(saved(tmp_path, **{"lm_head.weight": other()}))
     kept = parse_tree(dump_tree(tree))
     assert kept == tree
-    assert sizes(kept) == sizes(tree)
+    assert kept.index.held == tree.index.held
 
 
 def test_the_same_config_with_other_weights_is_planned_anew(devctl, tmp_path):
@@ -180,6 +182,18 @@ def test_the_same_config_with_other_weights_is_planned_anew(devctl, tmp_path):
     saved(tmp_path, **{"lm_head.weight": None})
     second = json.loads(devctl("plan", folder, "--devices", "1GiB", "--json").out)["model"]["bytes"]
     assert first - second == EMBEDDING
+
+
+@pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
+def test_the_map_is_transformers_which_plans_them_as_tied(tmp_path, strategy):
+    folder = saved(tmp_path, **{"lm_head.weight": other(), "encoder.embed_tokens.weight": other()})
+    skeleton = read_skeleton(resolve(str(folder)))
+    assert len(skeleton.tree.untied) == 2
+    total = sizes(skeleton.tree)[""]
+    upstream = ask(skeleton)
+    for part in (0.5, 0.7, 0.9, 1.2):
+        machine = {0: int(part * total * 0.6), 1: int(part * total * 0.5), "cpu": total}
+        assert assert_parity(skeleton, upstream, strategy, machine) == "equal"
 
 
 def test_random_weights_are_tied_as_the_class_says(tmp_path):
