@@ -1,11 +1,11 @@
 """What runs beside the weights, device by device: KV cache, activations, and what the libraries take."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
-from devctl.models.tree import Module, ModuleTree, held_bytes
+from devctl.models.tree import Module, ModuleTree, TensorKind, held_bytes
 from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
 from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
@@ -103,12 +103,16 @@ def brought_at_most(tree: ModuleTree, device_map: AnyMap) -> int:
 def needs(tree: ModuleTree, device_map: AnyMap, footprint: Footprint, *, weights: bool = True) -> dict[Device, Need]:
     """What each device that computes holds beside weights; the offloaded runs, and keeps its state, on the main one.
 
+    What an encoder hands on is copied to the device of the inputs by ``generate``, and to the main one by accelerate
+    whenever the model is called. A user puts the inputs where the model's first weights are.
+
     Args:
         weights: whether to count offloaded weights while they are used.
     """
     device_map = FrozenMap.of(device_map)
     main = main_of(device_map)
     there: dict[Device, list[BlockFootprint]] = {}
+    handed = _handed_on(footprint)
     before: Device | None = None
     blocks: list[BlockFootprint] = []
     for block in footprint.blocks:
@@ -118,7 +122,21 @@ def needs(tree: ModuleTree, device_map: AnyMap, footprint: Footprint, *, weights
         if device is not before:  # most follow one on the same device, and a device takes time to look up
             blocks = there.setdefault(device, [])
             before = device
-        blocks.append(block)
+        if block.name not in handed:
+            blocks.append(block)
+            continue
+        copy = BlockFootprint(name=block.name, prompt_state=block.prompt_state, state=block.state)
+        if device == main:
+            blocks.append(block)
+        else:
+            # where it is made it is let go of, and what runs there later is given it from the main device
+            moved = f"{block.name}, handed on"
+            here = block.prefill + block.prompt_state
+            blocks.append(replace(block, name=moved, prompt_state=0, state=0, prefill=here))
+            there.setdefault(main, []).append(copy)
+        home = _home_of(tree, device_map)
+        if home is not None and home != main:
+            there.setdefault(home, []).append(replace(copy, name=f"{block.name}, of the inputs"))
     found = {}
     for device, blocks in there.items():
         state = sum([block.state for block in blocks])
@@ -128,6 +146,21 @@ def needs(tree: ModuleTree, device_map: AnyMap, footprint: Footprint, *, weights
         returned = footprint.output if device == main else 0
         found[device] = Need(state=state, activations=max(returned, peak_beside_weights(blocks, brought) - state))
     return found
+
+
+def _handed_on(footprint: Footprint) -> Collection[str]:
+    """Blocks that run once, and whose state those of every step are given: an encoder's last ones."""
+    if not footprint.workload.new_tokens:
+        return ()
+    given = {other for block in footprint.blocks for other, first, last in block.apart if first > 0 and last > 0}
+    return {block.name for block in footprint.blocks if block.name in given and block.state and not block.decode}
+
+
+def _home_of(tree: ModuleTree, device_map: FrozenMap) -> Device | None:
+    """Where the model's first parameter is, as ``PreTrainedModel.device`` tells it; None where that is offloaded."""
+    first = next((t.name for t in tree.index.tensors if t.kind is TensorKind.PARAMETER), None)
+    device = None if first is None else device_map.device_of(first)
+    return device if device is not None and is_accelerator(device) else None
 
 
 def _device_of(tree: ModuleTree, name: str, device_map: FrozenMap) -> Device | None:

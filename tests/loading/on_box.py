@@ -8,6 +8,9 @@ a prediction may lack. Every plan runs under the limit, so that a byte too many 
 
 Measured is the most that lives on a device while the model works. The kernels are the CPU's, which is what the plan
 is told; for the same reason a mixture of experts does not gather them in decode, as it would on an accelerator.
+
+Offloaded weights are brought for one part of a block after another. How many those are is counted beside the most that
+the block needs, though the part that needs the most may not be the largest: "brought" says how many.
 """
 
 import argparse
@@ -29,7 +32,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
 from devctl.placement import Strategy, place
 from devctl.placement.budget import Budgets
-from devctl.placement.runtime import Runtime
+from devctl.placement.runtime import Runtime, brought_at_most, main_of
 from tests import simulated, small_models
 
 BOX = GPUS[:2]
@@ -91,6 +94,7 @@ class Case:
             "fits": placement.fits,
             "offloaded": placement.offloaded,
             "predicted": {str(use.device): use.total for use in placement.devices if use.device in BOX},
+            "brought": {str(main_of(device_map)): brought_at_most(self.skeleton.tree, device_map)},
         }
         with simulated.running(limit):
             try:

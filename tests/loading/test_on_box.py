@@ -29,7 +29,9 @@ def judge(found):
         for device, predicted in case["predicted"].items():
             measured = case["measured"][device]
             assert measured <= case["limit"], f"{title}, {device}"
-            assert 0.995 * measured <= predicted <= 1.05 * measured, f"{title}, {device}: {predicted}, not {measured}"
+            least = predicted - case["brought"].get(device, 0)
+            assert 0.995 * measured <= predicted, f"{title}, {device}: {predicted}, not {measured}"
+            assert least <= 1.05 * measured, f"{title}, {device}: {predicted}, not {measured}"
         assert max(case["measured"].values()) > 0.5 * case["limit"], title
     (enough,) = [case for case in planned if case["box"] == "enough"]
     assert enough["offloaded"] == 0

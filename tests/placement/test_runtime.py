@@ -104,6 +104,30 @@ def test_a_state_that_a_block_is_given_is_copied_from_another_device():
     assert second.most == 9 + 5, "whatever is where"
 
 
+def test_what_an_encoder_hands_on_is_on_the_main_device_and_that_of_the_inputs():
+    """``generate`` copies it to where its inputs are; accelerate, at every call, to the main device and each block."""
+    encoder = BlockFootprint(name="layers.0", prompt_state=5, state=5, prefill=1)
+    decoder = [
+        BlockFootprint(name=f"layers.{i}", prompt_state=2, state=3, prefill=1, decode=1, apart=(("layers.0", 5, 5),))
+        for i in (1, 2)
+    ]
+    found = Footprint(workload=WORK, blocks=(encoder, *decoder))
+    model, main, there = layers(10, 10, 10, embed=10), Device.gpu(0), Device.gpu(1)
+
+    def states(**devices):
+        all_ = needs(model, {name.replace("_", "."): device for name, device in devices.items()}, found)
+        return {device: (need.state, need.activations) for device, need in all_.items()}
+
+    parts = {"embed": main, "layers_0": main, "layers_1": main, "layers_2": there}
+    assert states(**parts) == {main: (8, 1), there: (3, 6)}
+    parts |= {"layers_0": there}  # it is let go of there, and given anew to the block there
+    assert states(**parts) == {main: (8, 1), there: (3, 6)}
+    parts |= {"embed": there, "layers_0": main}  # where the inputs are it stays, and a block there is given one more
+    assert states(**parts) == {main: (8, 1), there: (8, 6)}
+    parts |= {"embed": Device.cpu()}
+    assert states(**parts) == {main: (8, 1), there: (3, 6)}
+
+
 def test_a_block_with_a_need_of_its_own():
     found = footprint(("layers.0", 5, 3), ("layers.1", 5, 3), ("head", 0, 30))
     assert common_need(found) == 3
