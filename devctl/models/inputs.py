@@ -34,6 +34,7 @@ _TILES = 2
 _ANY_SIDE = 224
 """Pixels of an image's side for a model that takes any size."""
 _FILMS = frozenset({"videomae", "vivit", "timesformer", "xclip"})
+_ROWS_OF_CODES = frozenset({"musicgen_decoder", "musicgen_melody_decoder"})
 _RATE = 16_000
 """Samples a second, where a config does not say."""
 
@@ -306,6 +307,11 @@ def most_tokens(config: Any) -> int | None:
     text = config.get_text_config(decoder=True)
     limits = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+
+def prompt_rows(config: Any) -> int:
+    """Rows that a prompt of ids takes for each sequence: MusicGen's decoder by itself reads its codebooks so."""
+    return codebooks(config) if config.model_type in _ROWS_OF_CODES else 1
 
 
 def codebooks(config: Any) -> int:

@@ -20,6 +20,7 @@ from devctl.models.inputs import (
     image_token,
     inputs_of,
     most_tokens,
+    prompt_rows,
     tokens_of_images,
     told,
 )
@@ -254,7 +255,7 @@ def _text(
         generator = torch.Generator().manual_seed(0)
         known = [token for token in (image_token(config), getattr(config, "video_token_id", None)) if token]
         below = min(_vocabulary(config), *known) if known else _vocabulary(config)
-        made = {"input_ids": torch.randint(0, below, (1, few), generator=generator)}
+        made = {"input_ids": torch.randint(0, below, (prompt_rows(config), few), generator=generator)}
         if "attention_mask" in takes:
             made["attention_mask"] = torch.ones_like(made["input_ids"])
     image = torch.tensor([[*of_images]], dtype=torch.long)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from devctl.models.images import Images
-from devctl.models.inputs import codebooks, image_ids, image_token, images_to_try, inputs_of, told
+from devctl.models.inputs import codebooks, image_ids, image_token, images_to_try, inputs_of, prompt_rows, told
 from devctl.models.tracing.recorder import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
@@ -110,7 +110,8 @@ class MadeUp(Prompts):
         model = self._model
         made: dict[str, torch.Tensor] = {}
         if self._inputs.text or self._may_have_images:
-            made["input_ids"] = torch.full((self._batch_size, tokens), self._plain_token)
+            rows = self._batch_size * prompt_rows(model.config)
+            made["input_ids"] = torch.full((rows, tokens), self._plain_token)
             if "attention_mask" in self._takes or model.can_generate():
                 made["attention_mask"] = self._mask(tokens)
         if not self._may_have_images:
