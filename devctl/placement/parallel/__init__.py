@@ -1,0 +1,1 @@
+"""One model over several hosts: pipeline stages, and tensor parallelism within a host."""
