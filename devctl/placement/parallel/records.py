@@ -7,6 +7,7 @@ ranks are numbered stage by stage.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -206,6 +207,6 @@ def _fault(found: Stages) -> str | None:
             return wrong
         end = stage.layers[1]
     visits = [stage.host for stage in found.stages]
-    if sum(one != other for one, other in zip(visits, visits[1:], strict=False)) >= len(set(visits)):
+    if sum(one != other for one, other in itertools.pairwise(visits)) >= len(set(visits)):
         return "a host has stages that are not one after another"
     return None
