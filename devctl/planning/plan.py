@@ -77,8 +77,10 @@ def make_plan(
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
-    refusal = room_refusal(model, machine, question, placement, runtime, limits) or refusal
-    refusal = refusal or unpacked_refusal(model.tree, machine, placement)
+    room = room_refusal(model, machine, question, placement, runtime, limits)
+    if isinstance(goal, FillContext) and refusal is not None and room is not None:
+        refusal = replace(refusal, findings=room.findings)
+    refusal = refusal or room or unpacked_refusal(model.tree, machine, placement)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
         notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))

@@ -66,6 +66,7 @@ def test_without_a_workload_it_changes_nothing(devctl):
     assert "leave out --attn-implementation" in done.err
 
 
+@pytest.mark.slow
 def test_where_eager_attention_is_what_does_not_fit_the_best_other_one_is_told(devctl):
     work = ("--devices", "8xH100,disk", "--context-length", 32768)
     done = devctl("plan", OSS, *work)
@@ -91,6 +92,7 @@ def test_questions_that_place_many_times_take_it(devctl):
         assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_the_library_takes_it():
     found = [
         library.capacity(str(LLAMA), "24GiB", context_length=2048, attn_implementation=how).max_context

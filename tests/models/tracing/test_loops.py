@@ -72,6 +72,7 @@ def whole_and_cut(name, tokens):
     assert model.operations < took
 
 
+@pytest.mark.slow
 def test_what_linear_attention_takes_grows_with_the_text_and_not_faster():
     four, sixteen = (trace_footprint(skeleton("qwen3.5"), Workload(context_length=n)) for n in (4097, 16_385))
     assert peak_bytes(sixteen) == pytest.approx(4 * peak_bytes(four), rel=0.01)
@@ -104,6 +105,7 @@ def test_a_loop_over_tokens_or_chunks_is_cut_to_its_ends(rounds, stride):
     assert loops.join(torch.stack, ([torch.empty(2, 3)] * 7,), {"dim": -1}).shape == (2, 3, rounds)
 
 
+@pytest.mark.slow
 def test_what_grows_with_a_text_is_extrapolated_where_loops_cannot_be_cut(monkeypatch):
     workload = Workload(context_length=201)
     model = FakeModel(skeleton("mamba"), workload, alike=True, most=100_000)
