@@ -181,8 +181,8 @@ def _offloaded(facts: PlanFacts) -> int:
 def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator[str]:
     """What the blocks of the workload say against what the devices do.
 
-    What is offloaded runs, and keeps its state, on the main device; so does what belongs to no part alone. There, too, is
-    what an encoder hands on, and once more where the inputs are.
+    What is offloaded runs, and keeps its state, on the main device; so does what belongs to no part alone. There, too,
+    is what an encoder hands on, and once more where the inputs are.
     """
     frozen = FrozenMap.of(device_map)
     main = main_of(frozen)
