@@ -18,6 +18,7 @@ from devctl.planning.progress import reporting
 from devctl.planning.request import MachineRequest, ModelRequest, WorkloadRequest
 from tests import small_models
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "llama-3.1-8b"
 ROOT = Path(__file__).parents[1]
@@ -54,8 +55,7 @@ def test_every_public_name_is_there_and_told():
         ({"objective": "latency", "speed": {0: "1TB"}}, ["--objective", "latency", "--speed", "0=1TB"]),
         ({"context_length": 4096, "batch_size": 2, "kv_dtype": "int8"}, ["--context-length=4096", "--batch-size=2"]),
         ({"context_length": 300, "new_tokens": 20, "overhead": "1GiB"}, ["--context-length=300", "--new-tokens=20"]),
-        ({"target_context": 120_000}, ["--target-context", 120_000]),
-        ({"max_context": True}, ["--max-context"]),
+        *slow(({"target_context": 120_000}, ["--target-context", 120_000]), ({"max_context": True}, ["--max-context"])),
         ({"max_memory": {0: 10**10}}, ["--max-memory", "0=10000000000B"]),
         ({"reserve": "10%", "visible": [1]}, ["--reserve", "10%", "--visible", 1]),
         ({"dtype": "float16", "disk": False}, ["--dtype", "float16", "--no-disk"]),
@@ -85,6 +85,7 @@ def devctl_command(request):
     return request.getfixturevalue("devctl")
 
 
+@pytest.mark.slow
 def test_the_other_answers_are_what_the_commands_print(devctl_command):
     compared = devctl_command("plan", LLAMA, "--devices", "2x8GiB,cpu=64GiB", "--compare", "--json")
     assert devctl.compare(LLAMA, "2x8GiB,cpu=64GiB").to_document() == json.loads(compared.out)
@@ -163,7 +164,7 @@ def test_requests_are_checked_where_they_are_made():
         ModelRequest(model="x", quantize="int5")
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "bert", "t5", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", *slow("llama-tied", "bert", "t5", "mixtral")])
 def test_a_live_model_is_planned_as_its_checkpoint_is(name, checkpoint):
     import transformers
 

@@ -7,6 +7,7 @@ import pytest
 
 import devctl as library
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 TINY, LLAMA, BERT, T5 = (CONFIGS / name for name in ("tiny-llama", "llama-3.1-8b", "bert-large", "t5-11b"))
 WORK = ("--devices", "1GiB", "--context-length", 256)
@@ -89,7 +90,7 @@ def test_a_generation_config_that_can_not_be_meant_is_refused(devctl, told):
 
 
 @pytest.mark.parametrize(
-    "question", [["--what-if"], ["--max-context"], ["--target-context", 128], ["--compare", *WORK[2:]]]
+    "question", [["--what-if"], ["--compare", *WORK[2:]], *slow(["--max-context"], ["--target-context", 128])]
 )
 def test_other_questions_take_them(devctl, question):
     answers = []

@@ -15,6 +15,7 @@ from devctl.planning.footprints import between, is_met
 from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import small_models
+from tests.marks import slow
 
 
 @given(st.integers(0, 300), st.integers(0, 320), st.integers(1, 300))
@@ -37,10 +38,7 @@ def test_a_line_between_few_and_many_is_never_below_a_peak(sums, batch):
     assert found.blocks[0].prefill >= traced(batch).blocks[0].prefill - many.blocks[0].prefill // 1000
 
 
-SWEPT = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "bert", "gemma2")]
-
-
-@pytest.fixture(scope="module", params=["t5", *SWEPT])
+@pytest.fixture(scope="module", params=["bert", *slow("llama", "t5", "gemma2")])
 def folder(request, tmp_path_factory):
     """A config alone, of more positions than there are tokens in a test."""
     path = tmp_path_factory.mktemp(request.param)
@@ -63,7 +61,7 @@ def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
         assert is_met(counted, traced), batch
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.parametrize("seed", [0, *slow(*range(1, 6))])
 def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
     chance = random.Random(seed)
     total = weights(folder)
@@ -89,6 +87,7 @@ def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
             assert fits(context_length=case.context_length, batch_size=case.batch_size), case
 
 
+@pytest.mark.slow
 def test_a_table_of_what_fits_says_how_full_only_what_fits(folder):
     total = weights(folder)
     found = devctl.capacity(str(folder), "1xH100,cpu=2TiB", max_memory={0: total + 2**26, "cpu": "1TiB"}, overhead=0)

@@ -8,6 +8,7 @@ import devctl
 from devctl.inventory.catalogue import boards, find
 from devctl.planning.fits_on import MOST, WEIGHTS_ALONE
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "llama-3.1-8b"
 TINY = CONFIGS / "tiny-llama"
@@ -28,9 +29,11 @@ def by_plans(model, board, most, **arguments):
         {"strategy": "optimal"},
         {"strategy": "balanced_low_0"},
         {"context_length": 8192},
-        {"context_length": 8192, "batch_size": 8, "strategy": "sequential"},
-        {"context_length": 32768, "batch_size": 2, "strategy": "optimal", "reserve": "1GiB"},
-        {"context_length": 4096, "overhead": "2GiB"},
+        *slow(
+            {"context_length": 8192, "batch_size": 8, "strategy": "sequential"},
+            {"context_length": 32768, "batch_size": 2, "strategy": "optimal", "reserve": "1GiB"},
+            {"context_length": 4096, "overhead": "2GiB"},
+        ),
     ],
     ids=str,
 )

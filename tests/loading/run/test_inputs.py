@@ -18,19 +18,19 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.fake_run import FakeModel
 from devctl.models.tracing.trace import trace_footprint
 from tests import small_models
+from tests.marks import slow
 
 TEXT = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "decoder_input_ids"}
 """Made as long as is asked."""
 
 FEW = [
-    "AltCLIPModel",
+    *slow("AltCLIPModel", "VideoMAEModel"),
     "DepthAnythingForDepthEstimation",
     "Gemma3ForConditionalGeneration",
     "JanusForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
     "SamModel",
     "SmolVLMForConditionalGeneration",
-    "VideoMAEModel",
     "ViTForImageClassification",
 ]
 

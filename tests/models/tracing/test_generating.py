@@ -10,6 +10,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
 from tests import metered, small_models
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 WORK = Workload(context_length=160, new_tokens=3, batch_size=2)
 BEAMS = {"num_beams": 4}
@@ -24,7 +25,7 @@ def error(name, told, work=WORK, **more):
     return metered.error(name, replace(work, generation=tuple(sorted(told.items()))), **told, **more)
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "gpt-oss", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", *slow("t5", "gpt-oss", "gemma3")])
 def test_beams_are_predicted(name):
     assert -0.02 <= error(name, BEAMS) <= 0.1
 
@@ -39,10 +40,12 @@ def test_beams_of_other_architectures_are_predicted(name):
     "told",
     [
         {"do_sample": True},
-        CHAT,
-        {"do_sample": True, "top_k": 0, "typical_p": 0.8},
-        {"do_sample": True, "num_beams": 3},
-        {"repetition_penalty": 1.1},
+        *slow(
+            CHAT,
+            {"do_sample": True, "top_k": 0, "typical_p": 0.8},
+            {"do_sample": True, "num_beams": 3},
+            {"repetition_penalty": 1.1},
+        ),
     ],
     ids=str,
 )
@@ -52,7 +55,7 @@ def test_sampling_from_a_large_vocabulary_is_predicted(told):
     assert error("llama", {}, work, change=large_vocabulary) >= -0.02
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", *slow("gemma3")])
 @pytest.mark.parametrize("told", [{"cache_implementation": "static"}, {"use_cache": False}], ids=str)
 def test_caches_are_predicted(name, told):
     assert -0.02 <= error(name, told) <= 0.1
@@ -65,8 +68,8 @@ def test_a_model_without_a_cache_keeps_none():
     )
 
 
-@pytest.mark.parametrize("chunk", [64, 100])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss"])
+@pytest.mark.parametrize("chunk", [64, *slow(100)])
+@pytest.mark.parametrize("name", ["llama", *slow("gemma3", "gpt-oss")])
 def test_a_prompt_that_is_read_in_chunks_is_predicted(name, chunk):
     work = Workload(context_length=650, new_tokens=2, batch_size=2, padded=True, prefill_chunk=chunk)
     assert -0.02 <= metered.error(name, work, prefill_chunk_size=chunk) <= 0.1
@@ -91,6 +94,7 @@ def cached(kind, **more):
     return llama(generation=tuple(sorted({"cache_implementation": kind, **more}.items())))
 
 
+@pytest.mark.slow
 def test_beams_multiply_the_cache_on_each_block():
     plain, beams = llama(), llama(generation=(("num_beams", 4),))
     assert state_bytes(beams) == 4 * state_bytes(plain)
@@ -108,6 +112,7 @@ def test_an_offloaded_cache_leaves_two_layers_on_the_gpu():
     assert not off.exact
 
 
+@pytest.mark.slow
 def test_on_the_cpu_an_offloaded_cache_is_where_it_was():
     plain, off = (
         llama(kernels=Kernels.CPU, generation=told) for told in ((), (("cache_implementation", "offloaded"),))
@@ -115,19 +120,21 @@ def test_on_the_cpu_an_offloaded_cache_is_where_it_was():
     assert peak_bytes(plain) == peak_bytes(off)
 
 
+@pytest.mark.slow
 def test_a_quantised_cache_is_a_share_of_the_plain_one():
     plain, four, two = llama(), cached("quantized"), cached("quantized", cache_nbits=2)
     assert state_bytes(two) < state_bytes(four) < 0.35 * state_bytes(plain)
     assert any("a cache of 4 bits is estimated" in note for note in four.notes)
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded_static"])
+@pytest.mark.parametrize("kind", ["static", *slow("offloaded_static")])
 def test_a_static_cache_is_there_from_the_first_token(kind):
     found, whole = cached(kind), pytest.approx(state_bytes(llama()), rel=0.001)
     assert sum(block.prompt_state for block in found.blocks) == whole
     assert state_bytes(found) == whole
 
 
+@pytest.mark.slow
 def test_shorter_chunks_need_less():
     peaks = [peak_bytes(llama(prefill_chunk=chunk)) for chunk in (None, 2048, 512, 64)]
     assert peaks == sorted(peaks, reverse=True)

@@ -18,6 +18,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.special_inputs import unseeing
 from devctl.models.tracing.trace import trace_footprint
 from tests import metered, small_models
+from tests.marks import slow
 
 SIZES = {"qwen2-vl": (224, 336), "qwen3-vl": (256, 320), "llava": (112, 112), "gemma3": (112, 112)}
 
@@ -29,7 +30,7 @@ def skeleton_of(name, folder, table=metered.SEEING):
     return read_skeleton(resolve(str(folder)))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, *slow(2)])
 @pytest.mark.parametrize("name", SIZES)
 def test_the_peak_is_that_of_a_real_run_with_as_many_images(name, count):
     height, width = SIZES[name]
@@ -39,6 +40,7 @@ def test_the_peak_is_that_of_a_real_run_with_as_many_images(name, count):
     assert -0.02 <= metered.error(name, work, images=(height, width, count)) <= 0.02
 
 
+@pytest.mark.slow
 def test_an_image_more_takes_more_and_none_takes_less(tmp_path):
     skeleton = skeleton_of("qwen3-vl", tmp_path)
     found = [

@@ -128,6 +128,7 @@ def test_a_text_beyond_a_window_that_no_short_text_fills_is_not_extrapolated(mon
         trace._grown(model, workload, ValueError())
 
 
+@pytest.mark.slow
 def test_an_image_is_within_the_short_texts_that_loops_are_checked_on():
     text = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 300, "head_dim": 16, "intermediate_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -8,12 +8,13 @@ from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import metered, small_models
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 BATCH = Workload(context_length=320, new_tokens=2, batch_size=3, padded=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama", "bert", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", *slow("bert", "gemma3")])
 def test_a_padded_batch_is_predicted(name, dtype):
     assert -0.02 <= metered.error(name, BATCH, dtype=dtype) <= 0.02
 
@@ -43,7 +44,7 @@ def test_one_sequence_is_never_padded(footprints):
     assert not of(footprints, 1).workload.padded
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 2, *slow(3, 7)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_line_through_two_batches_is_as_traced(footprints, batch, padded):
     line, traced = (of(footprints, batch, padded=padded, how=how) for how in ("scaled", "of"))
@@ -51,6 +52,7 @@ def test_the_line_through_two_batches_is_as_traced(footprints, batch, padded):
     assert peak_bytes(line) == pytest.approx(peak_bytes(traced), rel=0.001)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large_to_trace_is_on_the_line(footprints):
     workload = Workload(context_length=2**19, batch_size=4, padded=True)
     assert footprints.of(workload).workload.batch_size == 4

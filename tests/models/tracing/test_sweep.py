@@ -11,6 +11,7 @@ PARTS = 8
 """Of the sweep, which are run side by side."""
 
 
+@pytest.mark.slow
 def test_the_table_names_classes_that_there_are():
     assert json.loads(TABLE.read_text()).keys() <= {model_class.__name__ for _, model_class in classes()}
 

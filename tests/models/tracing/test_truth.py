@@ -11,10 +11,7 @@ FAST = (
     "MixtralForCausalLM bf16 experts",
     "SiglipVisionModel image",
     "Dinov2Model image",
-    "Lfm2ForCausalLM 16k",
     "GlmForCausalLM padded",
-    "GraniteForCausalLM beams",
-    "SmolLM3ForCausalLM in chunks",
 )
 
 

@@ -82,7 +82,7 @@ def check_against_brute_force(problem):
     assert (best.off_bound, best.fraction_bound, best.moves_bound) == (None, None, None)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(problems())
 def test_no_placement_is_better(problem):
     check_against_brute_force(problem)
