@@ -18,10 +18,11 @@ MAY_IMPORT = {
     "models": set(),
     "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
     "loading": {"devices", "models", "placement"},
-    "planning": {"devices", "inventory", "models", "placement"},
+    "export": {"devices", "placement"},
+    "planning": {"devices", "inventory", "models", "placement", "export"},
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
     "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
-    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "api"},
+    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "api", "export"},
 }
 WINGS = {
     "inventory": {"probes"},

@@ -29,6 +29,7 @@ COMMANDS = {
     "check": "devctl.cli.check:check",
     "plan": "devctl.cli.plan:plan",
     "load": "devctl.cli.load:load",
+    "export": "devctl.cli.export:export",
 }
 """Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
 

@@ -1,0 +1,33 @@
+"""``devctl export``: a plan in another engine's words."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from devctl.cli.groups import Json
+from devctl.cli.show import streams
+
+
+def export(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="What `devctl plan` wrote; - is stdin.")],
+    model: Annotated[str | None, typer.Argument(help="The model of a plain map; a plan names its own.")] = None,
+    *,
+    to: Annotated[str, typer.Option(metavar="ENGINE", help="vllm, sglang or llama.cpp.")],
+    host: Annotated[str | None, typer.Option(metavar="NAME", help="The line of one host alone.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the commands that run a plan with another engine, one line a host, ready to paste.
+
+    Refused (exit code 3), with every reason, is what the engine can't run, or would silently run otherwise.
+    """
+    from devctl.export.engines import export as to_engine
+    from devctl.planning.exporting import read_exportable
+
+    found = to_engine(read_exportable(plan, model), to, host)
+    for note in found.notes:
+        streams.say(f"note: {streams.clean(note)}\n")
+    if json:
+        streams.answer(streams.dumps(found.to_document()))
+    else:
+        streams.answer("".join(f"{command.line}\n" for command in found.commands))

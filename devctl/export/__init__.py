@@ -1,0 +1,1 @@
+"""The same placement in other engines' words: one pure module an engine."""

@@ -1,0 +1,39 @@
+"""The engines, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from devctl.errors import RefusedError, UsageError
+from devctl.export import llama_cpp, sglang, vllm
+from devctl.export.records import Export, Exportable, Unsayable
+
+ENGINES: dict[str, Callable[[Exportable], Export | Unsayable]] = {
+    "vllm": vllm.export,
+    "sglang": sglang.export,
+    "llama.cpp": llama_cpp.export,
+}
+
+
+def export(plan: Exportable | Unsayable, engine: str, host: str | None = None) -> Export:
+    """``plan`` in the words of ``engine``.
+
+    Args:
+        host: the line of one host alone.
+
+    Raises:
+        UsageError: there is no such engine, or no such host.
+        RefusedError: the engine can't run it so: with every reason.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"--to {engine}: not one of {', '.join(ENGINES)}")
+    found = plan if isinstance(plan, Unsayable) else ENGINES[engine](plan)
+    if isinstance(found, Unsayable):
+        raise RefusedError(f"{engine} can't run this plan as it is", findings=found.reasons)
+    if host is None:
+        return found
+    commands = tuple(command for command in found.commands if command.host == host)
+    if not commands:
+        known = ", ".join(command.host for command in found.commands if command.host)
+        raise UsageError(f"--host {host}: the plan's hosts are {known or 'none: it is for one machine'}")
+    return Export(engine=found.engine, release=found.release, commands=commands, notes=found.notes)

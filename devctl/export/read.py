@@ -1,0 +1,223 @@
+"""A plan document, or a plain map, as engines see it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from devctl.devices import Device, DeviceType
+from devctl.errors import UsageError
+from devctl.export.records import Exportable, Unsayable
+from devctl.placement.budget import is_accelerator
+from devctl.placement.device_map import FrozenMap
+from devctl.placement.document import KIND, SCHEMA, map_of
+from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
+from devctl.units import format_bytes
+
+_LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
+_NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
+"""Of a host: no option of ssh or of an engine, and no variable of a shell."""
+_PARTS = ("used", "state", "activations", "overhead")
+
+
+def exportable(data: Any, origin: str, model: str | None = None) -> Exportable | Unsayable:
+    """What ``data`` says to engines.
+
+    Args:
+        data: JSON values of a plan document, or of a plain map.
+        origin: where they came from, for messages.
+        model: which model it is; a plan document names its own.
+
+    Returns:
+        That, or every reason why it has no such form: a layer is split, layers go to and fro, weights are on disk.
+
+    Raises:
+        UsageError: it is no plan or map; no model is named, or another than the plan's.
+    """
+    document = data if isinstance(data, dict) and data.get("kind") == KIND else {}
+    if document and document.get("schema") != SCHEMA:
+        raise UsageError(f"{origin} is a plan of schema {document.get('schema')}, and this devctl reads {SCHEMA}")
+    about = _object(document, "model", origin)
+    name = about.get("name", model)
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{origin} names no model", hint="`devctl export FILE MODEL --to …`")
+    if model is not None and document and model != name:
+        raise UsageError(f"{origin} is a plan for {name}, not for {model}", hint="leave MODEL out")
+    workload = _object(document, "workload", origin)
+    split: Stages | Unsayable | _Split
+    split = parse_stages(document, origin) if is_staged(document) else _split(document, map_of(data, origin), origin)
+    if not name.isprintable() or name.startswith("-"):
+        raise UsageError(f"{origin} names a model {name!r}, which no command takes")
+    if isinstance(split, Unsayable):
+        return split
+    stages = split if isinstance(split, Stages) else split.stages
+    for each in stages.hosts:
+        if not _NAME.fullmatch(each):
+            raise UsageError(f"{origin} names a host {each!r}, which is no host's name")
+    return Exportable(
+        model=name,
+        revision=_word(about, "revision", origin),
+        dtype=_word(about, "dtype", origin),
+        quantisation=_word(about, "quantisation", origin),
+        layers=stages.stages[-1].layers[1] if isinstance(split, Stages) else split.layers,
+        stages=stages,
+        on_cpu=None if isinstance(split, Stages) else split.on_cpu,
+        cpu_bytes=0 if isinstance(split, Stages) else split.cpu_bytes,
+        context_length=_count(workload, "context_length", origin),
+        batch_size=_count(workload, "batch_size", origin) or 1,
+        kv_dtype=_word(workload, "kv_dtype", origin),
+    )
+
+
+class _Split:
+    """Stages of a map of one machine, and what is on its CPU."""
+
+    def __init__(self, stages: Stages, layers: int | None, on_cpu: tuple[int, int] | None, cpu_bytes: int) -> None:
+        self.stages, self.layers, self.on_cpu, self.cpu_bytes = stages, layers, on_cpu, cpu_bytes
+
+
+def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str) -> _Split | Unsayable:
+    blocks = _names_of_blocks(document, origin)
+    container = _container([*device_map, *blocks])
+    uses = _uses(document, origin)
+    where = [*_reasons_of_devices(device_map, uses)]
+    computing = list(dict.fromkeys(d for d in device_map.values() if is_accelerator(d)))
+    if container is None:
+        if len(computing) > 1:
+            where.append("the map does not say which layers are on which device")
+        if where:
+            return Unsayable(tuple(where))
+        stage = _stage(0, computing[0], (0, 1), uses)
+        return _Split(Stages(container="", stages=(stage,)), None, None, _bytes_on_cpu(uses))
+    at, split = _devices_of_layers(container, [*device_map, *blocks], FrozenMap.of(device_map))
+    reasons = [*where, *split]
+    runs = _runs(at)
+    seen: Counter[Device] = Counter(device for device, _, _ in runs)
+    reasons += [f"layers go back to {device}, which had some before" for device, times in seen.items() if times > 1]
+    without = [device for device in computing if not seen[device]]
+    reasons += [f"{device} has no layer, only other parts" for device in without]
+    if reasons:
+        return Unsayable(tuple(dict.fromkeys(reasons)))
+    on_cpu = next(((first, end) for device, first, end in runs if device == Device.cpu()), None)
+    numbered = [run for run in runs if is_accelerator(run[0])]
+    stages, end = [], 0
+    for number, (device, first, last) in enumerate(numbered):
+        count = last - first
+        stages.append(_stage(number, device, (end, end + count), uses))
+        end += count
+    return _Split(Stages(container=container, stages=tuple(stages)), len(at), on_cpu, _bytes_on_cpu(uses))
+
+
+def _reasons_of_devices(device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]) -> Iterator[str]:
+    devices = set(device_map.values())
+    disk = [device for device in devices if device.type is DeviceType.DISK]
+    if disk:
+        told = sum(uses[device]["used"] for device in disk if device in uses)
+        yield f"{format_bytes(told) if told else 'a part'} of the model is left on disk, which no engine runs from"
+    if not any(map(is_accelerator, devices)):
+        yield "nothing is on an accelerator"
+
+
+def _container(names: list[str]) -> str | None:
+    """The module whose children are most of the numbered ones."""
+    found = {(m["container"], m["number"]) for name in names if (m := _LAYER.match(name))}
+    count = Counter(container for container, _ in found)
+    return max(count, key=lambda container: count[container], default=None)
+
+
+def _devices_of_layers(container: str, names: list[str], device_map: FrozenMap) -> tuple[list[Device], list[str]]:
+    """The device of each layer, and what is against it."""
+    inside = [m for name in names if (m := _LAYER.match(name)) and m["container"] == container]
+    numbers = {int(m["number"]) for m in inside}
+    at, reasons = [], []
+    for number in range(max(numbers) + 1):
+        name = f"{container}.{number}"
+        whole = device_map.device_of(name)
+        parts = {device_map.device_of(m.string) for m in inside if int(m["number"]) == number and m.string != name}
+        devices = {device for device in (whole, *parts) if device is not None}
+        if len(devices) > 1:
+            reasons.append(f"{name} is split over {' and '.join(sorted(map(str, devices)))}")
+        elif not devices:
+            reasons.append(f"{name} has no device in the map")
+        at.append(next(iter(devices), Device.cpu()))
+    return at, reasons
+
+
+def _runs(at: list[Device]) -> list[tuple[Device, int, int]]:
+    runs: list[tuple[Device, int, int]] = []
+    for number, device in enumerate(at):
+        if runs and runs[-1][0] == device:
+            runs[-1] = (device, runs[-1][1], number + 1)
+        else:
+            runs.append((device, number, number + 1))
+    return runs
+
+
+def _stage(number: int, device: Device, layers: tuple[int, int], uses: Mapping[Device, Mapping[str, int]]) -> Stage:
+    use = uses.get(device, dict.fromkeys((*_PARTS, "budget"), 0))
+    return Stage(
+        stage=number,
+        host="here",
+        devices=(str(device),),
+        layers=layers,
+        used=use["used"],
+        state=use["state"],
+        activations=use["activations"],
+        overhead=use["overhead"],
+        budget=use["budget"],
+    )
+
+
+def _uses(document: Mapping[str, Any], origin: str) -> dict[Device, dict[str, int]]:
+    """Bytes of each device, by part; a device without a budget may hold just what it does."""
+    found = {}
+    rows = document.get("devices", [])
+    if not isinstance(rows, list):
+        raise UsageError(f'{origin}: "devices" is no list')
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("device"), str):
+            raise UsageError(f'{origin}: a row of "devices" names no device')
+        use = {part: _count(row, part, origin) or 0 for part in _PARTS}
+        budget = _count(row, "budget", origin)
+        use["budget"] = sum(use.values()) if budget is None else budget
+        try:
+            found[Device.from_str(row["device"])] = use
+        except ValueError:
+            raise UsageError(f"{origin}: {row['device']!r} is no device") from None
+    return found
+
+
+def _bytes_on_cpu(uses: Mapping[Device, Mapping[str, int]]) -> int:
+    return uses[Device.cpu()]["used"] if Device.cpu() in uses else 0
+
+
+def _names_of_blocks(document: Mapping[str, Any], origin: str) -> list[str]:
+    blocks = _object(document, "workload", origin).get("blocks", [])
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) and isinstance(b.get("name"), str) for b in blocks):
+        raise UsageError(f'{origin}: "blocks" of its workload are no list of names')
+    return [block["name"] for block in blocks]
+
+
+def _object(document: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
+    value = document.get(key) or {}
+    if not isinstance(value, dict):
+        raise UsageError(f'{origin}: "{key}" is no object')
+    return value
+
+
+def _word(values: Mapping[str, Any], key: str, origin: str) -> str | None:
+    value = values.get(key)
+    if value is not None and (not isinstance(value, str) or not _NAME.fullmatch(value)):
+        raise UsageError(f'{origin}: "{key}" is {value!r}, which is no name')
+    return value
+
+
+def _count(values: Mapping[str, Any], key: str, origin: str) -> int | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f'{origin}: "{key}" is {value!r}, which is no number')
+    return value
