@@ -18,6 +18,7 @@ COMPARISON = "placement/comparison.schema.json"
 WHAT_IF = "placement/what_if.schema.json"
 CHECK = "inventory/check.schema.json"
 FITS_ON = "planning/fits_on.schema.json"
+EXPORT = "export/export.schema.json"
 
 
 def schema(name):
@@ -43,7 +44,8 @@ def objects(part):
 
 
 def test_every_document_has_a_schema():
-    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, "inventory/schema.json", "loading/schema.json"} == set(SCHEMAS)
+    others = {"inventory/schema.json", "loading/schema.json"}
+    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, *others} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -141,15 +143,17 @@ def test_accelerators_are_the_same_in_a_check_and_an_inventory():
         assert part == inventory[name]
 
 
-@pytest.mark.parametrize("name", [PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON])
-def test_a_schema_refuses_another_document(machine, ran, name):
+@pytest.mark.parametrize("name", [PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT])
+def test_a_schema_refuses_another_document(machine, ran, tmp_path, name):
     machine(boxes.eight())
+    (tmp_path / "map.json").write_text('{"model": 0, "lm_head": 0}')
     commands = {
         PLAN: ["plan", TINY, "--max-memory", "cpu=12MiB"],
         COMPARISON: ["plan", TINY, "--max-memory", "cpu=12MiB", "--compare"],
         WHAT_IF: ["plan", TINY, "--devices", "1GiB,cpu=1GiB", "--what-if"],
         CHECK: ["check", "--gpus", "1"],
         FITS_ON: ["plan", TINY, "--fits-on", "T4,1MiB,24GiB", "--context-length", "64"],
+        EXPORT: ["export", tmp_path / "map.json", "org/model", "--to", "vllm"],
     }
     document = json.loads(ran(*commands[name], "--json").out)
     jsonschema.validate(document, schema(name))
