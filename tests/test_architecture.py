@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "devices": set(),
     "inventory": {"devices"},
     "models": set(),
-    "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
+    "placement": {"devices", "inventory.records", "models.tree", "models.footprint", "models.sharding"},
     "loading": {"devices", "models", "placement"},
     "planning": {"devices", "inventory", "models", "placement"},
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
 WINGS = {
     "inventory": {"probes"},
     "models": {"files", "quantised", "tracing"},
-    "placement": {"greedy", "optimal"},
+    "placement": {"greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
