@@ -21,6 +21,7 @@ _TEXT = {
 _HEADS = {**_TEXT, "head_dim": 8}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 22}
 _LATENT = {
+    "num_key_value_heads": 8,
     "q_lora_rank": 32,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 8,
@@ -43,7 +44,7 @@ SHARDED = {
         t.GptOssForCausalLM,
         t.GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, sliding_window=16),
     ),
-    "deepseek-v3": lambda: (t.DeepseekV3ForCausalLM, t.DeepseekV3Config(**_TEXT, **_EXPERTS, **_LATENT)),
+    "deepseek-v3": lambda: (t.DeepseekV3ForCausalLM, t.DeepseekV3Config(**{**_TEXT, **_EXPERTS, **_LATENT})),
     "phi3": lambda: (t.Phi3ForCausalLM, t.Phi3Config(**_TEXT)),
     "olmo2": lambda: (t.Olmo2ForCausalLM, t.Olmo2Config(**_TEXT)),
     "glm4-moe": lambda: (

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import first_line
-from devctl.models.sharding import CUTS, Cut, Heads, Sharding, Styles, generic
+from devctl.models.sharding import CUTS, KEY_HEADS, Cut, Parts, Sharding, Styles, generic
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ def read_sharding(model: PreTrainedModel, *, quantised: bool) -> Sharding:
         tensor=_by_rule(tensor),
         experts=_by_rule({**beside, **experts}) if experts else (),
         heads=tuple(dict.fromkeys(_heads(model, tensor))),
+        widths=tuple(dict.fromkeys(_widths(model, tensor))),
         expert_counts=tuple(sorted({p.shape[0] for p in _parameters(model, experts, "grouped_gemm")})),
         refusal=_refusal(model, tensor, release),
         release=release,
@@ -71,7 +72,7 @@ def _parameters(model: PreTrainedModel, plan: Mapping[str, str], style: str) -> 
     return (p for name, p in model.named_parameters() if plan.get(name) == style)
 
 
-def _heads(model: PreTrainedModel, plan: Mapping[str, str]) -> Iterator[Heads]:
+def _heads(model: PreTrainedModel, plan: Mapping[str, str]) -> Iterator[Parts]:
     """The heads of attention that each rank has a share of.
 
     A projection is cut anywhere, and its output is viewed as whole heads: where a rank has no whole number of them,
@@ -88,15 +89,33 @@ def _heads(model: PreTrainedModel, plan: Mapping[str, str]) -> Iterator[Heads]:
         config = getattr(holder, "config", None) or model.config.get_text_config(decoder=True)
         count = getattr(config, "num_attention_heads", None)
         if isinstance(count, int):
-            yield Heads(what="attention heads", count=count)
+            yield Parts(what="attention heads", count=count)
         if last not in _OF_KEYS:
             continue
         count = getattr(config, "num_key_value_heads", None)
         if isinstance(count, int):
-            yield Heads(what="key/value heads", count=count)
+            yield Parts(what=KEY_HEADS, count=count)
         size, width = getattr(holder, "head_dim", None), getattr(modules[name], "out_features", None)
         if last in ("k_proj", "v_proj") and isinstance(size, int) and isinstance(width, int) and width % size == 0:
-            yield Heads(what="key/value heads", count=width // size)
+            yield Parts(what=KEY_HEADS, count=width // size)
+
+
+def _widths(model: PreTrainedModel, plan: Mapping[str, str]) -> Iterator[Parts]:
+    """The blocks of 16 bytes of which torch's grouped product takes whole ones alone, in the size that is cut.
+
+    transformers does not look at this before it calls it: the forward fails ("strides should be multiple of 16 bytes").
+    """
+    if "grouped_mm" not in model.get_experts_implementation().values():
+        return
+    for name, parameter in model.named_parameters():
+        cut = CUTS.get(plan.get(name, ""), Cut.WHOLE)
+        if parameter.dim() != 3 or cut is Cut.WHOLE:
+            continue
+        size = parameter.shape[-1 if cut in (Cut.COLUMNS, Cut.PACKED_COLUMNS) else -2]
+        size //= 2 if cut in (Cut.PACKED_ROWS, Cut.PACKED_COLUMNS) else 1
+        block = 16 // parameter.element_size()
+        if size % block == 0:
+            yield Parts(what=f"blocks of {block} in the inner size of an expert", count=size // block)
 
 
 def _refusal(model: PreTrainedModel, plan: Mapping[str, str], release: str) -> str | None:

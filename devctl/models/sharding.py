@@ -64,9 +64,13 @@ CUTS: Mapping[str, Cut] = {
 ``distributed/expert_parallel.py``)."""
 
 
+KEY_HEADS = "key/value heads"
+"""What the heads of a KV cache are called."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heads:
-    """Heads that ranks share out whole.
+class Parts:
+    """What ranks share out whole: heads of attention, or blocks that a kernel takes.
 
     Attributes:
         what: what they are called, like "key/value heads".
@@ -89,6 +93,7 @@ class Sharding:
         tensor: the styles with tensor parallelism; empty where the model has no plan for it.
         experts: the styles with expert parallelism beside it; empty where the model has no plan for that.
         heads: what has to be divided evenly with tensor parallelism.
+        widths: what has to be divided evenly where experts are cut, and not shared out.
         expert_counts: how many experts a layer has, of those that are shared out with expert parallelism.
         refusal: why it can't be sharded, in words; None where it can, or has no plan.
         release: the transformers whose plan it is.
@@ -96,7 +101,8 @@ class Sharding:
 
     tensor: Styles = ()
     experts: Styles = ()
-    heads: tuple[Heads, ...] = ()
+    heads: tuple[Parts, ...] = ()
+    widths: tuple[Parts, ...] = ()
     expert_counts: tuple[int, ...] = ()
     refusal: str | None = None
     release: str = ""
@@ -123,6 +129,7 @@ class Sharding:
             "tensor": self.tensor,
             "experts": self.experts,
             "heads": [[heads.what, heads.count] for heads in self.heads],
+            "widths": [[width.what, width.count] for width in self.widths],
             "expert_counts": self.expert_counts,
             "refusal": self.refusal,
             "release": self.release,
@@ -138,7 +145,8 @@ def parse_sharding(data: Any) -> Sharding:
     return Sharding(
         tensor=tuple((kept.text(name), kept.text(style)) for name, style in data["tensor"]),
         experts=tuple((kept.text(name), kept.text(style)) for name, style in data["experts"]),
-        heads=tuple(Heads(what=kept.text(what), count=kept.size(count)) for what, count in data["heads"]),
+        heads=tuple(Parts(what=kept.text(what), count=kept.size(count)) for what, count in data["heads"]),
+        widths=tuple(Parts(what=kept.text(what), count=kept.size(count)) for what, count in data["widths"]),
         expert_counts=tuple(map(kept.size, data["expert_counts"])),
         refusal=None if data["refusal"] is None else kept.text(data["refusal"]),
         release=kept.text(data["release"]),

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UntracedError
-from devctl.models.sharding import CUTS, Sharding
+from devctl.models.footprint import state_bytes
+from devctl.models.sharding import CUTS, KEY_HEADS, Sharding
 from devctl.models.tree import Module, ModuleTree, walk
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of
 from devctl.placement.device_map import FrozenMap
@@ -80,6 +81,7 @@ def plan_of_ranks(
         *_told_idle(machine, devices),
         *((f"the most tokens of a sequence: {most.this_map or 'none'}",) if most is not None else ()),
         *(told_beside_text(question, question.workload) if most is not None else ()),
+        *_told_cache(question, runtime),
         *((_TOLD_COMMUNICATORS,) if runtime is not None and workload.overhead is None else ()),
         *told,
     )
@@ -155,7 +157,9 @@ def _no_plan(sharding: Sharding, class_name: str, ranks: Ranks) -> Refusal | Non
 def _uneven(sharding: Sharding, ranks: Ranks) -> Refusal | None:
     """What can't be shared out evenly, and how many ranks could."""
     heads = [(each.what, each.count) for each in sharding.heads]
-    experts = [("experts", count) for count in sharding.expert_counts] if ranks.dispatches else []
+    experts = [("experts", count) for count in sharding.expert_counts]
+    if not ranks.dispatches:
+        experts = [(each.what, each.count) for each in sharding.widths]
     uneven = [(what, count) for what, count in (*heads, *experts) if count % ranks.size]
     if not uneven:
         return None
@@ -321,6 +325,17 @@ def _told_sharing(tree: ModuleTree, shared: TensorParallel) -> Iterator[str]:
         yield f"the parts are counted by the rules of {RULES}, and {tree.sharding.release} is installed"
 
 
+def _told_cache(question: Question, runtime: Runtime | None) -> Iterator[str]:
+    """Where every rank keeps all keys and values, as its plan does not cut them."""
+    sharding = question.tree.sharding
+    if runtime is None or sharding is None or any(each.what == KEY_HEADS for each in sharding.heads):
+        return
+    here = state_bytes(runtime.footprint)
+    alone = replace(question.workload, tensor_parallel=1, expert_parallel=1)
+    if here and here >= state_bytes(question.footprints.of(alone)):
+        yield f"every rank keeps the whole KV cache, {format_bytes(here)}: the plan does not cut it"
+
+
 def _told_idle(machine: Machine, devices: Sequence[Device]) -> Iterator[str]:
     idle = [device for device in accelerators_of(machine.budgets) if device not in devices]
     if idle:
@@ -334,7 +349,8 @@ def _too_much(
     over = over_budget(uses)
     if not over:
         return None
-    folded = (*over[:1], *([f"and {len(over) - 1} other ranks are given too much"] if len(over) > 1 else ()))
+    others = "so is another rank" if len(over) == 2 else f"so are {len(over) - 1} other ranks"
+    folded = over if len(over) == 1 else (over[0], others)
     return Refusal("it does not fit", findings=(*folded, *_ways_out(question, ranks, devices, runtime)))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.plan import loading_line, run_line
+from devctl.cli.show.plan import run_line
 from devctl.cli.show.streams import to_text
 from devctl.units import format_bytes
 
@@ -32,7 +32,7 @@ def ranks_summary(plan: Plan) -> str:
         rank_table(plan.placement.devices),
         style_table(shared.sharded),
     ]
-    lines += [Text(line) for line in (loading_line(plan.placement), run_line(plan)) if line]
+    lines += [Text(line) for line in (loading_line(plan.placement.devices), run_line(plan)) if line]
     lines.append(Text(f"holds for: {plan.engine}, in {shared.ranks.size} processes"))
     lines += [Text(f"note: {note}") for note in plan.notes]
     return to_text(Group(*lines), sys.stderr)
@@ -54,6 +54,15 @@ def rank_table(devices: Sequence[DeviceUse]) -> RenderableType:
         names = f"{use.device}" if first == last else f"{use.device} to {devices[last].device}"
         table.add_row(str(first) if first == last else f"{first}-{last}", names, *map(format_bytes, parts), free)
     return table
+
+
+def loading_line(devices: Sequence[DeviceUse]) -> str:
+    """What ranks hold while the model is loaded, where that is more than they ever do later; else nothing."""
+    more = [use.loading for use in devices if use.loading > use.total]
+    if not more:
+        return ""
+    where = "each rank" if len(more) == len(devices) else f"{len(more)} of the ranks"
+    return f"while loading: {format_bytes(max(more))} on {where}"
 
 
 def folded(devices: Sequence[DeviceUse]) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from devctl.models.files.resolve import resolve
-from devctl.models.sharding import CUTS, Cut, Heads, Sharding, cut_of, cut_shape, generic, parse_sharding, share
+from devctl.models.sharding import CUTS, Cut, Parts, Sharding, cut_of, cut_shape, generic, parse_sharding, share
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.placement.parallel.tensor import Ranks, rank_tree, rank_trees, style_bytes
@@ -62,7 +62,7 @@ def test_so_it_is_where_experts_are_shared_out(name, tree_of):
 
 @pytest.mark.parametrize("ranks", [3, 7])
 def test_where_sizes_do_not_divide_the_last_ranks_have_what_is_left(ranks, tree_of):
-    """Heads have to divide, for the forward's sake; what is cut does not."""
+    """Parts have to divide, for the forward's sake; what is cut does not."""
     for name in ("phi3", "deepseek-v3", "llama-tied"):
         trees = rank_trees(tree_of(name), Ranks(size=ranks))
         for rank in range(ranks):
@@ -162,7 +162,7 @@ def test_a_sharding_is_the_same_once_it_was_kept(tree_of):
 
 
 def test_heads_are_those_of_the_projections_that_are_cut(tree_of):
-    both = (Heads(what="attention heads", count=8), Heads(what="key/value heads", count=4))
+    both = (Parts(what="attention heads", count=8), Parts(what="key/value heads", count=4))
     for name in ("llama", "qwen3", "mixtral", "gemma2", "gemma3", "glm4-moe"):
         assert tree_of(name).sharding.heads == both
     for name in ("phi3", "olmo2", "gpt-oss", "deepseek-v3"):
