@@ -105,7 +105,7 @@ def _of_ranks(
     output: OutputOptions,
 ) -> None:
     """Print the plan of a model that ranks share: always the document, as no map says it."""
-    from devctl.cli.show.ranks import ranks_summary
+    from devctl.cli.show.ranks import summary_of
     from devctl.planning.machine import open_machine
     from devctl.planning.parallel import plan_of_ranks
     from devctl.planning.request import ByRanks
@@ -123,7 +123,7 @@ def _of_ranks(
     if output.report is not None:
         write_whole(output.report, document)
     streams.answer(document)
-    streams.say(ranks_summary(plan))
+    streams.say(summary_of(plan))
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:

@@ -180,8 +180,8 @@ class Plan:
             "device_map": to_hf(placement.device_map) if self.stages is None else _of_groups(self.stages),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
-            **({"layers_in": None, "stages": None} if self.stages is None else self.stages.to_document()),
-            "tensor_parallel": None if self.tensor_parallel is None else self.tensor_parallel.to_document(),
+            **({} if self.stages is None else self.stages.to_document()),
+            **({} if self.tensor_parallel is None else {"tensor_parallel": self.tensor_parallel.to_document()}),
         }
 
 

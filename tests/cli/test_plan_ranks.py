@@ -254,7 +254,7 @@ def test_one_process_refuses_it_and_says_what_runs_it(devctl, small, tmp_path, c
 
 def test_a_plan_of_one_process_has_no_ranks(devctl):
     document, _ = planned(devctl, LLAMA, "--devices", "H100", "--json")
-    assert (document["layers_in"], document["stages"], document["tensor_parallel"]) == (None, None, None)
+    assert not {"layers_in", "stages", "tensor_parallel"} & set(document)
 
 
 def test_a_kept_model_is_shared_without_torch(devctl, small, tmp_path, monkeypatch):

@@ -13,28 +13,41 @@ from devctl.units import format_bytes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from devctl.placement.parallel.tensor import StyleBytes
-    from devctl.placement.placement import DeviceUse
+    from devctl.placement.document import PlannedModel
+    from devctl.placement.parallel.tensor import StyleBytes, TensorParallel
+    from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Plan
 
 
-def ranks_summary(plan: Plan) -> str:
-    """A row for each rank, equal ones folded, then what is cut and what is on every rank, and the notes."""
+def summary_of(plan: Plan) -> str:
+    """The summary of a plan of ranks."""
+    assert plan.tensor_parallel is not None, "asked of plans of ranks"
+    return ranks_summary(plan.model, plan.placement, plan.tensor_parallel, run_line(plan), plan.engine)
+
+
+def ranks_summary(
+    model: PlannedModel, placement: Placement, shared: TensorParallel, run: str = "", engine: str = ""
+) -> str:
+    """A row for each rank, equal ones folded, then what is cut and what is on every rank, and the notes.
+
+    Args:
+        run: a line on what is counted beside the weights, or empty.
+        engine: what the plan holds for, or empty.
+    """
     from rich.console import Group
     from rich.text import Text
 
-    shared, model = plan.tensor_parallel, plan.model
-    assert shared is not None, "asked of plans of ranks"
     head = f" {format_bytes(model.nbytes)} in {model.dtype}, shared by {shared.ranks.size} ranks"
     experts = ", experts shared out" if shared.ranks.dispatches else ""
     lines: list[RenderableType] = [
         Text.assemble((model.class_name, "bold"), head + experts),
-        rank_table(plan.placement.devices),
+        rank_table(placement.devices),
         style_table(shared.sharded),
     ]
-    lines += [Text(line) for line in (loading_line(plan.placement.devices), run_line(plan)) if line]
-    lines.append(Text(f"holds for: {plan.engine}, in {shared.ranks.size} processes"))
-    lines += [Text(f"note: {note}") for note in plan.notes]
+    lines += [Text(line) for line in (loading_line(placement.devices), run) if line]
+    if engine:
+        lines.append(Text(f"holds for: {engine}, in {shared.ranks.size} processes"))
+    lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
 
 

@@ -134,7 +134,7 @@ class Stages:
 
 def is_staged(data: Any) -> bool:
     """Whether a plan document is one over several hosts, or of tensor parallelism."""
-    return isinstance(data, dict) and data.get("stages") is not None
+    return isinstance(data, dict) and "stages" in data
 
 
 def parse_stages(data: Any, origin: str) -> Stages:
