@@ -30,8 +30,10 @@ from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
+from devctl.planning.parallel import plan_of_ranks
 from devctl.planning.plan_facts import parse_facts
 from devctl.planning.request import (
+    ByRanks,
     Limits,
     MachineRequest,
     ModelRequest,
@@ -114,6 +116,8 @@ def plan(
     prefill_chunk_size: int | None = None,
     images: str | None = None,
     max_context: bool = False,
+    tp: int | None = None,
+    ep: int | None = None,
     **of_model: Any,
 ) -> Plan:
     """Where each layer should go. A plan that is not what was asked for does not fit, and says why in its ``refusal``.
@@ -145,10 +149,13 @@ def plan(
         images: how many images of what size each sequence carries, like "2x448x640", height before width, or "0"; None
             is one of the size that the model's config has, in a model that sees.
         max_context: also find the most tokens that fit on this map, and on the best one.
+        tp: let so many ranks share every layer, each a process with an accelerator of its own; such a plan has no map.
+        ep: let them share the experts out, too: as many.
         **of_model: the keywords of `open_model`.
 
     Raises:
         ModelError: the model can't be read.
+        RefusedError: the model can't be shared by so many ranks.
         UsageError: an argument can't be meant, or changes nothing beside the others.
     """
     asked = {
@@ -174,6 +181,11 @@ def plan(
         "batch-size 1": batch_size == 1,
         "speed": speed is not None,
         "max-context": max_context,
+        "tp": tp is not None,
+        "ep": ep is not None,
+        "quantize": of_model.get("quantize") is not None,
+        "no-offload": not offload,
+        "no-disk": not disk,
     }
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
@@ -187,6 +199,9 @@ def plan(
             )
         )
         workload = _workload(**asked)
+        if tp is not None:
+            shared = ByRanks(size=tp, experts=ep)
+            return plan_of_ranks(open_model(model, **of_model), here, workload, shared, max_context=max_context)
         goal = answers.goal_of(
             strategy=strategy,
             objective=objective,
@@ -453,8 +468,10 @@ def devices_by_name(device_map: MapLike) -> dict[str, Device]:
 
     Raises:
         UsageError: it is no map, or a value is no device.
+        RefusedError: it is a plan of several processes.
     """
     if isinstance(device_map, Plan):
+        device_map.require_one_process()
         return dict(device_map.placement.device_map)
     plain = {name: str(d) if isinstance(d, Device) else d for name, d in dict(device_map).items()}
     return map_of(plain, "the map")

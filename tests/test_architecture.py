@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "devices": set(),
     "inventory": {"devices"},
     "models": set(),
-    "placement": {"devices", "inventory.records", "models.tree", "models.footprint"},
+    "placement": {"devices", "inventory.records", "models.tree", "models.footprint", "models.sharding"},
     "loading": {"devices", "models", "placement"},
     "export": {"devices", "placement"},
     "planning": {"devices", "inventory", "models", "placement", "export"},

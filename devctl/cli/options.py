@@ -315,6 +315,18 @@ class GoalOptions:
         str | None,
         typer.Option("--map", metavar="FILE|-|DEVICE", help="Judge this device map instead of making one."),
     ] = None
+    tp: Annotated[
+        int | None,
+        typer.Option(
+            "--tp",
+            metavar="N",
+            help="Tensor parallelism: let N ranks share every layer, each a process with an accelerator of its own.",
+        ),
+    ] = None
+    ep: Annotated[
+        int | None,
+        typer.Option("--ep", metavar="N", help="Expert parallelism: let the N ranks of --tp share the experts out."),
+    ] = None
     no_offload: Annotated[
         bool, typer.Option("--no-offload", help="Refuse (exit code 3) a plan that leaves layers off the GPUs.")
     ] = False

@@ -38,7 +38,7 @@ def plan(
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
     """
     streams.clean_logs()
-    refuse_clashes(clashes.OF_PLAN, machine, goal, workload, output)
+    refuse_clashes(clashes.OF_PLAN, model, machine, goal, workload, output)
 
     from devctl.planning.machine import open_machine  # which the help does without
     from devctl.planning.map_file import read_map
@@ -46,6 +46,9 @@ def plan(
 
     if goal.fits_on is not None:
         _fits_on(model, machine, goal, workload, output)
+        return
+    if goal.tp is not None:
+        _of_ranks(model, machine, goal, workload, output)
         return
     wanted = goal_of(strategy=goal.strategy, objective=goal.objective, target_context=goal.target_context)
     asked = workload.request()
@@ -92,6 +95,35 @@ def _fits_on(
     )
     streams.answer(streams.dumps(found.to_document()) if output.json else show.fits_on_table(found))
     show.say_notes(found.notes)
+
+
+def _of_ranks(
+    model: PlannedModelOptions,
+    machine: MachineOptions,
+    goal: GoalOptions,
+    workload: WorkloadOptions,
+    output: OutputOptions,
+) -> None:
+    """Print the plan of a model that ranks share: always the document, as no map says it."""
+    from devctl.cli.show.ranks import summary_of
+    from devctl.planning.machine import open_machine
+    from devctl.planning.parallel import plan_of_ranks
+    from devctl.planning.request import ByRanks
+
+    assert goal.tp is not None, "asked where it is given"
+    wanted, asked = ByRanks(size=goal.tp, experts=goal.ep), workload.request()
+    here = open_machine(machine.request(timed=False))
+    from devctl.planning.model import open_model
+
+    plan = plan_of_ranks(open_model(model.request()), here, asked, wanted, max_context=goal.max_context)
+    if plan.refusal is not None:
+        show.say_notes(plan.notes)
+        raise plan.refusal.error()
+    document = streams.dumps(plan.to_document())
+    if output.report is not None:
+        write_whole(output.report, document)
+    streams.answer(document)
+    streams.say(summary_of(plan))
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:

@@ -19,12 +19,13 @@ from devctl.errors import DevctlError, UsageError
 from devctl.models import footprint, kept
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.footprint import Footprint, Kernels, Workload, dump_footprint, parse_footprint
+from devctl.models.sharding import parse_sharding
 from devctl.models.tracing.cpu_scratch import processor
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.reading import MOST_TEXT, open_file
 from devctl.writing import expanded, write_whole
 
-FORMAT = 7
+FORMAT = 8
 """Version of an entry; it grows when the tree's shape or the way it is built changes."""
 
 
@@ -261,6 +262,7 @@ def dump_tree(tree: ModuleTree) -> str:
             "notes": tree.notes,
             "attention": tree.attention,
             "attentions": tree.attentions,
+            "sharding": None if tree.sharding is None else tree.sharding.to_json(),
         },
         separators=(",", ":"),
     )
@@ -291,6 +293,7 @@ def parse_tree(text: str) -> ModuleTree:
             notes=kept.texts(data["notes"]),
             attention=_text_or_none(data["attention"]),
             attentions=kept.texts(data["attentions"]),
+            sharding=None if data["sharding"] is None else parse_sharding(data["sharding"]),
         )
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a module tree: {error!r}") from None

@@ -18,7 +18,7 @@ from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
-FORMAT = 6
+FORMAT = 7
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -46,6 +46,8 @@ class Workload:
         padded: of several sequences, some are shorter, and padded to this length; a mask says where.
         images: of each sequence, within its prompt; None is one of the size that the model's config has, in a model
             that sees, where the prompt is longer than that.
+        tensor_parallel: ranks that share the model; what is counted is of the first one, which has most.
+        expert_parallel: ranks that share its experts out.
     """
 
     context_length: int
@@ -58,15 +60,19 @@ class Workload:
     generation: Settings = ()
     prefill_chunk: int | None = None
     images: Images | None = None
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.new_tokens < 0 or self.context_length <= self.new_tokens:
             raise ValueError(f"not a workload: {self}")
 
     def to_document(self) -> dict[str, Any]:
-        """What documents say of it."""
+        """What documents say of it; how many ranks share the model is said of the plan."""
         images = None if self.images is None else self.images.to_document()
-        return asdict(self) | {"generation": dict(self.generation), "images": images}
+        found = asdict(self) | {"generation": dict(self.generation), "images": images}
+        del found["tensor_parallel"], found["expert_parallel"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

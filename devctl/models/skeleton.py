@@ -20,6 +20,7 @@ from devctl.models.files.headers import disagreement
 from devctl.models.files.resolve import ModelSource
 from devctl.models.files.untied import find_untied
 from devctl.models.own_code import contained
+from devctl.models.parallel_plan import read_sharding
 from devctl.models.quantised.by_headers import count_by_headers, is_packed
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
@@ -141,6 +142,7 @@ def _read(
     wider = kept_in_float32.bytes_more(model, built_in, counting, random=purpose is Purpose.RANDOM)
     tree = tree_of(model, built_in, counting, wider, made)
     tree = replace(tree, attention=attention.of_config(config), attentions=attention.of_class(found))
+    tree = replace(tree, sharding=read_sharding(model, quantised=_is_quantised(config, settings, quantize)))
     if settings is not None and counting is not None:
         label = str(quantize or label_of(settings))
         tree = replace(tree, quantisation=label, budget_share=counting.budget_share, no_offload=counting.no_offload)
@@ -162,6 +164,12 @@ def _read(
         model=model,
         quantizer=None if counting is None else counting.quantizer,
     )
+
+
+def _is_quantised(config: PreTrainedConfig, settings: Mapping[str, Any] | None, quantize: Quantize | None) -> bool:
+    """Whether weights are quantised in the checkpoint or while loading, even where they are counted plain."""
+    named = getattr(config, "quantization_config", None)
+    return settings is not None or quantize is not None or bool(named)
 
 
 def empty_model(skeleton: Skeleton) -> PreTrainedModel:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from devctl.models.sharding import Sharding
+
 
 class TensorKind(StrEnum):
     """Whether a tensor is trained or only kept."""
@@ -79,6 +81,7 @@ class ModuleTree:
         attention: how the model attends where nothing else is asked for, in transformers' words; None where that is not
             known.
         attentions: all ways that its class has.
+        sharding: how transformers shards it over ranks; None where that was not looked at, as of a live module.
     """
 
     root: Module
@@ -95,6 +98,7 @@ class ModuleTree:
     notes: tuple[str, ...] = ()
     attention: str | None = None
     attentions: tuple[str, ...] = ()
+    sharding: Sharding | None = None
     _index: "TreeIndex | None" = field(default=None, init=False, repr=False, compare=False)
 
     @property

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from devctl.devices import Device, DeviceMap
-from devctl.errors import UsageError, first_line
+from devctl.errors import RefusedError, UsageError, first_line
 from devctl.placement.budget import MOST_ID, NUMBERED
+from devctl.placement.parallel.records import is_staged
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -80,8 +81,11 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
 
     Raises:
         UsageError: there is none, it is empty, or a value is no device.
+        RefusedError: it is of a plan for several processes.
     """
     if isinstance(data, dict) and data.get("kind") == KIND:
+        if is_staged(data):
+            raise of_several(_ranks(data), origin)
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
         raise UsageError(
@@ -97,11 +101,33 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
                 known[kind] = normal(DeviceMap.from_hf({key: value})[key])
             found[key] = known[kind]
         except (TypeError, ValueError):
+            if isinstance(value, str) and "," in value:
+                raise of_several(value.count(",") + 1, origin) from None
             raise UsageError(
                 f"{origin} puts {key!r} on {json.dumps(value)}, which is no device",
                 hint='a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"',
             ) from None
     return found
+
+
+def of_several(ranks: int, origin: str) -> RefusedError:
+    """Why a plan for several processes is not loaded by one, and what runs it.
+
+    Args:
+        ranks: that share each stage.
+        origin: where the plan came from.
+    """
+    return RefusedError(
+        f"{origin} is a plan for {ranks} processes that share the model, and this is one",
+        hint=f"start a script by torchrun --nproc-per-node {ranks}, with "
+        f"from_pretrained(…, distributed_config=DistributedConfig(tp_size={ranks}))",
+    )
+
+
+def _ranks(data: dict[str, Any]) -> int:
+    shared = data.get("tensor_parallel")
+    size = shared.get("size") if isinstance(shared, dict) else None
+    return size if type(size) is int else 1
 
 
 def normal(device: Device) -> Device:

@@ -12,7 +12,9 @@ from devctl.errors import RefusedError
 from devctl.models.footprint import Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
-from devctl.placement.document import KIND, SCHEMA, PlannedModel
+from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
+from devctl.placement.parallel.records import Stages
+from devctl.placement.parallel.tensor import TensorParallel
 from devctl.placement.placement import HfDevice, Placement, to_hf
 from devctl.placement.runtime import Runtime
 
@@ -62,11 +64,11 @@ class MostTokens:
 
     Attributes:
         this_map: on the map at hand.
-        optimal: on the best one for each length.
+        optimal: on the best one for each length; None where there is no other.
     """
 
     this_map: int
-    optimal: int
+    optimal: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class Plan:
         max_context: how long a context may be; None where that was not asked.
         versions: of the packages that decide what a plan says.
         refusal: why this is not what was asked for; None where it is.
+        stages: the layers over ranks; None for a plan of one process.
+        tensor_parallel: what each rank has, where ranks share layers.
     """
 
     model: PlannedModel
@@ -94,6 +98,8 @@ class Plan:
     room: Room | None = None
     max_context: MostTokens | None = None
     refusal: Refusal | None = None
+    stages: Stages | None = None
+    tensor_parallel: TensorParallel | None = None
 
     @property
     def fits(self) -> bool:
@@ -114,7 +120,12 @@ class Plan:
 
     @property
     def device_map(self) -> DeviceMap:
-        """The device of each module, by name; a copy."""
+        """The device of each module, by name; a copy.
+
+        Raises:
+            RefusedError: it is a plan of several processes.
+        """
+        self.require_one_process()
         return DeviceMap(dict(self.placement.device_map))
 
     @property
@@ -123,8 +134,22 @@ class Plan:
         return self.placement.notes
 
     def to_hf(self) -> dict[str, HfDevice]:
-        """The map as ``from_pretrained(device_map=…)`` takes it."""
+        """The map as ``from_pretrained(device_map=…)`` takes it.
+
+        Raises:
+            RefusedError: it is a plan of several processes.
+        """
+        self.require_one_process()
         return to_hf(self.placement.device_map)
+
+    def require_one_process(self) -> None:
+        """Refuse a plan of several processes where a map for one is wanted.
+
+        Raises:
+            RefusedError: it is one.
+        """
+        if self.stages is not None:
+            raise of_several(self.stages.tensor_parallel, "the plan")
 
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
@@ -152,10 +177,17 @@ class Plan:
             "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
-            "device_map": to_hf(placement.device_map),
+            "device_map": to_hf(placement.device_map) if self.stages is None else _of_groups(self.stages),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
+            **({} if self.stages is None else self.stages.to_document()),
+            **({} if self.tensor_parallel is None else {"tensor_parallel": self.tensor_parallel.to_document()}),
         }
+
+
+def _of_groups(stages: Stages) -> dict[str, str]:
+    """What stands for the map of a model that ranks share: no device that one process could load it on."""
+    return {"": ",".join(device for stage in stages.stages for device in stage.devices)}
 
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:

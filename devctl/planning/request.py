@@ -18,6 +18,7 @@ from devctl.inventory.records import Inventory
 from devctl.models import attention, decoding
 from devctl.models.images import Images, parse_images
 from devctl.models.quantised.quantise import Quantize
+from devctl.placement.parallel.tensor import Ranks
 from devctl.placement.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _Enum = TypeVar("_Enum", bound=StrEnum)
 MOST_TOKENS = 2**22
 """Tokens of a context that are counted, at most; and sequences of a batch, and runs."""
 
+
+MOST_RANKS = 4096
+"""Ranks that share a model, at most."""
 
 _SHORT_NAMES = {
     "fp64": "float64",
@@ -235,6 +239,35 @@ class JudgeMap:
 
 
 Goal = ByStrategy | Fastest | FillContext | JudgeMap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByRanks:
+    """Let so many ranks share the model, each on an accelerator of its own.
+
+    Attributes:
+        size: ranks, with tensor parallelism.
+        experts: ranks that have experts of their own, with expert parallelism; None for none.
+
+    Raises:
+        UsageError: there is nobody to share it with, or a number of ranks that transformers does not take.
+    """
+
+    size: int
+    experts: int | None = None
+
+    def __post_init__(self) -> None:
+        require_between("--tp", self.size, 2, MOST_RANKS)
+        if self.experts is not None and self.experts != self.size:
+            raise UsageError(
+                f"--ep {self.experts}: transformers needs as many ranks with experts of their own as share a layer",
+                hint=f"give --ep {self.size}, or other numbers for both",
+            )
+
+    @property
+    def ranks(self) -> Ranks:
+        """The same as the planner has it."""
+        return Ranks(size=self.size, experts=self.experts or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DEMO = README[README.index("<!-- demo -->") : README.index("<!-- /demo -->")]
+RANKS = README[README.index("<!-- ranks -->") : README.index("<!-- /ranks -->")]
 
 
 def masked(text):
@@ -27,6 +28,14 @@ def test_the_demo_is_as_it_looks(devctl, monkeypatch, tmp_path):
     makefile = (ROOT / "Makefile").read_text().replace("$(TINY)", "tests/configs/tiny-llama")
     for command in re.findall(r"^\$ devctl (.*)$", DEMO, re.MULTILINE):
         assert f"devctl {command}\\n" in makefile
+
+
+def test_plans_of_ranks_are_as_they_look(devctl, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shown = re.findall(r"^\$ devctl (.*?)(?: > .*)?\n((?:(?!\$|```).*\n)*)", RANKS, re.MULTILINE)
+    assert len(shown) == 2
+    for command, said in shown:
+        assert devctl(*command.split()).err == said
 
 
 def test_every_exit_code_is_in_the_readme():

@@ -21,6 +21,7 @@ from devctl.cli.show import explain as show_explain
 from devctl.cli.show import inventory as show_inventory
 from devctl.cli.show import load as show_load
 from devctl.cli.show import plan as show_plan
+from devctl.cli.show import ranks as show_ranks
 from devctl.cli.show import streams
 from devctl.cli.show.html import plan_html
 from devctl.cli.show.svg import plan_svg
@@ -33,6 +34,7 @@ from devctl.loading.measure import LoadReport
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import PlannedModel
 from devctl.placement.explain import Explanation
+from devctl.placement.parallel.tensor import TensorParallel
 from devctl.placement.pieces import Piece
 from devctl.placement.placement import DeviceUse, Placement
 from devctl.placement.plan import Comparison, Room, WhatIf
@@ -89,6 +91,7 @@ SHOWN = {
     "list": lambda text: show_inventory.to_text(filled(Inventory, text), width=None, styled=False),
     "check": lambda text: show_check.lines(filled(Verdict, text)),
     "plan": lambda text: show_plan.plan_summary(*plan_of(text), show_plan.room_line(filled(Room, text))),
+    "ranks": lambda text: show_ranks.ranks_summary(*plan_of(text), filled(TensorParallel, text), text, text),
     "compare": lambda text: show_plan.comparison(filled(Comparison, text)),
     "what-if": lambda text: show_plan.what_if_table(filled(WhatIf, text)),
     "explain": lambda text: show_explain.explanation(filled(Explanation, text)),

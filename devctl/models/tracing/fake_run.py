@@ -26,6 +26,7 @@ from devctl.models.tracing.loops import standing_in as standing_in_loops
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
+from devctl.models.tracing.sharded import shard
 from devctl.models.tracing.twins import repeats
 from devctl.models.tree import Module, ModuleTree
 
@@ -320,10 +321,10 @@ def _build(skeleton: Skeleton, workload: Workload, world: FakeWorld) -> Any:
             stack.enter_context(torch.device(device))
             return skeleton.model_class(config)
 
-    model = build("meta")  # many times faster than among fake tensors
+    model = shard(build("meta"), skeleton.tree.sharding, workload)  # many times faster than among fake tensors
     with world.entered():
         if not world.take_over(model):
-            model = build("cpu")
+            model = shard(build("cpu"), skeleton.tree.sharding, workload)
         model.train(False)
         if plan := model._get_dtype_plan(dtype):
             kept = build_glob_alternation(list(plan))[0]
