@@ -26,7 +26,7 @@ MAY_IMPORT = {
 WINGS = {
     "inventory": {"probes"},
     "models": {"files", "quantised", "tracing"},
-    "placement": {"greedy", "optimal"},
+    "placement": {"greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
