@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -18,8 +18,12 @@ from devctl.planning.request import (
     ModelRequest,
     Objective,
     WorkloadRequest,
+    names_hosts,
 )
 from devctl.units import parse_count
+
+if TYPE_CHECKING:
+    from devctl.planning.hosts import HostsRequest
 
 
 def tokens(least: int) -> dict[str, Any]:
@@ -192,15 +196,16 @@ class MachineOptions:
             callback=_help_on_devices,
             is_eager=True,
             help="Plan for these, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB,cpu=64GiB; with --max-memory for less of "
-            "some. `--devices help` lists the boards.",
+            "some. `--devices help` lists the boards. Several hosts are like 'a:4xH100;b:2xA100'.",
         ),
     ] = None
     machine: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--machine",
             metavar="FILE|-",
-            help="Plan for the machine that `devctl list --json` described, not this one.",
+            help="Plan for the machine that `devctl list --json` described, not this one; given several times, for "
+            "stages over those hosts, each called as its file.",
         ),
     ] = None
     max_memory: MaxMemory = None
@@ -226,11 +231,26 @@ class MachineOptions:
         ),
     ] = None
 
+    @property
+    def over_hosts(self) -> bool:
+        """Whether it is about several hosts."""
+        return names_hosts(self.devices) or len(self.machine or ()) > 1
+
+    def hosts(self) -> "HostsRequest":
+        """The hosts, where it is about several."""
+        from devctl.planning.hosts import HostsRequest
+
+        return HostsRequest(
+            devices=self.devices,
+            files=tuple(self.machine or ()),
+            reserve=None if self.reserve is None else tuple(self.reserve),
+        )
+
     def request(self, *, timed: bool) -> MachineRequest:
         """The same, checked; ``timed`` where it matters how fast the machine is."""
         return MachineRequest(
             devices=self.devices,
-            file=self.machine,
+            file=self.machine[0] if self.machine else None,
             max_memory=None if self.max_memory is None else tuple(self.max_memory),
             visible=self.visible,
             reserve=None if self.reserve is None else tuple(self.reserve),

@@ -13,6 +13,8 @@ from devctl.models.footprint import Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel
+from devctl.placement.parallel.layers import layers_of
+from devctl.placement.parallel.records import Stages
 from devctl.placement.placement import HfDevice, Placement, to_hf
 from devctl.placement.runtime import Runtime
 
@@ -83,6 +85,7 @@ class Plan:
         max_context: how long a context may be; None where that was not asked.
         versions: of the packages that decide what a plan says.
         refusal: why this is not what was asked for; None where it is.
+        stages: of a plan over hosts; None on one machine.
     """
 
     model: PlannedModel
@@ -94,6 +97,7 @@ class Plan:
     room: Room | None = None
     max_context: MostTokens | None = None
     refusal: Refusal | None = None
+    stages: Stages | None = None
 
     @property
     def fits(self) -> bool:
@@ -103,6 +107,10 @@ class Plan:
     @property
     def engine(self) -> str:
         """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
+        if self.stages is not None:
+            layers = layers_of(self.tree)
+            is_known = not isinstance(layers, str) and not layers.odd
+            return "transformers' pipeline parallelism" if is_known else "stages of whole layers"
         return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
 
     @property
@@ -155,6 +163,7 @@ class Plan:
             "device_map": to_hf(placement.device_map),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
+            **({} if self.stages is None else self.stages.to_document()),
         }
 
 
@@ -174,7 +183,7 @@ def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The plans of all strategies, side by side.
+    """The plans of all strategies, side by side; over hosts, of the best cut and of even ones.
 
     Attributes:
         model: which model it is.

@@ -34,8 +34,23 @@ _WORKLOAD = ("context-length", "target-context")
 LATENCY = "objective latency"
 """Stands for ``--objective`` with that value."""
 
+OVER_HOSTS = "over several hosts"
+"""Stands for several machines, however they are given."""
+
 OF_PLAN = (
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
+    Clash(
+        "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
+        (*_WAYS, "map", "no-offload", "no-disk", "target-context", "what-if", "fits-on", "speed"),
+        beside=(OVER_HOSTS,),
+    ),
+    Clash(
+        "devices are numbered on each host anew",
+        ("max-memory", "visible"),
+        beside=(OVER_HOSTS,),
+        hint="or keep something free on every one, with --reserve",
+    ),
+    Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",

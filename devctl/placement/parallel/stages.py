@@ -92,6 +92,22 @@ def find_stages(costs: Costs, hosts: Sequence[Host], *, ordered: bool = False) -
     return Found(cut=cut, fullest=search.fullest(cut), notes=notes)
 
 
+def fits_within(costs: Costs, hosts: Sequence[Host]) -> bool:
+    """Whether there is a cut of which every stage fits; the order is as free as in `find_stages`."""
+    search, whole = _Search(costs), Limit(share=Fraction(1))
+    order = tuple(board for host in hosts for board in host)
+    if search.in_order(order, whole) is not None:
+        return True
+    free = _freedom(hosts)[1] if len({board.kind for board in order}) > 1 else None
+    return free is not None and _Orders(search, hosts, free).furthest(whole) is not None
+
+
+def boards_needed(costs: Costs, board: Board) -> int | None:
+    """How many boards like ``board`` hold all; None where not even one for each layer does."""
+    found = _Search(costs).in_order([board] * costs.count, Limit(share=Fraction(1)))
+    return None if found is None else len(found)
+
+
 def to_stages(costs: Costs, cut: Cut) -> Stages:
     """The record of a cut."""
     stages = []
