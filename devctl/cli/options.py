@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from devctl.cli.asking import Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
@@ -208,6 +209,9 @@ class MachineOptions:
             "stages over those hosts, each called as its file.",
         ),
     ] = None
+    hosts: Hosts = None
+    timeout: Timeout = None
+    remote_command: RemoteCommand = None
     max_memory: MaxMemory = None
     visible: Annotated[
         str | None,
@@ -234,15 +238,18 @@ class MachineOptions:
     @property
     def over_hosts(self) -> bool:
         """Whether it is about several hosts."""
-        return names_hosts(self.devices) or len(self.machine or ()) > 1
+        return self.hosts is not None or names_hosts(self.devices) or len(self.machine or ()) > 1
 
-    def hosts(self) -> "HostsRequest":
+    def several(self) -> "HostsRequest":
         """The hosts, where it is about several."""
         from devctl.planning.hosts import HostsRequest
 
         return HostsRequest(
             devices=self.devices,
             files=tuple(self.machine or ()),
+            hosts=self.hosts,
+            timeout=self.timeout,
+            remote_command=self.remote_command,
             reserve=None if self.reserve is None else tuple(self.reserve),
         )
 

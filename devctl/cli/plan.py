@@ -88,7 +88,7 @@ def _over_hosts(
     from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
 
     asked = workload.request()
-    hosts = open_hosts(machine.hosts())
+    hosts = open_hosts(machine.several())
     opened = open_model(model.request())
     if goal.compare:
         comparison = compare_over_hosts(opened, hosts, asked)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
+from devctl.inventory.hosts import HostFound
+from devctl.inventory.named_hosts import checked_name, cluster_of, name_of_file
 from devctl.inventory.records import Vendor
 from devctl.placement.budget import is_accelerator
 from devctl.planning.machine import Machine, open_machine
 from devctl.planning.request import MachineRequest
-
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +24,17 @@ class HostsRequest:
         devices: hosts that are not here, like "a:4xH100;b:2xA100".
         files: what ``devctl list --json`` wrote on each; a host is named after its file.
         machines: hosts by name.
+        hosts: hosts that are asked now, or a document of what they said, as `cluster_of` takes them.
+        timeout, remote_command: how they are asked.
         reserve: as in `MachineRequest`, on every host.
     """
 
     devices: str | None = None
     files: tuple[str, ...] = ()
     machines: tuple[tuple[str, MachineRequest], ...] = ()
+    hosts: str | None = None
+    timeout: str | None = None
+    remote_command: str | None = None
     reserve: tuple[str, ...] | None = None
 
 
@@ -53,6 +56,7 @@ def open_hosts(request: HostsRequest) -> tuple[NamedMachine, ...]:
 
     Raises:
         UsageError: one can't be read, has no name, or is there twice.
+        RefusedError: one that was asked gave no inventory.
     """
     asked = [*_requests(request)]
     twice = [name for name, count in Counter(name for name, _ in asked).items() if count > 1]
@@ -74,20 +78,38 @@ def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
                 raise UsageError(
                     f"--devices: {entry.strip()!r} is not HOST:DEVICES", hint="write it like 'a:4xH100;b:2xA100'"
                 )
-            yield _named(name, f"--devices: {entry.strip()!r}"), MachineRequest(devices=rest)
+            yield checked_name(name, f"--devices: {entry.strip()!r}"), MachineRequest(devices=rest)
     for path in request.files:
-        yield _named(Path(path).stem, f"--machine {path}"), MachineRequest(file=path)
+        yield name_of_file(path), MachineRequest(file=path)
+    if request.hosts is not None:
+        yield from _asked(request)
     for name, machine in request.machines:
-        yield _named(name, "machine"), machine
+        yield checked_name(name, "machine"), machine
 
 
-def _named(name: str, origin: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{origin}: {name!r} is no name of a host",
-            hint="a host is called by letters, digits, dots and dashes, as on the network; a file is named after it",
+def _asked(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
+    """The hosts that are asked, each with as many accelerators as its hostfile lets it have."""
+    assert request.hosts is not None, "asked where it is given"
+    found = cluster_of(request.hosts, remote=request.remote_command, timeout=request.timeout)
+    if found.silent:
+        raise RefusedError(
+            f"{len(found.silent)} of {len(found.hosts)} hosts gave no inventory",
+            findings=tuple(f"{host.name}: {host.error}" for host in found.silent),
+            hint="plan without them, or see `devctl list --hosts`",
         )
-    return name
+    for host in found.hosts:
+        yield checked_name(host.name, "--hosts"), _with_slots(host)
+
+
+def _with_slots(host: HostFound) -> MachineRequest:
+    assert host.inventory is not None, "those without one were refused"
+    there = [gpu.device.id or 0 for gpu in host.inventory.accelerators if gpu.device is not None]
+    if host.slots is None or host.slots == len(there):
+        return MachineRequest(inventory=host.inventory)
+    if host.slots > len(there):
+        few = f"{host.name} has {len(there)} accelerators, and the list of hosts says {host.slots} slots"
+        raise RefusedError(few, hint="correct the list")
+    return MachineRequest(inventory=host.inventory, visible=",".join(map(str, sorted(there)[: host.slots])))
 
 
 def _require_different(hosts: Sequence[NamedMachine]) -> None:
