@@ -26,10 +26,12 @@ from devctl.planning.capacity import Capacity
 from devctl.planning.checking import check_machine
 from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
+from devctl.planning.hosts import HostsRequest, open_hosts
 from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
+from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
 from devctl.planning.parallel import plan_of_ranks
 from devctl.planning.plan_facts import parse_facts
 from devctl.planning.request import (
@@ -38,6 +40,7 @@ from devctl.planning.request import (
     MachineRequest,
     ModelRequest,
     WorkloadRequest,
+    names_hosts,
     one_of,
 )
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from devctl.loading.measure import LoadReport
 
 MachineLike = None | str | PathLike[str] | Inventory
+HostsLike = Mapping[str, str | PathLike[str] | Inventory]
 MapLike = Plan | DeviceMap | Mapping[str, Device | int | str]
 
 
@@ -93,7 +97,7 @@ def open_model(
 
 def plan(
     model: str | PathLike[str] | torch.nn.Module | Model,
-    machine: MachineLike = None,
+    machine: MachineLike | HostsLike = None,
     *,
     strategy: str | None = None,
     objective: str | None = None,
@@ -125,7 +129,8 @@ def plan(
     Args:
         model: as `open_model` takes it, or what that gave.
         machine: None is this machine, now; text is hardware, like "2xH100,cpu=512GiB"; else an `Inventory`, or the path
-            of a file that ``devctl list --json`` wrote.
+            of a file that ``devctl list --json`` wrote. Such machines by name, or text like "a:4xH100;b:2xA100", are
+            hosts: the plan is then of ``stages`` over them, and nothing is off their accelerators.
         strategy: "auto" (the default), "balanced", "balanced_low_0", "sequential" or "optimal".
         objective: what optimal is best in: "headroom", or "latency", predicted seconds a token.
         device_map: judge this map instead of finding one.
@@ -157,6 +162,7 @@ def plan(
         ModelError: the model can't be read.
         RefusedError: the model can't be shared by so many ranks.
         UsageError: an argument can't be meant, or changes nothing beside the others.
+        RefusedError: over hosts: the model has no stages, or the accelerators are too many or do not work together.
     """
     asked = {
         "context_length": context_length,
@@ -171,6 +177,7 @@ def plan(
         "images": images,
     }
     latency = objective == "latency"
+    hosts = _hosts_request(machine, _entries(reserve))
     given = {
         "strategy": strategy is not None,
         "objective": objective is not None,
@@ -184,11 +191,18 @@ def plan(
         "tp": tp is not None,
         "ep": ep is not None,
         "quantize": of_model.get("quantize") is not None,
+        "max-memory": max_memory is not None,
+        "visible": visible is not None,
         "no-offload": not offload,
         "no-disk": not disk,
+        clashes.OVER_HOSTS: hosts is not None,
     }
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
+        if hosts is not None:
+            there, wanted = open_hosts(hosts), _workload(**asked)
+            return plan_over_hosts(open_model(model, **of_model), there, wanted, max_context=max_context)
+        assert not isinstance(machine, Mapping), "these are hosts"
         here = open_machine(
             _machine_request(
                 machine,
@@ -215,7 +229,7 @@ def plan(
 
 def compare(
     model: str | PathLike[str] | torch.nn.Module | Model,
-    machine: MachineLike = None,
+    machine: MachineLike | HostsLike = None,
     *,
     max_memory: Mapping[Device | int | str, int | str] | None = None,
     context_length: int | None = None,
@@ -232,11 +246,16 @@ def compare(
 ) -> Comparison:
     """The plans of all strategies side by side, and which one to take. The arguments are those of `plan`.
 
+    Over hosts it is the best cut into stages beside the even ones of transformers and vLLM.
+
     Raises:
-        ModelError, UsageError: as `plan`.
+        ModelError, UsageError, RefusedError: as `plan`.
     """
+    hosts = _hosts_request(machine, None)
     with _naming_keywords():
-        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
+        if hosts is not None:
+            about = {clashes.OVER_HOSTS, *(["max-memory"] if max_memory is not None else [])}
+            clashes.refuse(clashes.OF_PLAN, about if padding else {*about, "no-padding"})
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -249,6 +268,10 @@ def compare(
             prefill_chunk_size=prefill_chunk_size,
             images=images,
         )
+        if hosts is not None:
+            return compare_over_hosts(open_model(model, **of_model), open_hosts(hosts), workload)
+        assert not isinstance(machine, Mapping), "these are hosts"
+        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
         return answers.compare_strategies(open_model(model, **of_model), here, workload)
 
 
@@ -493,6 +516,16 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     if isinstance(machine, str):
         return MachineRequest(devices=machine, **rest)
     return MachineRequest(file=machine, **rest)
+
+
+def _hosts_request(machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None) -> HostsRequest | None:
+    """The hosts that are meant; None for one machine."""
+    if isinstance(machine, Mapping):
+        machines = tuple((name, _machine_request(each)) for name, each in machine.items())
+        return HostsRequest(machines=machines, reserve=reserve)
+    if isinstance(machine, str) and names_hosts(machine):
+        return HostsRequest(devices=machine, reserve=reserve)
+    return None
 
 
 def _options(asked: Mapping[str, Any]) -> dict[str, bool]:

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from devctl.cli.asking import Hosts, RemoteCommand, Timeout
 from devctl.cli.groups import Json
 from devctl.cli.show import inventory as show_inventory
 from devctl.cli.show import streams
-from devctl.errors import ExitCode, UsageError
+from devctl.errors import ExitCode, RefusedError, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 from devctl.writing import expanded
 
@@ -37,18 +38,43 @@ def list_(
     offload_folder: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Look at the disk under this folder too.")
     ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|-", help="Show what `devctl list --json` wrote elsewhere; may be repeated, for several hosts."
+        ),
+    ] = None,
+    hosts: Hosts = None,
+    timeout: Timeout = None,
+    remote_command: RemoteCommand = None,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="Refuse (exit code 3) where a host gives no inventory.")
+    ] = False,
 ) -> None:
     """Show the GPUs, CPU and disks of this machine, with the memory that can be used.
 
-    Imports no framework, and takes no memory on any GPU but for --benchmark.
+    Imports no framework, and takes no memory on any GPU but for --benchmark. Other hosts are asked by ssh, with
+    --hosts; one that can't be is a row that says why.
     """
     if watch is not None and not _SHORTEST_TICK <= watch <= _LONGEST_TICK:
         raise UsageError(f"--watch {watch:g}: from {_SHORTEST_TICK:g} to {_LONGEST_TICK:g} seconds")
-    asked = {"watch": watch is not None, "benchmark": benchmark, "offload-folder": offload_folder is not None}
+    asked = {
+        "watch": watch is not None,
+        "benchmark": benchmark,
+        "offload-folder": offload_folder is not None,
+        "machine": bool(machine),
+        "hosts": hosts is not None,
+        "timeout": timeout is not None,
+        "remote-command": remote_command is not None,
+        "require-all": require_all,
+    }
     if any(asked.values()):
         from devctl.planning import clashes  # which a plain look does without
 
         clashes.refuse(clashes.OF_LIST, {*(name for name, is_asked in asked.items() if is_asked), f"only {only}"})
+    if machine or hosts is not None:
+        _several(machine or [], hosts, timeout, remote_command, json=json, require_all=require_all)
+        return
     folders = () if offload_folder is None else (("offload folder", expanded(offload_folder)),)
 
     def look() -> Inventory:
@@ -62,6 +88,40 @@ def list_(
 
         inventory = measure(inventory)
     streams.answer(_text(inventory, json=json))
+
+
+def _several(
+    files: list[str],
+    hosts: str | None,
+    timeout: str | None,
+    remote_command: str | None,
+    *,
+    json: bool,
+    require_all: bool,
+) -> None:
+    """Show what several hosts have.
+
+    Raises:
+        RefusedError: none gave an inventory, or one did not that is required.
+    """
+    from devctl.cli.show.hosts import cluster_text
+    from devctl.inventory.hosts import Cluster, HostFound, together
+    from devctl.inventory.named_hosts import cluster_of, name_of_file
+
+    if hosts is not None:
+        found: Cluster = cluster_of(hosts, remote=remote_command, timeout=timeout)
+    else:
+        from devctl.planning.machine import read_machine
+
+        found = together([HostFound(name=name_of_file(path), inventory=read_machine(path)) for path in files])
+    width, styled = streams.answer_style()
+    streams.answer(streams.dumps(found.to_document()) if json else cluster_text(found, width=width, styled=styled))
+    silent = found.silent
+    if silent and (require_all or len(silent) == len(found.hosts)):
+        raise RefusedError(
+            f"{len(silent)} of {len(found.hosts)} hosts gave no inventory",
+            findings=tuple(f"{host.name}: {host.error}" for host in silent),
+        )
 
 
 def _text(inventory: Inventory, *, json: bool) -> str:

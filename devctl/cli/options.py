@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from devctl.cli.asking import Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
@@ -18,8 +19,12 @@ from devctl.planning.request import (
     ModelRequest,
     Objective,
     WorkloadRequest,
+    names_hosts,
 )
 from devctl.units import parse_count
+
+if TYPE_CHECKING:
+    from devctl.planning.hosts import HostsRequest
 
 
 def tokens(least: int) -> dict[str, Any]:
@@ -192,17 +197,21 @@ class MachineOptions:
             callback=_help_on_devices,
             is_eager=True,
             help="Plan for these, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB,cpu=64GiB; with --max-memory for less of "
-            "some. `--devices help` lists the boards.",
+            "some. `--devices help` lists the boards. Several hosts are like 'a:4xH100;b:2xA100'.",
         ),
     ] = None
     machine: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--machine",
             metavar="FILE|-",
-            help="Plan for the machine that `devctl list --json` described, not this one.",
+            help="Plan for the machine that `devctl list --json` described, not this one; given several times, for "
+            "stages over those hosts, each called as its file.",
         ),
     ] = None
+    hosts: Hosts = None
+    timeout: Timeout = None
+    remote_command: RemoteCommand = None
     max_memory: MaxMemory = None
     visible: Annotated[
         str | None,
@@ -226,11 +235,29 @@ class MachineOptions:
         ),
     ] = None
 
+    @property
+    def over_hosts(self) -> bool:
+        """Whether it is about several hosts."""
+        return self.hosts is not None or names_hosts(self.devices) or len(self.machine or ()) > 1
+
+    def several(self) -> "HostsRequest":
+        """The hosts, where it is about several."""
+        from devctl.planning.hosts import HostsRequest
+
+        return HostsRequest(
+            devices=self.devices,
+            files=tuple(self.machine or ()),
+            hosts=self.hosts,
+            timeout=self.timeout,
+            remote_command=self.remote_command,
+            reserve=None if self.reserve is None else tuple(self.reserve),
+        )
+
     def request(self, *, timed: bool) -> MachineRequest:
         """The same, checked; ``timed`` where it matters how fast the machine is."""
         return MachineRequest(
             devices=self.devices,
-            file=self.machine,
+            file=self.machine[0] if self.machine else None,
             max_memory=None if self.max_memory is None else tuple(self.max_memory),
             visible=self.visible,
             reserve=None if self.reserve is None else tuple(self.reserve),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from devctl.cli.groups import grouped, refuse_clashes
+from devctl.cli.groups import given, grouped
 from devctl.cli.options import (
     GoalOptions,
     MachineOptions,
@@ -18,6 +18,7 @@ from devctl.planning.request import JudgeMap, Objective
 from devctl.writing import write_whole
 
 if TYPE_CHECKING:
+    from devctl.placement.explain import Explanation
     from devctl.placement.plan import Plan
 
 
@@ -36,9 +37,15 @@ def plan(
     from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
+
+    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
     """
     streams.clean_logs()
-    refuse_clashes(clashes.OF_PLAN, model, machine, goal, workload, output)
+    about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
+    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
+    if machine.over_hosts:
+        _over_hosts(model, machine, goal, workload, output)
+        return
 
     from devctl.planning.machine import open_machine  # which the help does without
     from devctl.planning.map_file import read_map
@@ -69,6 +76,29 @@ def plan(
         show.say_notes(comparison.notes)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
+
+
+def _over_hosts(
+    model: PlannedModelOptions,
+    machine: MachineOptions,
+    goal: GoalOptions,
+    workload: WorkloadOptions,
+    output: OutputOptions,
+) -> None:
+    """Print the stages over several hosts."""
+    from devctl.planning.hosts import open_hosts
+    from devctl.planning.model import open_model
+    from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
+
+    asked = workload.request()
+    hosts = open_hosts(machine.several())
+    opened = open_model(model.request())
+    if goal.compare:
+        comparison = compare_over_hosts(opened, hosts, asked)
+        streams.answer(streams.dumps(comparison.to_document()) if output.json else show.comparison(comparison))
+        show.say_notes(comparison.notes)
+    else:
+        _show(plan_over_hosts(opened, hosts, asked, max_context=goal.max_context), output)
 
 
 def _fits_on(
@@ -136,14 +166,24 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         show.say_notes(plan.budgets.notes)  # what is counted with is half of why it does not fit
         raise plan.refusal.error()
     _write(plan, output)
-    streams.answer(streams.dumps(plan.to_document() if output.json else plan.to_hf()))
-    room, run = show.room_line(plan.room), show.run_line(plan)
-    streams.say(show.plan_summary(plan.model, plan.placement, room, run, plan.engine))
+    # a map of several hosts is no device_map that anything loads
+    is_whole = output.json or plan.stages is not None
+    streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
+    streams.say(show.summary_of(plan))
     if output.explain:
         from devctl.cli.show.explain import explanation
-        from devctl.placement.explain import explain
 
-        streams.say(explanation(explain(plan.tree, plan.budgets, plan.placement)))
+        streams.say(explanation(_why(plan)))
+
+
+def _why(plan: "Plan") -> "Explanation":
+    if plan.stages is not None:
+        from devctl.placement.parallel.reasons import explain_stages
+
+        return explain_stages(plan.tree, plan.stages)
+    from devctl.placement.explain import explain
+
+    return explain(plan.tree, plan.budgets, plan.placement)
 
 
 # what most plans do without is imported when it is asked for

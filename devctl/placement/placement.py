@@ -11,6 +11,7 @@ from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
 from devctl.placement.device_map import AnyMap, FrozenMap
 from devctl.placement.greedy.decisions import Trail
 from devctl.placement.judge import holder, split_ties
+from devctl.placement.parallel.host_device import HostDevice
 from devctl.placement.runtime import Runtime, needs
 from devctl.units import format_bytes
 
@@ -202,7 +203,9 @@ def to_hf(device_map: Collection[tuple[str, Device]]) -> dict[str, HfDevice]:
 
 
 def hf_device(device: Device) -> HfDevice:
-    """A device as Hugging Face's libraries take it: a numbered accelerator is its id."""
+    """A device as Hugging Face's libraries take it: a numbered accelerator is its id; one of several hosts is none."""
+    if isinstance(device, HostDevice):
+        return str(device)
     return device.id if device.type in NUMBERED and device.id is not None else str(device)
 
 

@@ -13,6 +13,7 @@ from devctl.models.footprint import Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
+from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
 from devctl.placement.placement import HfDevice, Placement, to_hf
@@ -109,6 +110,10 @@ class Plan:
     @property
     def engine(self) -> str:
         """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
+        if self.stages is not None:
+            layers = layers_of(self.tree)
+            is_known = not isinstance(layers, str) and not layers.odd
+            return "transformers' pipeline parallelism" if is_known else "stages of whole layers"
         return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
 
     @property
@@ -206,7 +211,7 @@ def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The plans of all strategies, side by side.
+    """The plans of all strategies, side by side; over hosts, of the best cut and of even ones.
 
     Attributes:
         model: which model it is.

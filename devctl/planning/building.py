@@ -89,3 +89,13 @@ def made_for(config: dict[str, object]) -> int | None:
                 if isinstance(value := part.get(key), int) and value > 1:
                     return value
     return None
+
+
+def hidden_size(config: Mapping[str, object]) -> int | None:
+    """How wide the hidden states of a model of ``config`` are; None where it does not say."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping):
+            for key in ("hidden_size", "n_embd", "d_model"):
+                if isinstance(value := part.get(key), int) and value > 0:
+                    return value
+    return None

@@ -220,15 +220,15 @@ def room(question: Question, placement: Placement) -> Room | None:
             brought = whole[device].activations - need.activations
             free = left[device] - question.overhead.get(device, 0)
             has_room = device != main_of(device_map) or free >= largest_brought
-            times = _times(free - brought, need.state + need.activations - square, square) if has_room else 0
-            tokens[device] = times * footprint.workload.context_length
+            factor = times(free - brought, need.state + need.activations - square, square) if has_room else 0
+            tokens[device] = factor * footprint.workload.context_length
     if not tokens:
         return found
     first = min(tokens, key=lambda device: tokens[device])
     return replace(found, tokens=tokens[first], full=first if len(left) > 1 else None)
 
 
-def _times(room: int, line: int, square: int) -> float:
+def times(room: int, line: int, square: int) -> float:
     """How many times the text can be as long, when ``line`` bytes grow with it and ``square`` bytes with its square."""
     if room <= 0:
         return 0

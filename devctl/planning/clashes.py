@@ -31,11 +31,31 @@ _SHOWN = ("report", "explain", "svg", "html")
 _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 
+_ASKED = ("timeout", "remote-command")
+
 LATENCY = "objective latency"
 """Stands for ``--objective`` with that value."""
 
+OVER_HOSTS = "over several hosts"
+"""Stands for several machines, however they are given."""
+
 OF_PLAN = (
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
+    Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
+    Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
+    Clash(
+        "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
+        (*_WAYS, "map", "no-offload", "no-disk", "target-context", "what-if", "fits-on", "speed"),
+        beside=(OVER_HOSTS,),
+    ),
+    Clash(
+        "devices are numbered on each host anew",
+        ("max-memory", "visible"),
+        beside=(OVER_HOSTS,),
+        hint="or keep something free on every one, with --reserve",
+    ),
+    Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
+    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",
@@ -123,6 +143,13 @@ OF_CHECK = (
 """Those of ``devctl check``."""
 
 OF_LIST = (
+    Clash("--hosts says which hosts", ("machine",), beside=("hosts",)),
+    Clash("hosts are asked with --hosts alone", (*_ASKED, "require-all"), without=("hosts",)),
+    Clash(
+        "of other hosts all is shown that they say",
+        ("only gpu", "only cpu", "only disk", "watch", "benchmark", "offload-folder"),
+        beside=("hosts", "machine"),
+    ),
     Clash("--benchmark measures once", ("watch",), beside=("benchmark",)),
     Clash("--offload-folder is about a disk", ("offload-folder",), beside=("only gpu", "only cpu")),
     Clash("--benchmark measures disks and GPUs", ("benchmark",), beside=("only cpu",)),

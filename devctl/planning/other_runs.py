@@ -18,13 +18,16 @@ from devctl.units import format_need
 Holds = Callable[[Runtime], bool]
 """Whether there is a placement that is what was asked for, with this beside the weights."""
 
+OPTIMAL = ", by --strategy optimal"
+"""How a way that fits is placed."""
+
 
 def need(runtime: Runtime) -> int:
     """Bytes that each device that computes holds, whatever else it does, while a block executes."""
     return common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
 
 
-def in_chunks(question: Question, runtime: Runtime, holds: Holds) -> Iterator[str]:
+def in_chunks(question: Question, runtime: Runtime, holds: Holds, by: str = OPTIMAL) -> Iterator[str]:
     """The longest chunks, of a power of two tokens, in which the prompt can be read for it to fit.
 
     Where none do, what the shortest leave. Nothing where chunks change little, or the model can't read in any.
@@ -50,7 +53,7 @@ def in_chunks(question: Question, runtime: Runtime, holds: Holds) -> Iterator[st
             low, best = middle, found
         else:
             high = middle
-    yield f"--prefill-chunk-size {sizes[low]} fits, by --strategy optimal: {_instead(best, runtime)}"
+    yield f"--prefill-chunk-size {sizes[low]} fits{by}: {_instead(best, runtime)}"
 
 
 _SHORTEST = 64
@@ -67,7 +70,7 @@ def _in_chunks_of(question: Question, runtime: Runtime, tokens: int) -> Runtime 
     return found if found.footprint.workload.prefill_chunk is not None else None
 
 
-def other_attention(question: Question, runtime: Runtime, holds: Holds) -> Iterator[str]:
+def other_attention(question: Question, runtime: Runtime, holds: Holds, by: str = OPTIMAL) -> Iterator[str]:
     """The attention of the class that needs least, where it computes all scores now; nothing where that is no less."""
     now = runtime.footprint.workload.attention or question.tree.attention
     if now != attention.EAGER:
@@ -78,7 +81,7 @@ def other_attention(question: Question, runtime: Runtime, holds: Holds) -> Itera
     name, best = min(found, key=lambda each: peak_bytes(each[1].footprint))
     if peak_bytes(best.footprint) >= peak_bytes(runtime.footprint):
         return
-    does = "fits, by --strategy optimal:" if holds(best) else "needs"
+    does = f"fits{by}:" if holds(best) else "needs"
     yield f"eager keeps scores of tokens²: --attn-implementation {name} {does} {_instead(best, runtime)}"
 
 

@@ -83,7 +83,7 @@ def make_plan(
     refusal = refusal or room or unpacked_refusal(model.tree, machine, placement)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
-        notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
+        notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
     return Plan(
         model=model.planned,
@@ -231,8 +231,10 @@ def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[
     return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None
 
 
-def _told_tokens(question: Question, most: MostTokens) -> str:
-    """The most tokens, as a note."""
+def told_tokens(
+    question: Question, most: MostTokens, where: tuple[str, str] = ("on this map", "by --strategy optimal")
+) -> str:
+    """The most tokens, as a note; ``where`` says on what both of them are."""
     limit = question.made_for
     batch = question.workload.batch_size
     each = "" if batch == 1 else f" for each of {batch} sequences"
@@ -240,7 +242,7 @@ def _told_tokens(question: Question, most: MostTokens) -> str:
         ("none" if not tokens else str(tokens)) + (" (all that the model is made for)" if tokens == limit else "")
         for tokens in (most.this_map, most.optimal)
     )
-    return f"the most tokens{each}: {here} on this map, {best} by --strategy optimal"
+    return f"the most tokens{each}: {here} {where[0]}, {best} {where[1]}"
 
 
 def versions() -> dict[str, str]:

@@ -116,7 +116,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
     return Question(
         tree=model.tree,
         budgets=machine.budgets,
-        overhead=_libraries(asked.overhead, machine),
+        overhead=libraries(asked.overhead, machine),
         footprints=model.footprints,
         made_for=model.made_for,
         workload=Workload(
@@ -166,7 +166,7 @@ def require_flash(name: str, tree: ModuleTree, *, on_gpu: bool) -> None:
         raise UsageError(f"{name} runs in float16 and bfloat16 alone, and the model is in {tree.dtype}", hint=hint)
 
 
-def _libraries(given: str | None, machine: Machine) -> dict[Device, int]:
+def libraries(given: str | None, machine: Machine) -> dict[Device, int]:
     """What each accelerator's libraries take: what is said, or what is usual.
 
     Raises:

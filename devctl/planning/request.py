@@ -283,6 +283,11 @@ class Limits:
     disk: bool = True
 
 
+def names_hosts(devices: str | None) -> bool:
+    """Whether the text of ``--devices`` is about hosts: "a:4xH100;b:2xA100"."""
+    return devices is not None and (":" in devices or ";" in devices)
+
+
 def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
     """The member of ``kind`` that ``value`` names.
 

@@ -1,6 +1,7 @@
 """README shows what the commands really print."""
 
 import re
+import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +44,11 @@ def test_every_exit_code_is_in_the_readme():
 
     for code in ExitCode:
         assert f"| {code.value} |" in README
+
+
+def test_a_plan_over_hosts_is_as_it_looks(devctl, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shown = README[README.index("<!-- hosts -->") : README.index("<!-- /hosts -->")]
+    command, _, said = shown.partition("$ devctl ")[2].partition("\n")
+    done = devctl(*shlex.split(command.partition(" > ")[0]))
+    assert (done.code, said.partition("```")[0]) == (0, done.err)

@@ -21,13 +21,27 @@ if TYPE_CHECKING:
     from devctl.planning.fits_on import FitsOn
 
 
-def plan_summary(model: PlannedModel, placement: Placement, room: str = "", run: str = "", engine: str = "") -> str:
+def summary_of(plan: Plan) -> str:
+    """The summary of a plan, with what is left, what is counted, and what it holds for."""
+    stages = plan.stages
+    how = "" if stages is None else _in_stages(len(stages.stages), len(stages.hosts))
+    return plan_summary(plan.model, plan.placement, room_line(plan.room), run_line(plan), plan.engine, how)
+
+
+def _in_stages(stages: int, hosts: int) -> str:
+    return f"in {stages} stage{'s' * (stages > 1)} over {hosts} host{'s' * (hosts > 1)}"
+
+
+def plan_summary(
+    model: PlannedModel, placement: Placement, room: str = "", run: str = "", engine: str = "", how: str = ""
+) -> str:
     """A bar per device, which layers are there, what is offloaded, and the notes.
 
     Args:
         room: a line on what is left, or empty.
         run: a line on what is counted beside the weights, or empty.
         engine: what the plan holds for, or empty.
+        how: how it is placed, where that is not by a strategy.
     """
     from rich.console import Group
     from rich.text import Text
@@ -37,13 +51,14 @@ def plan_summary(model: PlannedModel, placement: Placement, room: str = "", run:
             (model.class_name, "bold"),
             f" {format_bytes(model.nbytes)} in {model.dtype}",
             f" and {model.quantisation}, " if model.quantisation else ", ",
-            f"placed by {placement.strategy}" if placement.strategy else "placed by the given map",
+            how or (f"placed by {placement.strategy}" if placement.strategy else "placed by the given map"),
         ),
         device_table(placement.devices),
     ]
     if any(use.total > use.used for use in placement.devices):
         lines.append(memory_table(placement.devices))
-    lines.append(Text(offload_line(placement)))
+    if not how:
+        lines.append(Text(offload_line(placement)))
     if loading := loading_line(placement):
         lines.append(Text(loading))
     if run:

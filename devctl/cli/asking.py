@@ -1,0 +1,25 @@
+"""Options of commands that ask other hosts."""
+
+from typing import Annotated
+
+import typer
+
+Hosts = Annotated[
+    str | None,
+    typer.Option(
+        "--hosts",
+        metavar="HOST,…|@FILE|slurm:",
+        help="These hosts, asked by ssh: like a,node[01-04], a hostfile, what `devctl list --hosts … --json` wrote, or "
+        "those of a job of Slurm.",
+    ),
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option("--timeout", metavar="TIME", help="How long each host has to answer, like 20s.  [default: 20s]"),
+]
+RemoteCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-command", metavar="COMMAND", help="What is run on each host.  [default: devctl list --json]"
+    ),
+]

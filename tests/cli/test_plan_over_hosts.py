@@ -1,0 +1,314 @@
+"""`devctl plan` over several hosts: stages, what is refused, and how the plan is run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import devctl as library
+from devctl.errors import RefusedError
+from devctl.inventory.document import to_document
+from devctl.inventory.hypothetical import parse_devices
+from devctl.placement.parallel.records import parse_stages
+from tests.cli.test_documents import COMPARISON, PLAN, holds
+from tests.conftest import CONFIGS
+
+TINY = CONFIGS / "tiny-llama"
+LAYER, EMBEDDING, NORM, ROTARY = 1_451_008, 2_097_152, 512, 128
+"""Bytes of the parts of that model: eight layers, an embedding and a head that are as large, a norm, and the
+buffers of the rotary embedding."""
+
+
+def box(folder, name, devices, **changes):
+    """A machine as ``devctl list --json`` writes it, in a file."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(to_document(replace(parse_devices(devices), **changes))))
+    return path
+
+
+def planned(done):
+    assert done.code == 0, done.err
+    return holds(done.out, PLAN)
+
+
+def test_a_plan_of_two_machines_is_a_document_of_stages(devctl, tmp_path):
+    machines = ["--machine", box(tmp_path, "a", "2x8MiB"), "--machine", box(tmp_path, "b", "8MiB")]
+    done = devctl("plan", TINY, *machines)
+    document = planned(done)
+    stages = parse_stages(document, "x").stages
+    assert [(s.host, s.devices, s.layers) for s in stages] == [
+        ("a", ("cuda:0",), (0, 2)),
+        ("a", ("cuda:1",), (2, 6)),
+        ("b", ("cuda:0",), (6, 8)),
+    ]
+    assert [s.used for s in stages] == [
+        2 * LAYER + EMBEDDING + ROTARY,
+        4 * LAYER + ROTARY,
+        2 * LAYER + EMBEDDING + NORM + ROTARY,
+    ]
+    assert document["layers_in"] == "model.layers"
+    assert document["device_map"] == {
+        "model.embed_tokens": "a/cuda:0",
+        **{f"model.layers.{at}": f"a/cuda:{0 if at < 2 else 1}" for at in range(6)},
+        **{f"model.layers.{at}": "b/cuda:0" for at in (6, 7)},
+        "model.norm": "b/cuda:0",
+        "model.rotary_emb": "a/cuda:0",
+        "lm_head": "b/cuda:0",
+    }
+    assert [(row["device"], row["used"]) for row in document["devices"]] == [
+        (f"{s.host}/{s.devices[0]}", s.used) for s in stages
+    ]
+    assert (document["strategy"], document["offloaded"], document["crossings"]) == ("stages", 0, 2)
+    assert document["engine"] == "transformers' pipeline parallelism"
+    assert "in 3 stages over 2 hosts" in done.err
+    assert devctl("plan", TINY, *machines, "--json").out == done.out
+
+
+def test_devices_name_hosts(devctl):
+    document = planned(devctl("plan", TINY, "--devices", "a:8MiB; b:2x8MiB"))
+    assert [stage["host"] for stage in document["stages"]] == ["a", "b", "b"]
+
+
+def test_one_machine_is_planned_as_ever(devctl, tmp_path):
+    done = devctl("plan", TINY, "--machine", box(tmp_path, "a", "2x12MiB,cpu=1GiB"))
+    assert set(json.loads(done.out).values()) <= {0, 1, "cpu"}
+
+
+def test_a_workload_counts_on_every_stage(devctl):
+    options = ["--context-length", "64", "--batch-size", "2", "--overhead", "1MiB"]
+    done = devctl("plan", TINY, "--devices", "a:64MiB;b:64MiB", *options)
+    document = planned(done)
+    first, last = document["stages"]
+    # 64 tokens of 2 sequences, keys and values of 2 heads of 64, in two bytes, of 4 layers
+    assert first["state"] == last["state"] == 64 * 2 * 2 * 128 * 2 * 4
+    assert first["overhead"] == last["overhead"] == 2**20
+    assert document["workload"]["padded"] is False
+    assert "a batch over hosts is unpadded: all of its sequences are as long" in document["notes"]
+    assert "run: a batch of 2, unpadded" in done.err
+    logits = 2 * 4096 * 2
+    assert min(first["activations"], last["activations"]) > logits
+
+
+def test_what_stages_take_is_what_one_device_does_but_for_what_each_has(devctl):
+    options = ["--context-length", "64", "--overhead", "0B"]
+    whole = json.loads(devctl("plan", TINY, "--devices", "64MiB", *options, "--json").out)["devices"][0]
+    one = planned(devctl("plan", TINY, "--devices", "a:64MiB", *options))["stages"][0]
+    hidden = 63 * 256 * 2
+    assert (one["used"], one["state"]) == (whole["used"], whole["state"])
+    assert whole["activations"] <= one["activations"] <= whole["activations"] + hidden
+    two = planned(devctl("plan", TINY, "--devices", "a:64MiB;b:64MiB", *options))["stages"]
+    assert sum(stage["state"] for stage in two) == whole["state"]
+    assert sum(stage["used"] for stage in two) == whole["used"] + ROTARY
+
+
+def test_communicators_count_where_there_are_several_boards(devctl):
+    options = ["--context-length", "64"]
+    one, two = (planned(devctl("plan", TINY, "--devices", d, *options)) for d in ("a:H100", "a:2xH100"))
+    assert one["stages"][0]["overhead"] == 672 * 2**20
+    assert [stage["overhead"] for stage in two["stages"]] == [(672 + 816) * 2**20] * 2
+    note = "816 MiB on each board are counted for communicators; --overhead says better"
+    assert note in two["notes"] and note not in one["notes"]
+    assert not any("measured on H100s alone" in each for each in two["notes"])
+    other = planned(devctl("plan", TINY, "--devices", "a:H100;b:L40S", *options))
+    assert any("measured on H100s alone" in each for each in other["notes"])
+
+
+def test_what_does_not_fit_is_refused_with_what_would(devctl):
+    done = devctl("plan", TINY, "--devices", "a:4MiB;b:4MiB")
+    assert (done.code, done.out) == (3, "")
+    assert "it does not fit" in done.err
+    assert "a/cuda:0 is given 7.54 MiB, 3.54 MiB more than the 4.00 MiB that it may hold" in done.err
+    assert "5 boards like the largest, of 4.00 MiB, would hold it" in done.err
+    assert "--quantize int8 fits" not in done.err
+    assert devctl("plan", TINY, "--devices", "a:5x4MiB").code == 0
+    assert devctl("plan", TINY, "--devices", "a:4x4MiB").code == 3
+
+
+def test_more_boards_than_layers_are_refused(devctl):
+    done = devctl("plan", TINY, "--devices", "a:8x1GiB;b:1GiB")
+    assert (done.code, done.out) == (3, "")
+    assert "9 accelerators are more than the 8 layers of LlamaForCausalLM" in done.err
+    assert "8 serve" in done.err and "leave out 1" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--strategy", "optimal"], "leave out --strategy"),
+        (["--objective", "latency"], "leave out --objective"),
+        (["--map", "x"], "leave out --map"),
+        (["--no-offload"], "leave out --no-offload"),
+        (["--what-if"], "leave out --what-if"),
+        (["--target-context", "64"], "leave out --target-context"),
+        (["--max-memory", "0=1GiB"], "leave out --max-memory"),
+        (["--visible", "0"], "leave out --visible"),
+        (["--context-length", "64", "--batch-size", "2", "--no-padding"], "leave out --no-padding"),
+        (["--fits-on", "H100"], "leave out"),
+        (["--machine", "x"], "leave out --machine"),
+    ],
+)
+def test_options_that_mean_nothing_over_hosts_are_refused(devctl, options, said):
+    done = devctl("plan", TINY, "--devices", "a:1GiB;b:1GiB", *options)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ("a:1GiB;1GiB", "'1GiB' is not HOST:DEVICES"),
+        ("a:1GiB;b:", "'b:' is not HOST:DEVICES"),
+        ("a:1GiB;", "'' is not HOST:DEVICES"),
+        ("a:1GiB;a:1GiB", "two hosts are called a"),
+        ("-o:1GiB;b:1GiB", "'-o' is no name of a host"),
+        ("a/b:1GiB;b:1GiB", "'a/b' is no name of a host"),
+        ("a:1GiB;b:nothing", "'nothing' is no board known here"),
+    ],
+)
+def test_hosts_that_are_none_are_refused(devctl, devices, said):
+    done = devctl("plan", TINY, "--devices", devices)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ("a:cpu=1GiB;b:cpu=1GiB", "there is no accelerator for a stage"),
+        ("a:H100;b:MI300X", "a has accelerators of nvidia and b of amd: no process group is of both"),
+    ],
+)
+def test_hosts_that_have_no_stages_together_are_refused(devctl, devices, said):
+    done = devctl("plan", TINY, "--devices", devices)
+    assert (done.code, done.out) == (3, "")
+    assert said in done.err
+
+
+def test_a_host_without_accelerators_takes_no_part(devctl):
+    document = planned(devctl("plan", TINY, "--devices", "a:1GiB;b:cpu=1GiB;c:1GiB"))
+    assert [stage["host"] for stage in document["stages"]] == ["a", "c"]
+    assert "b has no accelerator with free memory, and takes no part" in document["notes"]
+
+
+def test_one_machine_twice_is_refused(devctl, tmp_path):
+    there = parse_devices("1GiB")
+    gpu = replace(there.accelerators[0], uuid="GPU-1")
+    machines = [box(tmp_path, name, "1GiB", accelerators=(gpu,)) for name in ("a", "b")]
+    done = devctl("plan", TINY, "--machine", machines[0], "--machine", machines[1])
+    assert (done.code, done.out) == (2, "")
+    assert "a and b are one machine: GPU-1 is in both" in done.err
+
+
+def test_files_of_one_name_are_refused(devctl, tmp_path):
+    (tmp_path / "x").mkdir()
+    done = devctl("plan", TINY, "--machine", box(tmp_path, "a", "1GiB"), "--machine", box(tmp_path / "x", "a", "1GiB"))
+    assert done.code == 2
+    assert "two hosts are called a" in done.err and "named after its file" in done.err
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("t5-11b", "is an encoder and a decoder: stages are of one list of layers"),
+        ("whisper-large-v3", "is an encoder and a decoder: stages are of one list of layers"),
+    ],
+)
+def test_models_without_one_list_of_layers_are_refused(devctl, config, said):
+    done = devctl("plan", CONFIGS / config, "--devices", "a:H100;b:H100")
+    assert (done.code, done.out) == (3, "")
+    assert said in done.err
+
+
+def test_what_transformers_does_not_run_in_stages_is_said(devctl):
+    document = planned(devctl("plan", CONFIGS / "bert-large", "--devices", "a:H100;b:H100"))
+    assert any("does not run this model" in note for note in document["notes"])
+    assert document["engine"] == "stages of whole layers"
+    quantised = planned(devctl("plan", TINY, "--devices", "a:H100;b:H100", "--quantize", "nf4"))
+    assert "transformers' pipeline parallelism is not known to run nf4 weights" in quantised["notes"]
+
+
+def test_compare_shows_even_cuts_beside_ours(devctl):
+    options = ["--devices", "a:24MiB;b:2x8MiB", "--compare"]
+    document = holds(devctl("plan", TINY, *options, "--json").out, COMPARISON)
+    ours, transformers, vllm = document["plans"]
+    assert [each["strategy"] for each in document["plans"]] == ["stages", "transformers", "vllm"]
+    assert document["take"] == "stages" and "% as vllm cuts" in document["why"]
+    assert ours["fullest"] < vllm["fullest"] < transformers["fullest"]
+    held = [{row["device"]: row["used"] for row in each["devices"]} for each in (transformers, vllm)]
+    assert held[0] == {
+        "a/cuda:0": 2 * LAYER + EMBEDDING + ROTARY,
+        "b/cuda:0": 2 * LAYER + ROTARY,
+        "b/cuda:1": 4 * LAYER + EMBEDDING + NORM + ROTARY,
+    }
+    assert held[1] == {
+        "a/cuda:0": 3 * LAYER + EMBEDDING + ROTARY,
+        "b/cuda:0": 3 * LAYER + ROTARY,
+        "b/cuda:1": 2 * LAYER + EMBEDDING + NORM + ROTARY,
+    }
+    assert "transformers" in devctl("plan", TINY, *options).out
+
+
+def test_the_longest_context_fits_and_no_longer_one(devctl):
+    options = ["--devices", "a:12MiB;b:12MiB", "--overhead", "0B"]
+    document = planned(devctl("plan", TINY, *options, "--max-context"))
+    most = document["max_context"]["optimal"]
+    assert 0 < document["max_context"]["this_map"] <= most
+    assert devctl("plan", TINY, *options, "--context-length", most).code == 0
+    assert devctl("plan", TINY, *options, "--context-length", most + max(2, most // 500)).code == 3
+    assert any("in these stages" in note for note in document["notes"])
+
+
+def test_explain_and_pictures_are_of_the_stages(devctl, tmp_path):
+    pictures = ["--svg", tmp_path / "x.svg", "--html", tmp_path / "x.html", "--report", tmp_path / "x.json"]
+    done = devctl("plan", TINY, "--devices", "a:8MiB;b:2x8MiB", "--explain", *pictures)
+    assert done.code == 0
+    assert json.loads((tmp_path / "x.json").read_text()) == json.loads(done.out)
+    assert "no other cut leaves more room on the fullest stage" in done.err
+    assert "this is the fullest stage" in done.err
+    for name in ("x.svg", "x.html"):
+        assert "b/cuda:1" in (tmp_path / name).read_text()
+
+
+def test_what_is_kept_free_is_so_on_every_host(devctl):
+    document = planned(devctl("plan", TINY, "--devices", "a:16MiB;b:16MiB", "--reserve", "4MiB"))
+    assert [stage["budget"] for stage in document["stages"]] == [12 * 2**20] * 2
+
+
+@pytest.fixture
+def staged(devctl, tmp_path):
+    path = tmp_path / "stages.json"
+    devctl("plan", TINY, "--devices", "a:1GiB;b:1GiB", "--report", path)
+    return path
+
+
+@pytest.mark.parametrize("command", [["load", TINY], ["check"], ["check", TINY], ["plan", TINY]])
+def test_one_machine_says_how_a_plan_over_hosts_is_run(devctl, staged, command):
+    done = devctl(*command, "--map", staged)
+    assert (done.code, done.out) == (3, "")
+    assert "is a plan of 2 stages over 2 hosts (a, b), which no process runs alone" in done.err
+    assert f"devctl load MODEL --map {staged} --launch print" in done.err
+
+
+def test_broken_stages_are_told_before(devctl, staged):
+    document = json.loads(staged.read_text())
+    document["stages"][0]["layers"] = [0, 9]
+    staged.write_text(json.dumps(document))
+    done = devctl("check", "--map", staged)
+    assert done.code == 2
+    assert "stage 1 has layers" in done.err
+
+
+def test_the_library_plans_over_hosts(tmp_path):
+    plan = library.plan(TINY, {"a": "2x8MiB", "b": box(tmp_path, "x", "8MiB")})
+    assert plan.fits and plan.stages.hosts == ("a", "b")
+    assert plan.to_hf()["lm_head"] == "b/cuda:0"
+    assert library.plan(TINY, "a:2x8MiB;b:8MiB").stages.stages == plan.stages.stages
+    found = library.compare(TINY, "a:2x8MiB;b:8MiB")
+    assert [each.strategy for each in found.placements] == ["stages", "transformers", "vllm"]
+    assert library.plan(TINY, "a:4MiB;b:4MiB").refusal is not None
+    with pytest.raises(RefusedError, match="8 serve"):
+        library.plan(TINY, {"a": "9x1GiB"})
+    with pytest.raises(library.UsageError, match="leave out strategy"):
+        library.plan(TINY, "a:8MiB;b:8MiB", strategy="auto")
+    with pytest.raises(library.UsageError, match="leave out max_memory"):
+        library.compare(TINY, "a:8MiB;b:8MiB", max_memory={0: "1GiB"})
