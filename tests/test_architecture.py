@@ -20,13 +20,14 @@ MAY_IMPORT = {
     "loading": {"devices", "models", "placement"},
     "planning": {"devices", "inventory", "models", "placement"},
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
+    "distributed": {"devices", "models", "placement", "loading", "planning"},
     "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
-    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "api"},
+    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "distributed", "api"},
 }
 WINGS = {
     "inventory": {"probes"},
     "models": {"files", "quantised", "tracing"},
-    "placement": {"greedy", "optimal"},
+    "placement": {"greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }
