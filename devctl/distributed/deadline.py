@@ -28,8 +28,10 @@ from devctl.distributed.link import (
     Limits,
     Link,
     SecondaryError,
+    is_of_connection,
     open_store,
     parse_failure,
+    said_of,
 )
 from devctl.distributed.seat import Seat, name_of
 from devctl.errors import DevctlError, ExitCode, RefusedError, first_line
@@ -37,6 +39,9 @@ from devctl.placement.parallel.records import Rank
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+_CAUSE = 3.0
+"""Seconds at most that a rank whose connection broke waits to hear why."""
 
 _LEAVING = 1.0
 """Seconds at most for the last call on the store to come back."""
@@ -100,10 +105,14 @@ def _run(link: Link, work: Work) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        os._exit(0)
+        # until it is ended: as long as the watching process is there, somebody has to look whether it is alive
+        threading.Event().wait()
+        os._exit(ExitCode.BUG)
 
 
 def _failure_of(error: BaseException, seat: Seat) -> Failure:
+    if is_of_connection(error):
+        return Failure(rank=seat.rank, code=ExitCode.LOAD, message=said_of(error), secondary=True)
     if not isinstance(error, DevctlError):
         message = f"unexpected failure: {type(error).__name__}: {first_line(error)}"
         return Failure(rank=seat.rank, code=ExitCode.BUG, message=message)
@@ -331,23 +340,22 @@ class _Watch:
         return self._theirs(self.seat.ranks[0], f"{how}, at {self._meeting}, where all ranks meet")
 
     def _silent(self) -> Failure | None:
-        now = time.monotonic()
+        last = self.beats.last  # since when nobody is heard, where the store can't be reached
         left = self.beats.done | self.beats.told
         for other in self.seat.others:
-            if other.rank not in left and now - self.beats.heard.get(other.rank, now) > self.limits.silence:
+            if other.rank not in left and last - self.beats.heard.get(other.rank, last) > self.limits.silence:
                 return self._theirs(other, f"no sign of life for {self.limits.silence:.3g} s")
         return None
 
     def _end_with(self, failure: Failure) -> Failure:
         """Tell all of it, unless one that may be its cause was told before; the one to raise."""
         if failure.secondary:
-            self._stay(lambda: self.beats.failure is not None, most=min(3.0, self.limits.step))
-            if self.beats.failure is not None:
-                failure = self.beats.failure
+            self._stay(lambda: (self.beats.failure or self._lost()) is not None, most=_CAUSE)
+            failure = self.beats.failure or self._lost() or failure
         self._kill()
         self.beats.mine = failure
         self.beats.wake.set()
-        if not self.beats.joined:  # the others would wait for this rank
+        if not self.beats.joined and failure.rank == self.seat.rank:  # the others would wait for it
             self._stay(lambda: self.beats.joined or self.beats.broken is not None, most=_TELLING)
         self._stay(self._all_told)
         return failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -15,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from devctl.distributed.seat import Seat, name_of
-from devctl.errors import DevctlError, ExitCode, LoadError, ModelError, RefusedError, UsageError
+from devctl.errors import DevctlError, ExitCode, LoadError, ModelError, RefusedError, UsageError, first_line
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -92,6 +93,23 @@ class SecondaryError(LoadError):
 
 class CommonError(RefusedError):
     """What every rank finds by itself, in the same words."""
+
+
+_OF_CONNECTIONS = re.compile("gloo|nccl|peer|connection|timed? ?out", re.IGNORECASE)
+
+
+def is_of_connection(error: BaseException) -> bool:
+    """Whether it may be that another rank is gone, rather than a fault of this one."""
+    from torch.distributed import DistError
+
+    if isinstance(error, DistError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and _OF_CONNECTIONS.search(str(error)) is not None
+
+
+def said_of(error: BaseException) -> str:
+    """What an exception of torch's says, without its advice."""
+    return f"{type(error).__name__}: {first_line(error).partition('. This is typically')[0]}"
 
 
 def open_store(seat: Seat, seconds: float, *, serves: bool) -> Store:

@@ -25,11 +25,11 @@ from devctl.distributed.handshake import (
     require_same_files,
     weights_files,
 )
-from devctl.distributed.link import Limits, Link, SecondaryError
+from devctl.distributed.link import Limits, Link, SecondaryError, is_of_connection, said_of
 from devctl.distributed.pipeline import Made, cut, difference, generate, held_by
 from devctl.distributed.report import Compared, DistributedReport, RankRow
 from devctl.distributed.seat import Seat
-from devctl.errors import DevctlError, ExitCode, LoadError, RefusedError, first_line
+from devctl.errors import DevctlError, ExitCode, LoadError, RefusedError
 from devctl.loading.proofs.reference import fits_in_ram
 from devctl.loading.run.out_of_memory import is_out_of_memory
 from devctl.loading.weights import loader
@@ -218,10 +218,10 @@ def _secondary() -> Iterator[None]:
     except DevctlError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {first_line(error)}"
-        if is_out_of_memory(error):
-            raise LoadError(f"memory ran out: {text}") from error
-        raise SecondaryError(text) from error
+        if is_of_connection(error):
+            raise SecondaryError(said_of(error)) from error
+        what = "memory ran out: " if is_out_of_memory(error) else ""
+        raise LoadError(f"{what}{said_of(error)}") from error
 
 
 def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[RankRow, Made, tuple[str, ...]]:
@@ -308,6 +308,8 @@ def _load(request: RankRequest, link: Link, local: Local) -> tuple[PreTrainedMod
                 on_progress=lambda _: link.progress(),
             )
     except LoadError as error:
+        if error.__cause__ is None or not is_of_connection(error.__cause__):
+            raise
         raise SecondaryError(error.message, hint=error.hint) from error
 
 

@@ -14,6 +14,10 @@ def version(of, says):
     importlib.import_module(of).__version__ = says
 
 
+def _raise():
+    raise RuntimeError("a kernel failed")
+
+
 def in_generate(do):
     """The working process ends, stops or waits as it makes its second token."""
     ways = {
@@ -23,8 +27,12 @@ def in_generate(do):
         "wait": lambda: time.sleep(3600),
         "orphan": lambda: os.kill(os.getppid(), signal.SIGKILL),
         "stop the watching one": lambda: os.kill(os.getppid(), signal.SIGSTOP),
-        "raise": lambda: (_ for _ in ()).throw(RuntimeError("a kernel failed")),
+        "raise": _raise,
     }
+    _in_generate(ways[do])
+
+
+def _in_generate(act):
     whole = pipeline.generate
 
     def generate(model, given, new_tokens, tick):
@@ -33,7 +41,7 @@ def in_generate(do):
         def ticking():
             ticks.append(1)
             if len(ticks) == 2:
-                ways[do]()
+                act()
             tick()
 
         return whole(model, given, new_tokens, ticking)
@@ -54,3 +62,17 @@ def never():
 def stop_at_once():
     """The rank stops before it meets anybody."""
     worker.supervise = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def interrupted_in_generate(pid):
+    """Somebody presses Ctrl-C where the rank was started, as it makes its second token."""
+    from pathlib import Path
+
+    _in_generate(lambda: (os.kill(int(Path(pid).read_text()), signal.SIGINT), time.sleep(60)))
+
+
+def cut(namespace, device):
+    """The link of this host is cut as it makes its second token."""
+    import subprocess
+
+    _in_generate(lambda: subprocess.run(["ip", "-n", namespace, "link", "set", device, "down"], check=True))
