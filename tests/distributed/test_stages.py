@@ -1,5 +1,9 @@
 """Ranks that load what the plan says, and do what one process does."""
 
+import json
+from importlib.resources import files
+
+import jsonschema
 import pytest
 
 from tests.distributed import plans
@@ -10,6 +14,7 @@ def test_two_ranks_hold_what_the_plan_says_and_make_what_one_process_makes(launc
     first, second = launch(llama, plan, "--max-new-tokens", "6")
     assert (first.code, second.code) == (0, 0), first.err + second.err
     report = first.report
+    jsonschema.validate(report, json.loads((files("devctl.distributed") / "schema.json").read_text(encoding="utf-8")))
     assert second.out == ""
     assert report["reference"] == "equal"
     assert report["ok"] is True
