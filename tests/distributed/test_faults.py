@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -284,6 +287,97 @@ def test_two_hosts_find_each_other_by_the_way_to_the_first(launch, llama, plan, 
     ranks = launch(llama, plan, address="10.77.9.1", own={0: on("dvtA"), 1: on("dvtB")})
     assert codes(ranks) == [0, 0], ranks
     assert ranks[0].report["reference"] == "equal"
+
+
+@pytest.fixture
+def pasted(llama, hosts, tmp_path):
+    """Pastes the line of each host in its namespace, by torchrun; how each ended: (exit code, stdout, stderr)."""
+
+    def paste(plan, *options, stop=None):
+        staged = plans.write(tmp_path / "plan.json", plan)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        devctl = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(staged), *options]
+        printed = subprocess.run(
+            [*devctl, "--master-addr", "10.77.9.1"], capture_output=True, text=True, env=environment, check=True
+        ).stdout.splitlines()
+        started = []
+        for name, line in zip(HOSTS, printed, strict=True):
+            program, *arguments = shlex.split(line)
+            assert program == "torchrun"
+            command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *arguments]
+            files = [(tmp_path / f"{name}.{kind}").open("w+") for kind in ("out", "err")]
+            started.append((subprocess.Popen(command, stdout=files[0], stderr=files[1], env=environment), *files))
+        if stop is not None:
+            stop(started)
+        ended = []
+        for process, *files in started:
+            code = process.wait(240)
+            texts = []
+            for file in files:
+                file.seek(0)
+                texts.append(file.read())
+                file.close()
+            ended.append((code, *texts))
+        return ended
+
+    return paste
+
+
+@pytest.mark.slow
+def test_pasted_lines_run_unlike_numbers_of_ranks_on_two_hosts(llama, pasted):
+    plan = plans.document(llama, (1, 1, 2), "aab")
+    first, second = pasted(plan, "--json")
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    report = json.loads(first[1])
+    assert report["reference"] == "equal"
+    assert [(row["host"], row["layers"]) for row in report["ranks"]] == [("a", [0, 1]), ("a", [1, 2]), ("b", [2, 4])]
+    assert second[1] == ""
+
+
+@pytest.mark.slow
+def test_a_pasted_rank_that_stops_ends_both_hosts(llama, pasted):
+    """One that is stopped as a whole, its watching process too, with a link that is there."""
+
+    def stop(started):
+        # whichever process of the second host is a rank: torchrun's child, or its child
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            found = [
+                pid for pid in _below(started[1][0].pid) if b"--distributed" in _read(Path(f"/proc/{pid}/cmdline"))
+            ]
+            ranks = [pid for pid in found if b"torch.distributed.run" not in _read(Path(f"/proc/{pid}/cmdline"))]
+            if len(ranks) == 2:
+                for pid in ranks:
+                    os.kill(pid, signal.SIGSTOP)
+                return
+            time.sleep(0.05)
+        raise AssertionError("no rank came")
+
+    plan = plans.document(llama, (1, 3), "ab")
+    options = ("--join-timeout", "20s", "--step-timeout", "12s")
+    (code, _, said), (other, _, _) = pasted(plan, *options, stop=lambda started: _ended(stop, started))
+    assert code == 1  # torchrun's own
+    assert other != 0
+    assert "devctl: rank 1 on b: " in said
+    assert "exitcode  : 5" in said
+
+
+def _ended(stop, started):
+    """Stop a host's rank, and end its launcher once the other host has ended: nothing there can do so by itself."""
+    stop(started)
+    started[0][0].wait(200)
+    for pid in _below(started[1][0].pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _below(pid):
+    """A process and all below it."""
+    found = [pid]
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        fields = _read(path).rpartition(b")")[2].split()
+        if fields and int(fields[1]) == pid:
+            found += _below(int(path.parent.name))
+    return found
 
 
 @pytest.mark.slow
