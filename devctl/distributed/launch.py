@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -335,7 +336,9 @@ def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], sa
             if this is None:
                 break
             if codes[this] and first_bad is None:
-                first_bad, until = this, time.monotonic() + limits.silence + _GRACE
+                # those that have heard of it are about to end; of one that was killed they find out by its silence
+                heard = codes[this] > 0
+                first_bad, until = this, time.monotonic() + _GRACE + (0 if heard else limits.silence)
     finally:
         _end(running)
     if first_bad is None:
@@ -356,10 +359,19 @@ def _next(ended: queue.SimpleQueue[str], until: float | None) -> str | None:
 
 def _end(running: Sequence[_Started]) -> None:
     """End all that still run, first kindly."""
+    import psutil
+
     for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 1.0)):
         left = [one.process for one in running if one.process.poll() is None]
         for process in left:
+            below = []
+            if number == signal.SIGKILL:  # what is stopped does not see that its watching process is gone
+                with contextlib.suppress(psutil.Error):
+                    below = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(number)
+            for child in below:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
         end = time.monotonic() + seconds
         for process in left:
             try:

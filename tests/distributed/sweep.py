@@ -224,10 +224,11 @@ def try_class(class_name):
 
 
 def main(names):
+    table = Path(names.pop(0)) if names[:1] == ["--table"] and names.pop(0) else TABLE
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    kept = json.loads(TABLE.read_text())["transformers"]
+    kept = json.loads(table.read_text())["transformers"]
     rows = kept.setdefault(transformers.__version__, {})
     for class_name in names or CLASSES:
         if not hasattr(transformers, class_name):
@@ -240,7 +241,7 @@ def main(names):
         else:
             rows[class_name] = row
         kept[transformers.__version__] = dict(sorted(rows.items()))
-        TABLE.write_text(json.dumps({"transformers": kept}, indent=1, ensure_ascii=False) + "\n")
+        table.write_text(json.dumps({"transformers": kept}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import shlex
 import stat
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 
 from devctl.distributed.launch import Launcher, Run, commands, lines
@@ -373,3 +375,37 @@ def _free():
 def test_limits_leave_room_for_signs_of_life():
     assert Limits().silence == 60
     assert Limits(step=1).beat < Limits(step=1).silence / 4
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_as_a_whole_is_ended_by_whoever_started_it(llama, staged):
+    command = [
+        sys.executable,
+        "-m",
+        "devctl",
+        "load",
+        llama,
+        "--map",
+        staged,
+        "--launch",
+        "local",
+        "--step-timeout",
+        "12s",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    ranks = []
+    while len(ranks) < 2 or len(ranks[1].children()) < 1:
+        assert time.monotonic() < end
+        ranks = sorted(psutil.Process(process.pid).children(), key=lambda each: each.pid)
+        time.sleep(0.05)
+    stopped = [ranks[1], *ranks[1].children(recursive=True)]
+    for each in stopped:
+        each.suspend()
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 5, said
+    assert "rank 1 on b: " in said
+    assert not [each for each in stopped if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
