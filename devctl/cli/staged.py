@@ -110,6 +110,7 @@ class StagedPlan:
     text: str
     stages: Stages
     model: dict[str, Any]
+    shared: dict[str, Any]
 
 
 def read_staged(argument: str | None) -> StagedPlan | None:
@@ -124,16 +125,17 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     if '"stages"' not in text:
         return None
     document = parse_json(text, origin)
-    if not is_staged(document):
+    if not is_staged(document) or document["stages"] is None:  # a document says so of a plan without any
         return None
     if document.get("kind") != KIND or document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} has stages, and is no plan of schema {SCHEMA}, which this devctl reads")
-    planned = document.get("model")
+    planned, shared = document.get("model"), document.get("tensor_parallel")
     return StagedPlan(
         path=argument,
         text=text,
         stages=parse_stages(document, origin),
         model=planned if isinstance(planned, dict) else {},
+        shared=shared if isinstance(shared, dict) else {},
     )
 
 
@@ -209,6 +211,7 @@ def _request(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> Any:
         stages=plan.stages,
         plan=plan.text,
         planned=plan.model,
+        shared=plan.shared,
         prompt=run.prompt,
         batch_size=run.batch_size,
         padding=run.padding,

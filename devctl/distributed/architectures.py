@@ -21,22 +21,26 @@ class Outcome(StrEnum):
 
 
 @cache
-def table() -> dict[str, dict[str, dict[str, str]]]:
-    """By release of transformers and class: its outcome, and why where it is not exact."""
+def table() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
+    """By release of transformers, class and way (stages, shared): its outcome, and why where it is not exact."""
     text = resources.files("devctl.distributed").joinpath("architectures.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found["transformers"]  # type: ignore[no-any-return]
 
 
-def objection(class_name: str, release: str) -> str | None:
-    """Why a model of this class is not run in stages by this release of transformers; None where it was exact."""
-    known = table()
+def objection(class_name: str, release: str, *, shared: bool = False) -> str | None:
+    """Why a model of this class is not run so by this release of transformers; None where it was exact.
+
+    Args:
+        shared: on ranks that share its layers, instead of in stages.
+    """
+    known, how = table(), "on ranks that share its layers" if shared else "in stages"
     if release not in known:
         return f"transformers {release} was not tried, only {', '.join(sorted(known))}"
-    row = known[release].get(class_name)
+    row = known[release].get(class_name, {}).get("shared" if shared else "stages")
     if row is None:
-        return f"{class_name} was not tried in stages with transformers {release}"
+        return f"{class_name} was not tried {how} with transformers {release}"
     if row["outcome"] == Outcome.EXACT:
         return None
-    what = "makes other tokens in stages" if row["outcome"] == Outcome.WRONG else "does not run in stages"
-    return f"{class_name} {what} with transformers {release}: {row['why']}"
+    what = "makes other tokens" if row["outcome"] == Outcome.WRONG else "does not run"
+    return f"{class_name} {what} {how} with transformers {release}: {row['why']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ from devctl.loading.run.inputs import prepare as prepare_inputs
 from devctl.loading.weights import loader
 from devctl.models import decoding
 from devctl.models.files.resolve import generation_of
-from devctl.placement.parallel.records import Stages
+from devctl.placement.parallel.records import Rank, Stages
 from devctl.planning.model import open_skeleton
 from devctl.planning.request import ModelRequest
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from devctl.models.files.resolve import ModelSource
     from devctl.models.skeleton import Skeleton
 
@@ -33,11 +35,12 @@ _COMPUTING = (DeviceType.GPU, DeviceType.XPU)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRequest:
-    """What to load in stages, and what to run.
+    """What to load in stages, or on ranks that share one, and what to run.
 
     Attributes:
         plan: the text of the plan document.
         planned: its "model", as far as it says anything.
+        shared: its "tensor_parallel", the same.
         prompt: what to run; made up where not given.
         context_length: tokens of the text; None leaves it as it is.
         decode: how tokens are chosen; None is greedily.
@@ -48,6 +51,7 @@ class RankRequest:
     stages: Stages
     plan: str
     planned: Mapping[str, Any]
+    shared: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     batch_size: int = 1
     padding: bool = False
@@ -55,6 +59,25 @@ class RankRequest:
     max_new_tokens: int = 8
     decode: str | None = None
     verify_weights: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all layers are shared by all ranks, instead of each having some of them."""
+        return self.stages.tensor_parallel > 1
+
+    def used(self, rank: Rank) -> int:
+        """Bytes of weights and buffers that the plan has for a rank.
+
+        Raises:
+            UsageError: the plan says it for other ranks.
+        """
+        each = self.shared.get("bytes_per_rank")
+        if not self.is_shared or each is None:
+            return rank.stage.used
+        good = isinstance(each, list) and len(each) == self.stages.tensor_parallel
+        if not good or not all(type(nbytes) is int for nbytes in each) or max(each) != rank.stage.used:
+            raise UsageError('the plan\'s "bytes_per_rank" are not those of its ranks')
+        return int(each[rank.rank])
 
 
 def require_run(request: RankRequest) -> None:
@@ -65,14 +88,13 @@ def require_run(request: RankRequest) -> None:
     """
     stages = request.stages
     reasons = []
-    if stages.tensor_parallel > 1:
-        with_stages = len(stages.stages) > 1
+    if request.is_shared and len(stages.stages) > 1:
         reasons.append(
             "transformers can't load stages whose layers are shared among accelerators (tensor and pipeline parallel)"
-            if with_stages
-            else "tensor-parallel plans are not loaded by devctl"
         )
-    elif len(stages.stages) == 1:
+    elif request.is_shared and request.shared.get("expert_parallel", 1) != 1:
+        reasons.append("experts that are spread over ranks (expert parallel) are not loaded by devctl")
+    elif not request.is_shared and len(stages.stages) == 1:
         reasons.append("the plan has one stage on one accelerator: a plain map loads that")
     for stage in stages.stages:
         for name in stage.devices:
@@ -83,7 +105,7 @@ def require_run(request: RankRequest) -> None:
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):
         reasons.append(f"--decode {request.decode}: each rank would choose its own tokens, so only greedy is run")
     if reasons:
-        raise RefusedError("this is not run in stages", findings=tuple(reasons))
+        raise RefusedError("this is not run over several ranks", findings=tuple(reasons))
 
 
 def device_of(name: str) -> Device:
@@ -123,8 +145,8 @@ def check_here(request: RankRequest, link: Link) -> Local:
     link.step("checking the model")
     seat, stages = link.seat, request.stages
     source, skeleton = open_skeleton(request.model, random_weights=False)
-    tensors = tensors_of_stages(skeleton.tree, stages)
     _require_in_stages(request, source, skeleton)
+    tensors = tensors_of_stages(skeleton.tree, stages)
     link.step("finding the weights", patient=True)  # they may have to be downloaded
     source = loader.local_copy(source)
     link.step("checking the model")
@@ -140,7 +162,7 @@ def check_here(request: RankRequest, link: Link) -> Local:
         padding=False,
     )
     if set(inputs.tensors) - {"input_ids", "attention_mask"}:
-        raise RefusedError(f"only text is run in stages, and {skeleton.tree.class_name} takes more")
+        raise RefusedError(f"only text is run over several ranks, and {skeleton.tree.class_name} takes more")
     device = _usabledevice_of(seat)
     _require_room(request, seat, device)
     return Local(
@@ -167,7 +189,9 @@ def _require_in_stages(request: RankRequest, source: ModelSource, skeleton: Skel
         reasons.append(f"{tree.class_name} has an encoder and a decoder")
     if tree.quantisation is not None or getattr(config, "quantization_config", None):
         reasons.append("its checkpoint is quantised")
-    if (why := objection(tree.class_name, transformers.__version__)) is not None:
+    if (why := objection(tree.class_name, transformers.__version__, shared=request.is_shared)) is not None:
+        reasons.append(why)
+    if request.is_shared and (why := _indivisible(config, request.stages.tensor_parallel)) is not None:
         reasons.append(why)
     if tree.untied:
         reasons.append("its checkpoint has weights of their own in place of tied ones")
@@ -180,7 +204,19 @@ def _require_in_stages(request: RankRequest, source: ModelSource, skeleton: Skel
     if request.decode == decoding.CONFIG and (told.get("do_sample") or int(told.get("num_beams") or 1) > 1):
         reasons.append("its generation config samples, or has beams: each rank would choose its own tokens")
     if reasons:
-        raise RefusedError(f"{tree.class_name} is not run in stages", findings=tuple(reasons))
+        how = "on ranks that share its layers" if request.is_shared else "in stages"
+        raise RefusedError(f"{tree.class_name} is not run {how}", findings=tuple(reasons))
+
+
+def _indivisible(config: PreTrainedConfig, ranks: int) -> str | None:
+    """Why its heads can't be shared by so many ranks, which transformers finds out after it has loaded them."""
+    text = config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        count = getattr(text, name, None)
+        if isinstance(count, int) and count % ranks:
+            fitting = [str(n) for n in range(2, count + 1) if count % n == 0]
+            return f"its {name} are {count}, which {ranks} ranks can't share ({', '.join(fitting) or 'none'} could)"
+    return None
 
 
 def _require_planned(request: RankRequest, skeleton: Skeleton) -> None:
@@ -230,8 +266,8 @@ def _require_room(request: RankRequest, seat: Seat, device: str) -> None:
     import torch
 
     if device == "cpu":
-        here = {rank.stage.stage: rank.stage.used for rank in seat.ranks if rank.host == seat.me.host}
-        need, free = sum(here.values()), int(psutil.virtual_memory().available)
+        here = [request.used(rank) for rank in seat.ranks if rank.host == seat.me.host]
+        need, free = sum(here), int(psutil.virtual_memory().available)
     elif device.startswith("cuda"):
         need, free = seat.me.stage.total, int(torch.cuda.mem_get_info(torch.device(device))[0])
     else:

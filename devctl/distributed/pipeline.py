@@ -1,4 +1,4 @@
-"""One stage of a model by transformers' own pipeline, cut where the plan says.
+"""One rank's part of a model by transformers' own parallelism: in stages, cut where the plan says, or shared.
 
 Imports torch and transformers, inside functions.
 """
@@ -102,8 +102,9 @@ def held_by(model: PreTrainedModel) -> Held:
     """Look every parameter and buffer up."""
     names, empty = set(), []
     storages: dict[int, int] = {}
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+    for name, found in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         names.add(name)
+        tensor: torch.Tensor = found.to_local() if hasattr(found, "to_local") else found  # of one that ranks share
         if tensor.device.type == "meta":
             empty.append(name)
         else:
@@ -171,8 +172,8 @@ def difference(made: Made, expected: Made, dtype: str, *, exact: bool) -> str | 
     """How what the ranks made differs from what one process did; None where it does not.
 
     Args:
-        exact: whether the ids have to be the same. Accelerators round otherwise than the CPU does: there a token may
-            differ where the logits before it, its own among them, are within rounding.
+        exact: whether the ids have to be the same. Accelerators, and ranks that share a layer and add up their parts,
+            round otherwise than one CPU does: there a token may differ where all logits up to it are within rounding.
     """
     steps = min(made.logits.shape[1], expected.logits.shape[1])
     for step in range(steps):

@@ -67,6 +67,7 @@ class DistributedReport:
     """All of them.
 
     Attributes:
+        tensor_parallel: ranks that share each layer.
         inputs: where the prompt came from: "tokenizer" or "random".
         prompt: tokens of each sequence.
         reference: the comparison with the same model in one process.
@@ -80,6 +81,7 @@ class DistributedReport:
     model_class: str
     dtype: str
     backend: str
+    tensor_parallel: int
     batch_size: int
     inputs: str
     prompt: int

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -237,7 +237,7 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
     expected = local.tensors[stage.stage]
     held = held_by(model)
     _require_held(held.names, held.empty, set(expected))
-    wrong = [f"{name} {held.nbytes:,} B, {said}" for name, said in _unlike(held.nbytes, stage.used, expected)]
+    wrong = [f"{name} {held.nbytes:,} B, {said}" for name, said in _unlike(request, seat, held.nbytes, expected)]
     told = link.gather("tensors", wrong)
     if any(told):
         lines = [
@@ -256,7 +256,7 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
         planned=rank.device,
         device=local.device,
         layers=stage.layers,
-        used=stage.used,
+        used=request.used(rank),
         measured=held.nbytes,
         total=stage.total,
         peak=int(torch.accelerator.max_memory_allocated(device)) if on_gpu else None,
@@ -268,10 +268,11 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
     return row, made, notes
 
 
-def _unlike(measured: int, used: int, expected: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    if measured != sum(expected.values()):
+def _unlike(request: RankRequest, seat: Seat, measured: int, expected: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    # of what ranks share, each holds a part of the tensors that the model has
+    if not request.is_shared and measured != sum(expected.values()):
         yield "it holds", f"and its tensors have {sum(expected.values()):,} B"
-    if measured != used:
+    if measured != (used := request.used(seat.me)):
         yield "it holds", f"the plan says {used:,} B"
 
 
@@ -299,11 +300,14 @@ def _load(request: RankRequest, link: Link, local: Local) -> tuple[PreTrainedMod
     from transformers.distributed.configuration_utils import DistributedConfig
 
     try:
-        with cut(request.stages):
+        ranks = request.stages.tensor_parallel
+        with nullcontext() if request.is_shared else cut(request.stages):
             return loader.load_stage(
                 local.source,
                 local.skeleton,
-                DistributedConfig(pp_size=len(request.stages.stages)),
+                DistributedConfig(tp_size=ranks)
+                if request.is_shared
+                else DistributedConfig(pp_size=len(request.stages.stages)),
                 frozenset(local.tensors[link.seat.me.stage.stage]),
                 on_progress=lambda _: link.progress(),
             )
@@ -338,7 +342,7 @@ def _judged(
         hint = "" if request.verify_weights else "do all hosts have the same weights? --verify-weights compares them"
         verdict = {
             "code": int(ExitCode.LOAD),
-            "message": f"the stages do not do what one process does: {said}",
+            "message": f"the ranks do not do what one process does: {said}",
             "hint": hint,
         }
     elif outcome is Compared.NOT_RUN:
@@ -352,6 +356,7 @@ def _judged(
         model_class=tree.class_name,
         dtype=tree.dtype,
         backend=str(dist.get_backend()),
+        tensor_parallel=request.stages.tensor_parallel,
         batch_size=request.batch_size,
         inputs=local.inputs.source,
         prompt=local.inputs.tensors["input_ids"].shape[1],
@@ -402,7 +407,7 @@ def _compared(request: RankRequest, link: Link, local: Local, made: Made) -> tup
     )
     link.step("running the reference")
     expected = generate(reference, dict(local.inputs.tensors), request.max_new_tokens, link.progress)
-    apart = difference(made, expected, tree.dtype, exact=local.device == "cpu")
+    apart = difference(made, expected, tree.dtype, exact=local.device == "cpu" and not request.is_shared)
     if apart is not None:
         return Compared.DIFFERENT, apart
     return Compared.EQUAL, f"tokens and logits are those of one process, of {tree.class_name} on the CPU"

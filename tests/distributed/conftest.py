@@ -78,7 +78,8 @@ def launch(warm, tmp_path):
     """
 
     def run(model, plan, *options, own=None, seconds=100, port=None, address="127.0.0.1"):
-        stages = plan["stages"]
+        # a rank for each accelerator, whether those share a stage or not
+        stages = [stage for stage in plan["stages"] for _ in stage["devices"]]
         hosts = list(dict.fromkeys(stage["host"] for stage in stages))
         meeting = port or free_port()
         ranks, on_host = [], {}

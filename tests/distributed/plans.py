@@ -65,6 +65,35 @@ def document(folder, cuts, hosts, **ways):
     }
 
 
+def shared(folder, ranks, host="a"):
+    """The plan document of a model whose layers are shared by so many ranks; of sizes that divide evenly."""
+    tree = read_skeleton(resolve(str(folder))).tree
+    size = sizes(tree)
+    whole = [t.name for t in tree.index.tensors if "norm" in t.name or "rotary" in t.name]
+    kept = sum(size[name] for name in whole)
+    used = kept + (size[""] - kept) // ranks
+    layers = len(tree.index.modules[f"{BASE}.layers"].children)
+    stage = Stage(
+        stage=0,
+        host=host,
+        devices=tuple(f"cuda:{rank}" for rank in range(ranks)),
+        layers=(0, layers),
+        used=used,
+        state=0,
+        activations=0,
+        overhead=0,
+        budget=2**40,
+    )
+    return {
+        "schema": 1,
+        "kind": "devctl.plan",
+        "model": {"name": str(folder), "class": tree.class_name, "dtype": tree.dtype},
+        "device_map": {"": "a/cuda:0"},
+        **Stages(container=f"{BASE}.layers", stages=(stage,)).to_document(),
+        "tensor_parallel": {"size": ranks, "expert_parallel": 1, "bytes_per_rank": [used] * ranks},
+    }
+
+
 def write(path, plan):
     """The file of a plan document."""
     path.write_text(json.dumps(plan))

@@ -1,4 +1,6 @@
-"""Small models of many architectures in two stages, beside themselves in one process: what ``architectures.json`` says.
+"""Small models of many architectures on two ranks, beside themselves in one process: what ``architectures.json`` says.
+
+In stages each rank has some of the layers, shared it has a part of every one.
 
 ``python -m tests.distributed.sweep`` writes the rows of the installed transformers anew, ``… LlamaForCausalLM`` those
 of some classes; ``test_sweep.py`` compares. Each class is built and run in forks of this process, which has torch and
@@ -64,7 +66,21 @@ Zamba2ForCausalLM ZayaForCausalLM
 CLASSES = _NAMES.split()
 
 OWN = {
-    "DeepseekV2ForCausalLM": small_models._DEEPSEEK,
+    **dict.fromkeys(
+        (
+            "DeepseekV2ForCausalLM",
+            "DeepseekV32ForCausalLM",
+            "Glm4MoeLiteForCausalLM",
+            "GlmMoeDsaForCausalLM",
+            "LongcatFlashForCausalLM",
+            "MiniCPM3ForCausalLM",
+            "Mistral4ForCausalLM",
+            "YoutuForCausalLM",
+        ),
+        small_models._DEEPSEEK,
+    ),
+    "Dots1ForCausalLM": {"n_shared_experts": 1, "n_group": 2, "topk_group": 1},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
     "DeepseekV3ForCausalLM": {**small_models._DEEPSEEK, "n_group": 2, "topk_group": 1},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
 }
@@ -86,6 +102,10 @@ def build(class_name, tied=None):
         model_class, config = small_models.of_class(class_name, **own)
         if getattr(config, "sliding_window", None):
             config.sliding_window = 8
+        # of few layers, a pattern of a full one in six would have none
+        kinds = [*dict.fromkeys(getattr(type(config)(), "layer_types", None) or ())]
+        if len(kinds) > len(set(getattr(config, "layer_types", None) or ())):
+            config.layer_types = [kinds[layer % len(kinds)] for layer in range(LAYERS)]
         for name, value in config.to_dict().items():
             # what is neutral unless a config says otherwise would hide that a later stage does it again
             if _FACTOR.search(name) and type(value) in (int, float) and value == 1:
@@ -178,14 +198,18 @@ def in_stages(class_name, folder, rank, ways):
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=30))
     for name, counts in ways:
-        with cut(stages_of(counts)):
+        config = DistributedConfig(tp_size=2) if counts is None else DistributedConfig(pp_size=2)
+        with cut(stages_of(counts or CUTS[0])):
             model = getattr(transformers, class_name).from_pretrained(
-                folder / name, dtype=torch.float32, distributed_config=DistributedConfig(pp_size=2)
+                folder / name, dtype=torch.float32, distributed_config=config
             )
+        if counts is None and not any(hasattr(tensor, "to_local") for tensor in model.parameters()):
+            return {"error": "it has no plan by which its layers are shared"}
         expected = torch.load(folder / f"{name}.pt")
         for each, (ids, logits) in zip(PROMPTS, expected, strict=True):
             made = generate(model, prompt(*each), NEW_TOKENS, lambda: None)
-            where = f"layers {'+'.join(map(str, counts))}, {each[0]} × {each[1]} tokens"
+            layers = "all layers" if counts is None else f"layers {'+'.join(map(str, counts))}"
+            where = f"{layers}, {each[0]} × {each[1]} tokens"
             if name == "other":
                 where += ", the head tied and the windows set the other way than usual"
             apart = (made.logits - logits).abs().amax(dim=(0, 2))
@@ -209,10 +233,20 @@ def try_class(class_name):
         if "class" not in found:
             print(f"  left out: {found}", file=sys.stderr)
             return None
-        ways = [*(("usual", counts) for counts in CUTS), ("other", (2, 2))]
-        answers = [folder / f"rank-{rank}.json" for rank in range(2)]
-        in_time = wait_for([forked(lambda r=r: in_stages(class_name, folder, r, ways), answers[r]) for r in range(2)])
-        rows = [json.loads(each.read_text()) if each.exists() else {} for each in answers]
+        return {
+            "stages": on_ranks(class_name, folder, [*(("usual", counts) for counts in CUTS), ("other", (2, 2))]),
+            "shared": on_ranks(class_name, folder, [("usual", None), ("other", None)]),
+        }
+
+
+def on_ranks(class_name, folder, ways):
+    """What comes out of the ways."""
+    (folder / "store").unlink(missing_ok=True)
+    answers = [folder / f"rank-{rank}.json" for rank in range(2)]
+    for answer in answers:
+        answer.unlink(missing_ok=True)
+    in_time = wait_for([forked(lambda r=r: in_stages(class_name, folder, r, ways), answers[r]) for r in range(2)])
+    rows = [json.loads(each.read_text()) if each.exists() else {} for each in answers]
     if why := next((row["wrong"] for row in rows if "wrong" in row), None):
         return {"outcome": str(Outcome.WRONG), "why": why}
     errors = [row["error"] for row in rows if "error" in row]

@@ -186,7 +186,7 @@ def test_weights_that_differ_in_value_alone_are_found_by_the_reference(launch, l
     assert report["ok"] is False
     assert report["ranks"][0]["ids"] == report["ranks"][1]["ids"]  # which proves nothing
     for rank in ranks:
-        assert "the stages do not do what one process does" in rank.err
+        assert "the ranks do not do what one process does" in rank.err
         assert "--verify-weights" in rank.err
 
 

@@ -16,14 +16,17 @@ RELEASE = "5.23.0"
 
 def test_every_row_says_what_came_out_and_why_if_it_is_not_exact():
     for rows in table().values():
-        for name, row in rows.items():
-            assert row["outcome"] in set(Outcome), name
-            assert ("why" in row) == (row["outcome"] != Outcome.EXACT), name
+        for name, ways in rows.items():
+            assert set(ways) == {"stages", "shared"}
+            for row in ways.values():
+                assert row["outcome"] in set(Outcome), name
+                assert ("why" in row) == (row["outcome"] != Outcome.EXACT), name
 
 
 def test_many_architectures_are_exact_and_those_that_are_silently_wrong_are_known():
     rows = table()[RELEASE]
-    assert sum(row["outcome"] == Outcome.EXACT for row in rows.values()) >= 25
+    for way in ("stages", "shared"):
+        assert sum(row[way]["outcome"] == Outcome.EXACT for row in rows.values()) >= 25
     for name in (
         "GraniteForCausalLM",
         "GraniteMoeForCausalLM",
@@ -31,12 +34,14 @@ def test_many_architectures_are_exact_and_those_that_are_silently_wrong_are_know
         "Lfm2ForCausalLM",
         "PhiForCausalLM",
     ):
-        assert rows[name]["outcome"] != Outcome.EXACT, name
+        assert rows[name]["stages"]["outcome"] != Outcome.EXACT, name
 
 
 def test_only_what_was_exact_with_this_release_is_run():
     assert objection("LlamaForCausalLM", RELEASE) is None
     assert "makes other tokens in stages" in objection("GraniteForCausalLM", RELEASE)
+    assert objection("GraniteForCausalLM", RELEASE, shared=True) is None
+    assert "does not run on ranks that share its layers" in objection("Lfm2ForCausalLM", RELEASE, shared=True)
     assert "was not tried in stages" in objection("NobodysForCausalLM", RELEASE)
     assert "transformers 4.0.0 was not tried, only 5.23.0" in objection("LlamaForCausalLM", "4.0.0")
 
@@ -51,7 +56,8 @@ def test_the_sweep_finds_what_the_table_says(tmp_path):
     rows = table()[importlib.metadata.version("transformers")]
     names = []
     for outcome in Outcome:
-        names += [name for name, row in rows.items() if row["outcome"] == outcome][:: 8 if outcome == "exact" else 4]
+        of_it = [name for name, row in rows.items() if row["stages"]["outcome"] == outcome]
+        names += of_it[:: 8 if outcome == Outcome.EXACT else 4]
     kept = tmp_path / "architectures.json"
     kept.write_text('{"transformers": {}}')
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TORCH_CPP_LOG_LEVEL": "FATAL"}
@@ -59,4 +65,6 @@ def test_the_sweep_finds_what_the_table_says(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(kept.read_text())["transformers"].values()
-    assert {name: row["outcome"] for name, row in found.items()} == {name: rows[name]["outcome"] for name in names}
+    for name in names:
+        for way in ("stages", "shared"):
+            assert found[name][way]["outcome"] == rows[name][way]["outcome"], (name, way)

@@ -54,7 +54,12 @@ def staged_report(report: dict[str, Any]) -> str:
     if report["weights"] is not None:
         facts.add_row("weights", f"{report['weights']} files are the same on all hosts that read them")
     title = Text.assemble(
-        (report["model_class"], "bold"), f" in {report['dtype']}, {len(report['ranks'])} ranks over {report['backend']}"
+        (report["model_class"], "bold"), f" in {report['dtype']}, {_ranks(report)} over {report['backend']}"
     )
     notes = [Text(f"note: {note}") for note in report["notes"]]
     return to_text(Group(title, facts, table, *notes), sys.stdout)
+
+
+def _ranks(report: dict[str, Any]) -> str:
+    shared = " that share it" if report["tensor_parallel"] > 1 else ""
+    return f"{len(report['ranks'])} ranks{shared}"
