@@ -46,7 +46,8 @@ class Launcher(StrEnum):
 DEFAULT_PORT = 29500
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
 """What may be a host's name: nothing that a shell or ssh reads as something else."""
-_USER = re.compile(r"([A-Za-z0-9._][A-Za-z0-9._-]*@)?[A-Za-z0-9._][A-Za-z0-9._-]*")
+_NAME_WITH_USER = re.compile(r"([A-Za-z0-9._][A-Za-z0-9._-]*@)?[A-Za-z0-9._][A-Za-z0-9._-]*")
+_MOST_RANKS = 256
 _GRACE = 10.0
 """Seconds that ranks have to end by themselves, as they hear of a failure."""
 _CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
@@ -82,15 +83,18 @@ class Run:
         return self.address or self.stages.hosts[0]
 
 
-def require_names(run: Run, pattern: re.Pattern[str] = _NAME) -> None:
-    """See that the hosts' names can stand in a command.
+def require_line(run: Run) -> None:
+    """See that the hosts' names, ``user@`` before them or not, and the arguments can stand in a line.
 
     Raises:
-        UsageError: naming one that can't.
+        UsageError: naming what can't.
     """
     for name in run.stages.hosts:
-        if not pattern.fullmatch(name):
+        if not _NAME_WITH_USER.fullmatch(name):
             raise UsageError(f"{name!r} is no host's name that a command can have")
+    for argument in run.arguments:
+        if not argument.isprintable():
+            raise UsageError(f"{argument!r} does not go into one line", hint="--launch local takes it")
     if run.address is not None and not (_NAME.fullmatch(run.address) or re.fullmatch(r"[0-9A-Fa-f:]+", run.address)):
         raise UsageError(f"--master-addr {run.address!r} is no host's name or address")
 
@@ -102,10 +106,11 @@ def commands(run: Run, launcher: Launcher) -> dict[str, tuple[str, ...]]:
     rank finds its stage by its host's number and its own number there.
 
     Raises:
-        UsageError: a name can't stand in a command.
+        UsageError: a name or an argument can't stand in a line.
         RefusedError: there are no lines for this launcher.
     """
-    require_names(run)
+    require_line(run)
+    run = _without_users(run)
     if launcher in (Launcher.TORCHRUN, Launcher.SLURM):
         found = {host: _torchrun(run, number) for number, host in enumerate(run.stages.hosts)}
         if launcher is Launcher.TORCHRUN:
@@ -211,11 +216,14 @@ def run_local(run: Run, limits: Limits, say: Say, *, port: int | None = None) ->
         port: where they meet; None is any free one.
 
     Raises:
+        RefusedError: there are more ranks than any machine has accelerators.
         LoadError: a rank ended badly by a signal.
         EndedError: it ended badly, and said why.
     """
     meeting = _free_port() if port is None else port
     ranks = tuple(run.stages.ranks())
+    if len(ranks) > _MOST_RANKS:
+        raise RefusedError(f"the plan has {len(ranks)} ranks, and no machine has so many accelerators")
     counts = run.counts
     started = []
     for rank in ranks:
@@ -240,13 +248,11 @@ def run_ssh(run: Run, limits: Limits, say: Say) -> bytes:
     """Start each host's line by ssh, which may ask for nothing; what the first answered.
 
     Raises:
-        UsageError: a name can't stand in a command.
+        UsageError: a name or an argument can't stand in a line.
         LoadError, EndedError: as `run_local`.
     """
-    require_names(run, _USER)
-    bare = _without_users(run)
     started = []
-    for host, command in zip(run.stages.hosts, commands(bare, Launcher.TORCHRUN).values(), strict=True):
+    for host, command in zip(run.stages.hosts, commands(run, Launcher.TORCHRUN).values(), strict=True):
         timeout = max(1, round(limits.join))
         options = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}", "-o", "ServerAliveInterval=10", "-tt")
         started.append((host, ("ssh", *options[:-1], host, shlex.join(command)), dict(os.environ)))

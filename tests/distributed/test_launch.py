@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jsonschema
 import psutil
 import pytest
 
-from devctl.distributed.launch import Launcher, Run, commands, lines
+from devctl.distributed.launch import Launcher, Run, commands, lines, run_local
 from devctl.distributed.link import Limits
 from devctl.distributed.seat import find_seat
 from devctl.errors import RefusedError, UsageError
@@ -98,6 +99,22 @@ def test_a_name_that_a_shell_would_obey_is_refused(name, launcher):
 def test_an_address_may_be_of_either_kind():
     for address in ("10.0.0.1", "fe80::1", "node-1.cluster"):
         assert f"--master-addr {address} " in lines(run_of("a", "b", address=address), Launcher.TORCHRUN)[0]
+
+
+def test_who_logs_in_is_for_ssh_alone():
+    assert lines(run_of("me@a", "b"), Launcher.TORCHRUN) == lines(run_of("a", "b"), Launcher.TORCHRUN)
+
+
+@pytest.mark.parametrize("prompt", ["two\nlines", "\x1b[2J", "\u2028"])
+def test_what_would_be_more_than_a_line_is_refused(prompt):
+    run = Run(stages=made("a", "b"), arguments=("load", "m", "--prompt", prompt))
+    with pytest.raises(UsageError, match="does not go into one line"):
+        lines(run, Launcher.TORCHRUN)
+
+
+def test_more_ranks_than_any_machine_has_accelerators_are_not_started():
+    with pytest.raises(RefusedError, match="300 ranks"):
+        run_local(run_of(*["a"] * 300), Limits(), print)
 
 
 # a rank's seat
@@ -409,3 +426,25 @@ def test_a_rank_that_is_stopped_as_a_whole_is_ended_by_whoever_started_it(llama,
     assert process.returncode == 5, said
     assert "rank 1 on b: " in said
     assert not [each for each in stopped if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_started_the_ranks_ends_them_when_it_is_ended(llama, staged, number, code):
+    command = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(staged), "--launch", "local"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    below = []
+    while len(below) < 3:
+        assert time.monotonic() < end
+        below = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert out == ""
+    end = time.monotonic() + 30
+    while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in below):
+        assert time.monotonic() < end
+        time.sleep(0.05)
