@@ -56,6 +56,24 @@ def parse_count(text: str) -> int:
     return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()]
 
 
+_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds in a duration like 60s, 500ms or 2min.
+
+    Raises:
+        ValueError: it is none, has no unit, or is 0; "m" may be minutes or metres of a thousandth, and is no unit.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)", text.strip(), re.ASCII)
+    if found is None or len(found[1]) > 9:
+        raise ValueError(f"{text!r} is no time like 60s, 500ms or 2min")
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if not seconds:
+        raise ValueError(f"{text!r} leaves no time at all")
+    return seconds
+
+
 def format_need(size: int) -> str:
     """``size`` as `format_bytes` writes it, but rounded up: what is written is enough."""
     text = format_bytes(size)

@@ -21,8 +21,22 @@ MAY_IMPORT = {
     "export": {"devices", "placement"},
     "planning": {"devices", "inventory", "models", "placement", "export"},
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
+    "distributed": {"devices", "models", "placement", "loading", "planning"},
     "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
-    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "api", "export"},
+    "cli": {
+        *(
+            "devices",
+            "inventory",
+            "models",
+            "placement",
+            "loading",
+            "planning",
+            "trying",
+            "distributed",
+            "api",
+            "export",
+        )
+    },
 }
 WINGS = {
     "inventory": {"probes"},

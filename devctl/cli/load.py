@@ -20,6 +20,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
+from devctl.cli.staged import HostsOptions, StagedRun, forwarded, load_staged, read_staged
 from devctl.errors import LoadError, UsageError
 from devctl.inventory import take_inventory
 from devctl.loading.baseline import (
@@ -33,6 +34,7 @@ from devctl.loading.baseline import (
     require_same,
 )
 from devctl.loading.weights.loader import LoadFormat
+from devctl.models.decoding import checked
 from devctl.placement import Strategy
 from devctl.planning import clashes
 from devctl.planning.map_file import read_map_and_attention, read_text
@@ -118,15 +120,22 @@ class ProofOptions:
 
 
 @grouped
-def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: ProofOptions) -> None:
+def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: ProofOptions, hosts: HostsOptions) -> None:
     """Load MODEL on a device map, run it, and prove that every tensor is where the map says.
 
     Runs a forward twice, and a short generate where the model generates, and reports seconds, tokens per second,
     and predicted beside measured bytes. Exits 5 when a proof fails: a tensor is misplaced, a tie is broken, an output
     is not finite or not the same twice, a copy between accelerators changes a bit, or, with --verify, a block does not
     do what it does on the CPU.
+
+    A plan over several hosts is run in stages: --launch says how its ranks are started.
     """
     streams.clean_logs()
+    if (plan := read_staged(place.map)) is not None:
+        refuse_clashes(clashes.OF_STAGES, place, run, proofs)
+        load_staged(plan, hosts, _staged(model, run, proofs, hosts))
+        return
+    refuse_clashes(clashes.OF_ONE_HOST, hosts)
     refuse_clashes(clashes.OF_LOAD, place, run, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
@@ -167,6 +176,39 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     if earlier is not None:
         count = require_no_regression(earlier, to_json_values(report), share)
         streams.message(f"none of {count} figures is worse than in {proofs.baseline} by more than {percent(share)}")
+
+
+def _staged(model: ModelOptions, run: RunOptions, proofs: ProofOptions, hosts: HostsOptions) -> StagedRun:
+    """What a run over several hosts has of the options, and how its ranks are told them."""
+    arguments = forwarded(
+        (
+            ("--dtype", str(model.dtype), "auto"),
+            ("--model-class", model.model_class, None),
+            ("--trust-remote-code", model.trust_remote_code, False),
+            ("--revision", model.revision, None),
+            ("--prompt", run.prompt, None),
+            ("--batch-size", run.batch_size, 1),
+            ("--no-padding", run.no_padding, False),
+            ("--context-length", run.context_length, None),
+            ("--decode", run.decode, None),
+            ("--max-new-tokens", run.max_new_tokens, 8),
+            ("--join-timeout", hosts.join_timeout and f"{hosts.join_timeout:g}s", None),
+            ("--step-timeout", hosts.step_timeout and f"{hosts.step_timeout:g}s", None),
+            ("--verify-weights", hosts.verify_weights, False),
+            ("--json", proofs.json, False),
+        )
+    )
+    return StagedRun(
+        model=model.request(),
+        prompt=run.prompt,
+        batch_size=run.batch_size,
+        padding=not run.no_padding,
+        context_length=run.context_length,
+        max_new_tokens=run.max_new_tokens,
+        decode=None if run.decode is None else checked(run.decode),
+        json=proofs.json,
+        arguments=arguments,
+    )
 
 
 def _read_baseline(path: Path) -> Baseline:

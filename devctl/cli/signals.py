@@ -57,10 +57,13 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def leave_if_ended(code: object) -> None:
-    """Leave, with all cleaned up, without the second that frameworks take to be taken down, if a signal is why."""
-    if code in {ExitCode.INTERRUPTED, *(128 + number for number in _ENDING)}:
-        assert isinstance(code, int)
-        leave(code)
+    """Leave, with all cleaned up, without the second that frameworks take to be taken down, if a signal is why.
+
+    So too where a thread is in a call to other hosts that never comes back, which the interpreter would abort on.
+    """
+    stuck = any(thread.name == "devctl-in-store" for thread in threading.enumerate())
+    if code in {ExitCode.INTERRUPTED, *(128 + number for number in _ENDING)} or stuck:
+        leave(code if isinstance(code, int) else int(code is not None))
 
 
 def leave(code: int) -> None:

@@ -136,6 +136,63 @@ OF_LOAD = (
 )
 """Those of ``devctl load``."""
 
+_OF_HOSTS = (
+    "launch",
+    "launcher",
+    "distributed",
+    "master-addr",
+    "master-port",
+    "join-timeout",
+    "step-timeout",
+    "verify-weights",
+)
+
+OF_ONE_HOST = (
+    Clash(
+        "without --map FILE, a plan over several hosts, all is loaded by this process",
+        _OF_HOSTS,
+        hint="`devctl plan MODEL --hosts …` writes one",
+    ),
+)
+"""Those of ``devctl load`` on this machine alone."""
+
+OF_STAGES = (
+    Clash("--map says where everything goes", ("strategy", "max-memory"), beside=("map",)),
+    Clash(
+        "a plan over several hosts is loaded from its checkpoint, run once, and compared with one process",
+        (
+            "load-format",
+            "allow-missing",
+            "offload-folder",
+            "image",
+            "images",
+            "audio",
+            "prefill-chunk-size",
+            "attn-implementation",
+            "repeat",
+            "warmup",
+            "verify",
+            "baseline",
+            "tolerance",
+        ),
+    ),
+    Clash("one sequence is not padded", ("no-padding",), without=("batch-size",), hint="or give a --batch-size"),
+)
+"""Those of ``devctl load`` with a plan over several hosts."""
+
+OF_RANK = (
+    Clash(
+        "a rank is told by its launcher", ("launch", "launcher", "master-addr", "master-port"), beside=("distributed",)
+    ),
+)
+"""Those of one rank."""
+
+OF_LAUNCH = (
+    Clash("--launcher is for --launch print", ("launcher",), without=("launch print",)),
+    Clash("all ranks meet on this machine", ("master-addr",), beside=("launch local",)),
+)
+"""Those of whoever starts the ranks."""
+
 OF_CHECK = (
     Clash("--format is how --select names GPUs", ("format",), without=("select",)),
     Clash("--json is a format of its own", ("format",), beside=("json",)),

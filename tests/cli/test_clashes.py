@@ -57,10 +57,13 @@ def test_beside_a_workload_they_count(devctl, checkpoint, options):
     assert devctl("plan", checkpoint("llama"), "--max-memory", "cpu=1GiB", *options).code == 0
 
 
-@pytest.mark.parametrize("table", [clashes.OF_PLAN, clashes.OF_LOAD, clashes.OF_CHECK, clashes.OF_LIST])
+_OF_LOAD = (clashes.OF_LOAD, clashes.OF_ONE_HOST, clashes.OF_STAGES, clashes.OF_RANK, clashes.OF_LAUNCH)
+
+
+@pytest.mark.parametrize("table", [clashes.OF_PLAN, *_OF_LOAD, clashes.OF_CHECK, clashes.OF_LIST])
 def test_every_option_of_a_table_is_one(devctl, table):
     shown = {command: devctl(command, "--help").out for command in COMMANDS}
-    of = {id(clashes.OF_PLAN): "plan", id(clashes.OF_LOAD): "load", id(clashes.OF_CHECK): "check"}
+    of = {id(clashes.OF_PLAN): "plan", id(clashes.OF_CHECK): "check", **{id(each): "load" for each in _OF_LOAD}}
     text = shown[of.get(id(table), "list")]
     for clash in table:
         for name in (*clash.unwanted, *clash.beside, *clash.without):
@@ -70,7 +73,7 @@ def test_every_option_of_a_table_is_one(devctl, table):
 def test_help_has_a_panel_for_each_group(devctl):
     for command, panels in (
         ("plan", ["Arguments", "Model", "Machine", "Placement", "Workload", "Output", "Options"]),
-        ("load", ["Arguments", "Model", "Placement", "Run", "Proofs and output", "Options"]),
+        ("load", ["Arguments", "Model", "Placement", "Run", "Proofs and output", "Several hosts", "Options"]),
         ("check", ["Arguments", "GPUs", "Host and map", "Output", "Options"]),
     ):
         lines = devctl(command, "--help").out.splitlines()

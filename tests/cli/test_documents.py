@@ -44,7 +44,12 @@ def objects(part):
 
 
 def test_every_document_has_a_schema():
-    others = {"inventory/schema.json", "inventory/cluster.schema.json", "loading/schema.json"}
+    others = {
+        "inventory/schema.json",
+        "inventory/cluster.schema.json",
+        "loading/schema.json",
+        "distributed/schema.json",
+    }
     assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, *others} == set(SCHEMAS)
 
 

@@ -33,6 +33,7 @@ from devctl.placement.placement import bytes_per_device, to_hf
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     from devctl.models.skeleton import Skeleton
 
@@ -154,6 +155,52 @@ def load(
     if nowhere:
         notes += (f"named by the index, in no file, and not of {type(model).__name__}: {shorten(nowhere)}",)
     return model, notes
+
+
+def load_stage(
+    source: ModelSource,
+    skeleton: Skeleton,
+    distributed: DistributedConfig,
+    names: frozenset[str],
+    *,
+    on_progress: Progress,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load one rank's part of the model, in a process group that is there already.
+
+    Args:
+        source: a folder on this machine.
+        names: the tensors that are of this rank.
+        on_progress: told the bytes of each tensor as it arrives.
+
+    Returns:
+        The part in evaluation mode, and notes on what the checkpoint has too much.
+
+    Raises:
+        ModelError: weights are absent or corrupt.
+        LoadError: out of memory, or a connection to another rank broke.
+    """
+    import torch
+
+    tree = skeleton.tree
+    local, nowhere = _local_copy(source)
+    checkpoint_fits.require_unneeded(skeleton, {"": Device.cpu()}, nowhere, local.location)
+    with _progress(counted_bytes(tree), on_progress):
+        try:
+            loaded: Any = skeleton.model_class.from_pretrained(
+                local.location,
+                config=skeleton.config,
+                dtype=getattr(torch, tree.dtype),
+                distributed_config=distributed,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with names, instead of in a log
+            )
+        except Exception as error:  # transformers' own code, and that of the process group
+            if out_of_memory.is_out_of_memory(error):
+                raise
+            raise _explained(error, source, None) from error
+    model, info = loaded
+    info = {**info, "missing_keys": [name for name in info["missing_keys"] if name in names]}
+    return model, checkpoint_fits.require_fit(skeleton, {"": Device.cpu()}, model, info, source.location)
 
 
 def _share_ties_on_disk(model: PreTrainedModel, tree: ModuleTree) -> None:

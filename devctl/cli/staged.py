@@ -1,0 +1,250 @@
+"""``devctl load`` of a plan whose layers are on several hosts: how its ranks are started, and what each of them is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from devctl.cli.show import streams
+from devctl.distributed.launch import (
+    DEFAULT_PORT,
+    Launch,
+    Launcher,
+    Run,
+    lines,
+    notes,
+    run_local,
+    run_ssh,
+)
+from devctl.distributed.link import Limits
+from devctl.errors import UsageError
+from devctl.placement.document import KIND, SCHEMA, parse_json
+from devctl.placement.parallel.records import Stages, is_staged, parse_stages
+from devctl.planning import clashes
+from devctl.planning.map_file import read_text
+from devctl.units import parse_seconds
+
+if TYPE_CHECKING:
+    from devctl.planning.request import ModelRequest
+
+
+def seconds(text: str | float) -> float:
+    """How Typer reads an option that is a duration."""
+    try:
+        return parse_seconds(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostsOptions:
+    """How a plan over several hosts is run."""
+
+    PANEL: ClassVar[str] = "Several hosts"
+
+    launch: Annotated[
+        Launch | None,
+        typer.Option(
+            "--launch",
+            help="Print each host's line, start all ranks on this machine, or start them by ssh.  [default: print; "
+            "local where the plan has one host]",
+        ),
+    ] = None
+    launcher: Annotated[
+        Launcher | None,
+        typer.Option("--launcher", help="What the printed lines start ranks with.  [default: torchrun]"),
+    ] = None
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Be one rank of the plan, as the launcher has started it.")
+    ] = False
+    master_addr: Annotated[
+        str | None,
+        typer.Option("--master-addr", metavar="HOST", help="Where the ranks meet.  [default: the plan's first host]"),
+    ] = None
+    master_port: Annotated[
+        int | None,
+        typer.Option(
+            "--master-port", metavar="PORT", min=1, max=65535, help="The port there.  [default: 29500; local: any]"
+        ),
+    ] = None
+    join_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--join-timeout", parser=seconds, metavar="TIME", help="How long ranks wait for each other.  [default: 60s]"
+        ),
+    ] = None
+    step_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--step-timeout",
+            parser=seconds,
+            metavar="TIME",
+            help="How long a rank may do nothing that is seen, in any step.  [default: 120s]",
+        ),
+    ] = None
+    verify_weights: Annotated[
+        bool, typer.Option("--verify-weights", help="Compare the bytes of weights that several hosts read.")
+    ] = False
+
+    @property
+    def limits(self) -> Limits:
+        """How long anything may take."""
+        default = Limits()
+        return Limits(join=self.join_timeout or default.join, step=self.step_timeout or default.step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedPlan:
+    """A plan document with stages.
+
+    Attributes:
+        path: as it was given.
+    """
+
+    path: str
+    text: str
+    stages: Stages
+    model: dict[str, Any]
+    shared: dict[str, Any]
+
+
+def read_staged(argument: str | None) -> StagedPlan | None:
+    """The staged plan that ``--map`` names; None where it names none, for what else it may be.
+
+    Raises:
+        UsageError: its stages can't be.
+    """
+    if argument is None or argument == "-" or not Path(argument).is_file():
+        return None
+    text, origin = read_text(Path(argument), "the plan", "write one with `devctl plan MODEL --hosts …`")
+    if '"stages"' not in text:
+        return None
+    document = parse_json(text, origin)
+    if not is_staged(document) or document["stages"] is None:  # a document says so of a plan without any
+        return None
+    if document.get("kind") != KIND or document.get("schema") != SCHEMA:
+        raise UsageError(f"{origin} has stages, and is no plan of schema {SCHEMA}, which this devctl reads")
+    planned, shared = document.get("model"), document.get("tensor_parallel")
+    return StagedPlan(
+        path=argument,
+        text=text,
+        stages=parse_stages(document, origin),
+        model=planned if isinstance(planned, dict) else {},
+        shared=shared if isinstance(shared, dict) else {},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedRun:
+    """What of ``load``'s other options a run over several hosts has.
+
+    Attributes:
+        arguments: those that each rank is started with, after ``load MODEL --map FILE``.
+    """
+
+    model: ModelRequest
+    prompt: str | None
+    batch_size: int
+    padding: bool
+    context_length: int | None
+    max_new_tokens: int
+    decode: str | None
+    json: bool
+    arguments: tuple[str, ...]
+
+
+def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
+    """Be a rank of the plan, or start all of them, or say how.
+
+    Raises:
+        DevctlError: as `devctl.distributed.worker.run_rank`.
+    """
+    if hosts.distributed:
+        clashes.refuse(clashes.OF_RANK, _given(hosts))
+        _be_rank(plan, hosts, run)
+        return
+    launch = hosts.launch or (Launch.PRINT if len(plan.stages.hosts) > 1 else Launch.LOCAL)
+    clashes.refuse(clashes.OF_LAUNCH, {*_given(hosts), f"launch {launch}"})
+    request = _request(plan, hosts, run)
+    _require_run(request)
+    started = Run(
+        stages=plan.stages,
+        arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),
+        address=hosts.master_addr,
+        port=hosts.master_port or DEFAULT_PORT,
+    )
+    if launch is Launch.PRINT:
+        launcher = hosts.launcher or Launcher.TORCHRUN
+        found = lines(started, launcher)
+        for note in notes(started, launcher):
+            streams.message(f"note: {note}")
+        streams.answer("".join(f"{line}\n" for line in found))
+        return
+    say = _say
+    if launch is Launch.SSH:
+        answer = run_ssh(started, hosts.limits, say)
+    else:
+        answer = run_local(started, hosts.limits, say, port=hosts.master_port)
+    streams.answer(answer.decode(errors="replace"))
+
+
+def _say(line: str) -> None:
+    streams.say(f"{streams.clean(line)}\n")
+
+
+def _given(hosts: HostsOptions) -> set[str]:
+    from devctl.cli.groups import given
+
+    return set(given(hosts))
+
+
+def _request(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> Any:
+    from devctl.distributed.checks import RankRequest
+
+    return RankRequest(
+        model=run.model,
+        stages=plan.stages,
+        plan=plan.text,
+        planned=plan.model,
+        shared=plan.shared,
+        prompt=run.prompt,
+        batch_size=run.batch_size,
+        padding=run.padding,
+        context_length=run.context_length,
+        max_new_tokens=run.max_new_tokens,
+        decode=run.decode,
+        verify_weights=hosts.verify_weights,
+    )
+
+
+def _require_run(request: Any) -> None:
+    from devctl.distributed.checks import require_run
+
+    require_run(request)
+
+
+def _be_rank(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
+    from devctl.cli.show.staged import staged_report
+    from devctl.distributed.seat import find_seat
+    from devctl.distributed.worker import run_rank
+
+    outcome = run_rank(_request(plan, hosts, run), find_seat(plan.stages, os.environ), hosts.limits)
+    if outcome.report is not None:
+        streams.answer(streams.dumps(outcome.report) if run.json else staged_report(outcome.report))
+    if outcome.refusal is not None:
+        raise outcome.refusal
+
+
+def forwarded(values: Sequence[tuple[str, object, object]]) -> tuple[str, ...]:
+    """Options for the ranks, of (name, value, default): those that are given."""
+    found: list[str] = []
+    for name, value, default in values:
+        if value == default:
+            continue
+        found += [name] if value is True else [name, str(value)]
+    return tuple(found)
