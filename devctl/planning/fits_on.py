@@ -23,6 +23,7 @@ from devctl.planning.plan import runtime_of
 from devctl.planning.progress import reporter
 from devctl.planning.question import question_of
 from devctl.planning.request import MachineRequest, WorkloadRequest
+from devctl.planning.unpacked import as_held, is_unpacked
 
 MOST = 8
 """Boards of a kind that are tried, at most: as many as a common host has."""
@@ -150,7 +151,8 @@ def fits_on(
         UsageError: the workload is none for this model, or an entry can't be read.
     """
     named = _least_named(max_memory)
-    known: dict[tuple[Budgets, tuple[tuple[Device, int], ...]], Placement | None] = {}
+    known: dict[tuple[Budgets, tuple[tuple[Device, int], ...], bool], Placement | None] = {}
+    forms: dict[bool, Model] = {}
     notes: dict[str, None] = {}
     asked: Workload | None = None
 
@@ -159,14 +161,18 @@ def fits_on(
         nonlocal asked
         request = MachineRequest(devices=f"{count}x{kind.name}", max_memory=max_memory, reserve=reserve)
         machine = open_machine(request)
-        question = question_of(model, machine, workload, counts=workload.context_length is not None)
+        unpacks = is_unpacked(model.tree, machine.inventory)
+        if unpacks not in forms:
+            forms[unpacks] = as_held(model, machine)
+        there = forms[unpacks]
+        question = question_of(there, machine, workload, counts=workload.context_length is not None)
         runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
         notes.update(dict.fromkeys(told))
         asked = None if runtime is None else runtime.footprint.workload
-        key = replace(machine.budgets, notes=()), tuple(question.overhead.items())
+        key = replace(machine.budgets, notes=()), tuple(question.overhead.items()), unpacks
         if key not in known:
-            if _have_enough(model, machine.budgets, runtime):
-                found = place_whole(model.tree, machine.budgets, strategy, runtime, model.installed)
+            if _have_enough(there, machine.budgets, runtime):
+                found = place_whole(there.tree, machine.budgets, strategy, runtime, there.installed)
                 known[key] = found if found.fits and not found.offloaded else None
             else:
                 known[key] = None

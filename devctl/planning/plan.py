@@ -33,7 +33,7 @@ from devctl.planning.request import (
     WorkloadRequest,
     one_of,
 )
-from devctl.planning.unpacked import unpacked_refusal
+from devctl.planning.unpacked import as_held, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
 
 
@@ -55,6 +55,7 @@ def make_plan(
     Raises:
         UsageError: the workload is none for this model.
     """
+    model = as_held(model, machine)
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
     counts = max_context or workload.context_length is not None
@@ -78,7 +79,7 @@ def make_plan(
         placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
     refusal = room_refusal(model, machine, question, placement, runtime, limits) or refusal
-    refusal = refusal or unpacked_refusal(model.tree, machine, placement)
+    refusal = refused_unpacked(model.tree, refusal)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
         notes += (_told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
@@ -109,6 +110,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
     beside = () if runtime is None else told_beside_text(question, question.workload)
@@ -124,7 +126,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         placements=placements,
         chosen=chosen,
         why=why,
-        notes=(*machine.missing, *beside),
+        notes=(*machine.missing, *told_unpacked(model.tree), *beside),
         lacks_disk=machine.lacks_disk,
     )
 
@@ -136,11 +138,13 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     cases = capacity.what_if(question)
     # the shortest was traced, so that this one is at hand
     first = replace(question.workload, context_length=cases[0].context_length, batch_size=1)
-    return WhatIf(model=model.planned, cases=cases, notes=(*machine.missing, *told_beside_text(question, first)))
+    notes = (*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, first))
+    return WhatIf(model=model.planned, cases=cases, notes=notes)
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -150,6 +154,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(
         model=model.planned,
@@ -158,7 +163,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
-        notes=(*machine.missing, *told_beside_text(question, question.workload)),
+        notes=(*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, question.workload)),
     )
 
 
