@@ -31,6 +31,7 @@ from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
 from devctl.planning.plan_facts import parse_facts
+from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     Limits,
     MachineRequest,
@@ -443,7 +444,10 @@ def load(
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
             images=images,
-            attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
+            attn_implementation=attn_implementation,
+            planned=parse_run(
+                device_map.to_document()["workload"] if isinstance(device_map, Plan) else None, "the plan"
+            ),
         )
         return prepare(request).run()
 

@@ -200,7 +200,7 @@ def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device,
 def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, tuple[int, int]]:
     """State and activations on each device by the model itself, for the workload that the plan names."""
     from devctl.models.footprint import Kernels, Workload
-    from devctl.models.images import Images
+    from devctl.models.images import images_of_document
     from devctl.placement.runtime import needs
 
     if file.facts is None or file.facts.workload is None:
@@ -214,8 +214,8 @@ def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[D
     if known.get("attention") == opened.tree.attention:
         known["attention"] = None  # as it is by itself
     try:
-        if isinstance(images := known.get("images"), dict):
-            known["images"] = Images(**images)
+        if known.get("images") is not None:
+            known["images"] = images_of_document(known["images"])
         WorkloadRequest(**asked)  # which knows what can be counted
         footprint = opened.footprints.of(Workload(**{**known, "kernels": Kernels(known.get("kernels", ""))}))
     except (TypeError, ValueError, UsageError) as error:
