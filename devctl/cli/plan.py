@@ -105,7 +105,7 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         raise plan.refusal.error()
     _write(plan, output)
     streams.answer(streams.dumps(plan.to_document() if output.json else plan.to_hf()))
-    room, run = show.room_line(plan.room), show.run_line(plan)
+    room, run = show.room_line(plan.room), show.run_line(plan.run)
     streams.say(show.plan_summary(plan.model, plan.placement, room, run, plan.engine))
     if output.explain:
         from devctl.cli.show.explain import explanation

@@ -16,6 +16,7 @@ from devctl.models.tree import sizes
 from devctl.placement import Budgets, Placement, Strategy, place_whole
 from devctl.placement.budget import is_accelerator, parse_max_memory
 from devctl.placement.document import SCHEMA, PlannedModel
+from devctl.placement.plan import WayToRun, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.machine import open_machine
 from devctl.planning.model import Model
@@ -67,6 +68,7 @@ class FitsOn:
         model: which model it is.
         strategy: how it is placed.
         workload: what is counted beside the weights; None where only they are.
+        run: how that is run.
         boards: in the order in which they were asked for.
         notes: what a reader should know.
     """
@@ -76,6 +78,7 @@ class FitsOn:
     workload: Workload | None
     boards: tuple[Fit, ...]
     notes: tuple[str, ...] = ()
+    run: WayToRun | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The same as JSON values; see ``fits_on.schema.json``. Sizes are bytes."""
@@ -154,7 +157,7 @@ def fits_on(
     known: dict[tuple[Budgets, tuple[tuple[Device, int], ...], bool], Placement | None] = {}
     forms: dict[bool, Model] = {}
     notes: dict[str, None] = {}
-    asked: Workload | None = None
+    asked: WayToRun | None = None
 
     def placed(kind: _Kind, count: int) -> Placement | None:
         """The placement on so many; None where it does not fit."""
@@ -168,7 +171,7 @@ def fits_on(
         question = question_of(there, machine, workload, counts=workload.context_length is not None)
         runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
         notes.update(dict.fromkeys(told))
-        asked = None if runtime is None else runtime.footprint.workload
+        asked = None if runtime is None else way_to_run(runtime.footprint, there.tree)
         key = replace(machine.budgets, notes=()), tuple(question.overhead.items()), unpacks
         if key not in known:
             if _have_enough(there, machine.budgets, runtime):
@@ -191,7 +194,8 @@ def fits_on(
     return FitsOn(
         model=model.planned,
         strategy=strategy,
-        workload=asked,
+        workload=None if asked is None else asked.workload,
+        run=asked,
         boards=tuple(found),
         notes=tuple(dict.fromkeys((*model.tree.notes, *notes, *([] if asked is not None else [WEIGHTS_ALONE])))),
     )

@@ -14,7 +14,7 @@ from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
 from devctl.placement.optimal.reads import reads
 from devctl.placement.placement import make_placement, worth
-from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WayToRun, WhatIf, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.gates import map_refusal, room_refusal
@@ -93,6 +93,11 @@ def make_plan(
         runtime=runtime,
         room=capacity.room(question, placement) if runtime is None and refusal is None else None,
         max_context=most,
+        run=way_to_run(runtime.footprint, model.tree)
+        if runtime is not None
+        else None
+        if most is None
+        else _way_to_run(question, question.workload),
         refusal=refusal,
     )
 
@@ -128,6 +133,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         why=why,
         notes=(*machine.missing, *told_unpacked(model.tree), *beside),
         lacks_disk=machine.lacks_disk,
+        run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
     )
 
 
@@ -144,7 +150,7 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
     # the shortest was traced, so that this one is at hand
     first = replace(question.workload, context_length=cases[0].context_length, batch_size=1)
     notes = (*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, first))
-    return WhatIf(model=model.planned, cases=cases, notes=notes)
+    return WhatIf(model=model.planned, cases=cases, run=_way_to_run(question, first), notes=notes)
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -176,6 +182,13 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
+
+
+def _way_to_run(question: Question, traced: Workload) -> WayToRun:
+    """How the workload of ``question`` is run, of which ``traced`` is at hand."""
+    run = way_to_run(question.footprints.of(traced), question.tree)
+    # one sequence is never padded, and others are asked about
+    return replace(run, workload=replace(run.workload, padded=question.workload.padded))
 
 
 def told_beside_text(question: Question, workload: Workload) -> tuple[str, ...]:
