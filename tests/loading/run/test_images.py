@@ -24,6 +24,7 @@ TWO = "2x64x32"  # 64 tokens, and those that say where each image begins and end
             "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
         ),
         ("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text"),
+        ("paligemma", "1x32x32", "an image of 32×32, 16 tokens of the text"),
         ("gemma3", "2x500x40", "2 images of 32×32, to which the model's processor scales 500×40, 8 tokens of the text"),
     ],
 )
