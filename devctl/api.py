@@ -34,6 +34,7 @@ from devctl.planning.model import open_model as _open_model
 from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
 from devctl.planning.parallel import plan_of_ranks
 from devctl.planning.plan_facts import parse_facts
+from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     ByRanks,
     Limits,
@@ -481,7 +482,10 @@ def load(
             decode=decode,
             prefill_chunk_size=prefill_chunk_size,
             images=images,
-            attn_implementation=attn_implementation or (device_map.attention if isinstance(device_map, Plan) else None),
+            attn_implementation=attn_implementation,
+            planned=parse_run(
+                device_map.to_document()["workload"] if isinstance(device_map, Plan) else None, "the plan"
+            ),
         )
         return prepare(request).run()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from devctl.planning.gates import require_memory, require_ram, require_valid, ti
 from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
+from devctl.planning.planned_run import Run, not_followed
 from devctl.planning.progress import reporter
 from devctl.planning.question import require_flash
 from devctl.planning.request import MachineRequest, ModelRequest, images_of, one_of, require_between
@@ -60,6 +61,8 @@ class LoadRequest:
         padding: whether several texts are of mixed lengths, and padded to the longest.
         decode: how tokens are chosen; None is as the model's files say.
         prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
+        planned: the run that the map was planned for. What it says of attention, decoding, padding, chunks and images
+            is run so, where nothing else is asked for.
 
     Raises:
         UsageError: there is no such load format or attention, it reads no weights that could be missing, or a number
@@ -87,6 +90,7 @@ class LoadRequest:
     decode: str | None = None
     prefill_chunk_size: int | None = None
     images: str | Images | None = None
+    planned: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", images_of(self.images))
@@ -139,12 +143,12 @@ class Prepared:
         """
         from devctl.loading.trial import require_usable, try_out
 
-        options = self._options()
+        options, in_ram = self._options()
         show = reporter()
         for warning in tight(self.placement, options.beside, self.inventory):
             show.warn(warning)
         require_usable(self.placement)
-        ram, notes = self._require_ram(options.beside)
+        ram, notes = self._require_ram(in_ram)
         options = replace(options, ram=options.ram if ram is None else ram, notes=(*options.notes, *notes))
         try:
             with contained():
@@ -161,8 +165,11 @@ class Prepared:
         except ExitedError as error:
             raise LoadError(f"{self.name} can't run: {error}") from error
 
-    def _require_ram(self, beside: Mapping[Device, int]) -> tuple[int | None, tuple[str, ...]]:
+    def _require_ram(self, running: int) -> tuple[int | None, tuple[str, ...]]:
         """Bytes of RAM that there are for weights, None where that is not known, and notes on what the load takes.
+
+        Args:
+            running: bytes that the CPU holds beside weights while the model runs.
 
         Raises:
             RefusedError: it takes more than this process can have.
@@ -175,7 +182,7 @@ class Prepared:
                 self.skeleton,
                 dict(self.placement.device_map),
                 random_weights=self.request.random_weights,
-                forward=beside.get(Device.cpu(), 0),
+                forward=running,
             )
         except ModelError:  # a file is broken, which the load tells better
             return None, ()
@@ -205,11 +212,12 @@ class Prepared:
             "use is read again from disk, which is slow",
         )
 
-    def _options(self) -> TrialOptions:
+    def _options(self) -> tuple[TrialOptions, int]:
+        """How to load and run, and bytes that the CPU should hold beside weights as it runs."""
         from devctl.loading.trial import TrialOptions
 
-        beside, unpredicted = self._beside_weights()
-        return TrialOptions(
+        beside, in_ram, unpredicted = self._beside_weights()
+        options = TrialOptions(
             load_format=LoadFormat(self.request.load_format),
             offload_folder=self.request.offload_folder,
             max_new_tokens=self.request.max_new_tokens,
@@ -222,10 +230,13 @@ class Prepared:
             notes=unpredicted,
             attention=self.attention or self.skeleton.tree.attention,
         )
+        return options, in_ram
 
-    def _beside_weights(self) -> tuple[dict[Device, int], tuple[str, ...]]:
-        """What each device should hold beside its weights while it runs, and what a reader should know of that."""
-        from devctl.loading.run.expected import beside_weights, workloads
+    def _beside_weights(self) -> tuple[dict[Device, int], int, tuple[str, ...]]:
+        """What each device should hold beside its weights where its peak is measured, the CPU in all that is run, and
+        what a reader should know of that.
+        """
+        from devctl.loading.run.expected import beside_weights, generate_on_cpu, workloads
 
         tree = self.skeleton.tree
         device_map = dict(self.placement.device_map)
@@ -241,10 +252,23 @@ class Prepared:
                     attention=self.attention,
                 )
             ]
+            unmeasured = generate_on_cpu(
+                self.skeleton, self.inputs, device_map, self.request.max_new_tokens, attention=self.attention
+            )
+            more = None if unmeasured is None else footprints.of_run(unmeasured, self.inputs.tensors)
         except UntracedError as error:
-            return {}, (f"the peak is not predicted: {error.message}",)
-        notes = dict.fromkeys(note for footprint in found for note in footprint.notes)
-        return beside_weights(tree, device_map, found), tuple(f"the predicted peak: {note}" for note in notes)
+            return {}, 0, (f"the peak is not predicted: {error.message}",)
+        told = dict.fromkeys(note for footprint in found for note in footprint.notes)
+        notes = [f"the predicted peak: {note}" for note in told]
+        beside, cpu = beside_weights(tree, device_map, found), Device.cpu()
+        in_ram = beside.get(cpu, 0)
+        if more is not None and (generating := beside_weights(tree, device_map, [more]).get(cpu, 0)) > in_ram:
+            in_ram = generating
+            notes.append(
+                f"the peak of cpu is that of the forward: generate, {decoding.words(self.inputs.generation)}, should "
+                f"hold {format_bytes(generating)} beside the weights"
+            )
+        return beside, in_ram, tuple(notes)
 
 
 def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepared:
@@ -272,6 +296,7 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
 
     from devctl.loading.run.inputs import prepare as prepare_inputs
 
+    images = _images(request, source)
     inputs = prepare_inputs(
         source,
         skeleton,
@@ -280,12 +305,14 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
         audio=request.audio,
         batch_size=request.batch_size,
         context_length=request.context_length,
-        padding=request.padding,
-        images=limited(request.images, source) if isinstance(request.images, Images) else None,
+        padding=request.padding and request.planned.padded is not False,
+        images=images,
         new_tokens=request.max_new_tokens,
         trust_remote_code=request.model.trust_remote_code,
     )
     inputs = _generating(request, source, inputs)
+    ran = _run(request, skeleton, inputs, attending, images)
+    inputs = replace(inputs, notes=(*inputs.notes, *not_followed(request.planned, ran)))
     name = str(request.model.model)
     subject = Subject(
         model=short_name(name),
@@ -310,8 +337,15 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
     )
 
 
+def _images(request: LoadRequest, source: ModelSource) -> Images | None:
+    """The images that are made up for each sequence: those that are asked for, else those of the plan."""
+    if isinstance(request.images, Images):
+        return limited(request.images, source)
+    return request.planned.images if request.image is None else None
+
+
 def _generating(request: LoadRequest, source: ModelSource, inputs: Inputs) -> Inputs:
-    """``inputs`` with what generate is told besides them.
+    """``inputs`` with what generate is told besides them: what is asked for, else the plan's, else the model's files'.
 
     Raises:
         ModelError: the model's files say what can't be meant.
@@ -319,9 +353,29 @@ def _generating(request: LoadRequest, source: ModelSource, inputs: Inputs) -> In
     told = decoding.decoding(request.decode or decoding.CONFIG, generation_of(source))
     settings = dict(told.settings)
     of_files = settings.pop("prefill_chunk_size", None)
-    chunk = request.prefill_chunk_size or (None if of_files is None else int(of_files))
+    planned = request.planned
+    if request.decode is None and planned.generation is not None:
+        settings = dict(planned.generation)
+    chunk = request.prefill_chunk_size or planned.prefill_chunk or (None if of_files is None else int(of_files))
     notes = tuple(f"the generation config asks for {what}, which is not counted" for what in told.uncounted)
     return replace(inputs, generation=tuple(settings.items()), prefill_chunk=chunk, notes=(*inputs.notes, *notes))
+
+
+def _run(request: LoadRequest, skeleton: Skeleton, inputs: Inputs, attending: str | None, images: Images | None) -> Run:
+    """What is run, to be held against a plan."""
+    text = inputs.tensors.get("input_ids")
+    generates = inputs.generates and skeleton.model_class.can_generate()
+    new = request.max_new_tokens if generates else 0
+    return Run(
+        context_length=None if text is None else text.shape[1] + new,
+        new_tokens=new,
+        batch_size=inputs.batch_size,
+        attention=attending or skeleton.tree.attention,
+        padded=inputs.padded if inputs.batch_size > 1 else None,
+        generation=inputs.generation if generates else None,
+        prefill_chunk=inputs.prefill_chunk,
+        images=images,
+    )
 
 
 def _attending(request: LoadRequest, skeleton: Skeleton, placement: Placement) -> str | None:
@@ -333,7 +387,7 @@ def _attending(request: LoadRequest, skeleton: Skeleton, placement: Placement) -
     """
     from devctl.loading.run.attention import require_package
 
-    tree, name = skeleton.tree, request.attn_implementation
+    tree, name = skeleton.tree, request.attn_implementation or request.planned.attention
     if name is not None:
         name = attention.chosen(name, tree.attentions, tree.class_name)
         skeleton.config._attn_implementation = name

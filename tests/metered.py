@@ -160,6 +160,8 @@ def run(model, workload, of_images=None, **generation):
         beside = {name: t.clone().repeat(rows, *[1] * (t.dim() - 1)) for name, t in tensors.items()}
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             beside["mm_token_type_ids"] = (ids == 1020).long()
+        if model.config.model_type == "gemma3":  # as its processor does
+            beside["token_type_ids"] = (ids == 1020).long()
     if workload.padded:
         mask[1:, : ids.shape[1] // 4] = 0
     with torch.no_grad():

@@ -7,10 +7,13 @@ import sys
 import types
 from unittest import mock
 
+import torch
 import transformers as t
 import transformers.integrations.bitsandbytes
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from devctl.models.files.resolve import resolve
 from tests import small_models
 
 
@@ -197,3 +200,32 @@ def on_the_fly(name):
             "quanto-float8": lambda: t.QuantoConfig("float8"),
         }
         return made[name]()
+
+
+PLAIN = ("embed", "lm_head", "norm", "router", ".gate.")
+"""Parts of the names of what stays as it is."""
+
+
+def packed(folder, name, settings, dtype):
+    """A checkpoint of the wide model called ``name``, as the method packs it; its numbers are of no interest."""
+    model_class, config = small_models.WIDE[name]()
+    torch.manual_seed(0)
+    model_class(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    plain, made = load_file(folder / "model.safetensors"), {}
+    for key, value in plain.items():
+        if settings["quant_method"] == "mxfp4" and key.endswith("_proj"):
+            experts, inputs, outputs = value.shape
+            made[f"{key}_blocks"] = torch.zeros(experts, outputs, inputs // 32, 16, dtype=torch.uint8)
+            made[f"{key}_scales"] = torch.full((experts, outputs, inputs // 32), 127, dtype=torch.uint8)
+        elif settings["quant_method"] == "fp8" and value.dim() == 2 and not any(part in key for part in PLAIN):
+            block = settings["weight_block_size"]
+            shape = () if block is None else tuple(-(-n // b) for n, b in zip(value.shape, block, strict=True))
+            made[key] = value.to(torch.float8_e4m3fn)
+            made[f"{key}_scale_inv"] = torch.ones(shape)
+        else:
+            made[key] = value
+    assert made.keys() != plain.keys()
+    save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return resolve(str(folder))

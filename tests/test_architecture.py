@@ -23,20 +23,8 @@ MAY_IMPORT = {
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
     "distributed": {"devices", "models", "placement", "loading", "planning"},
     "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
-    "cli": {
-        *(
-            "devices",
-            "inventory",
-            "models",
-            "placement",
-            "loading",
-            "planning",
-            "trying",
-            "distributed",
-            "api",
-            "export",
-        )
-    },
+    "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "distributed", "export"}
+    | {"api"},
 }
 WINGS = {
     "inventory": {"probes"},

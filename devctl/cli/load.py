@@ -37,7 +37,8 @@ from devctl.loading.weights.loader import LoadFormat
 from devctl.models.decoding import checked
 from devctl.placement import Strategy
 from devctl.planning import clashes
-from devctl.planning.map_file import read_map_and_attention, read_text
+from devctl.planning.map_file import read_map_and_run, read_text
+from devctl.planning.planned_run import Run
 from devctl.trying import LoadRequest, prepare
 
 
@@ -140,7 +141,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
     inventory = take_inventory()
-    device_map, planned = (None, None) if place.map is None else read_map_and_attention(place.map)
+    device_map, planned = (None, None) if place.map is None else read_map_and_run(place.map)
     request = LoadRequest(
         model=model.request(),
         device_map=device_map,
@@ -162,7 +163,8 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         padding=not run.no_padding,
         decode=run.decode,
         prefill_chunk_size=run.prefill_chunk_size,
-        attn_implementation=run.attn_implementation or planned,
+        attn_implementation=run.attn_implementation,
+        planned=planned or Run(),
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

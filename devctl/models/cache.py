@@ -60,11 +60,20 @@ def cache_folder(platform: str = sys.platform) -> Path:
 
 
 def tree_key(
-    source: ModelSource, *, dtype: str, model_class: str | None, trust_remote_code: bool, quantize: str | None = None
+    source: ModelSource,
+    *,
+    dtype: str,
+    model_class: str | None,
+    trust_remote_code: bool,
+    quantize: str | None = None,
+    unpacked: bool = False,
 ) -> str | None:
     """What the tree depends on, hashed: the config, what was asked for, and the versions that build it.
 
     A checkpoint is held against the model once: its files are told apart by names, sizes and times, a hub's by commit.
+
+    Args:
+        unpacked: whether it is the tree of what transformers unpacks, where the hardware for packed weights is missing.
 
     Returns:
         None where more decides: code that comes with the model, or a checkpoint that knows the dtype.
@@ -78,7 +87,7 @@ def tree_key(
     named = config.get("dtype") or config.get("torch_dtype")
     if trust_remote_code or (dtype == "auto" and not named):
         return None
-    parts = [FORMAT, _versions(version), dtype, model_class, quantize, config, _files(source)]
+    parts = [FORMAT, _versions(version), dtype, model_class, quantize, unpacked, config, _files(source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -259,6 +268,7 @@ def dump_tree(tree: ModuleTree) -> str:
             "budget_share": tree.budget_share,
             "no_offload": sorted(tree.no_offload),
             "unpacked": tree.unpacked,
+            "packed_as": tree.packed_as,
             "notes": tree.notes,
             "attention": tree.attention,
             "attentions": tree.attentions,
@@ -290,6 +300,7 @@ def parse_tree(text: str) -> ModuleTree:
             budget_share=_share(data["budget_share"]),
             no_offload=frozenset(kept.texts(data["no_offload"])),
             unpacked=None if data["unpacked"] is None else kept.size(data["unpacked"]),
+            packed_as=_text_or_none(data["packed_as"]),
             notes=kept.texts(data["notes"]),
             attention=_text_or_none(data["attention"]),
             attentions=kept.texts(data["attentions"]),

@@ -117,6 +117,28 @@ def decoding(decode: str, told: Mapping[str, Any]) -> Decoding:
     return Decoding(settings=settings, uncounted=tuple(dict.fromkeys(_uncounted(told, decode))))
 
 
+def parse_settings(data: Any) -> Settings:
+    """Settings from a document, which has them by name.
+
+    Raises:
+        ValueError: it does not, or one is none that is counted.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("settings of generate are an object")
+    told = {name: value for name, value in data.items() if name != CACHE_BITS}
+    try:
+        known = dict(_known(told))
+    except ModelError as error:
+        raise ValueError(error.message) from None
+    if known.keys() != told.keys():
+        raise ValueError(f"{min(told.keys() - known.keys())} is not counted")
+    if (bits := data.get(CACHE_BITS)) is not None:
+        if type(bits) is not int or not 1 <= bits <= 8:
+            raise ValueError(f"{CACHE_BITS} is {bits!r}")
+        known[CACHE_BITS] = bits
+    return tuple(sorted(known.items()))
+
+
 def _known(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in told.items():
         if value is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 MOST_IMAGES, MOST_SIDE, MOST_PIXELS = 4096, 2**14, 2**28
 """The most images of a sequence, pixels of a side, and pixels of all of them."""
@@ -28,9 +29,15 @@ class Images:
     least: int | None = None
     most: int | None = None
 
-    def to_document(self) -> dict[str, int]:
-        """What was asked for, for a document."""
-        return {"count": self.count, "height": self.height, "width": self.width}
+    def to_document(self) -> dict[str, int | None]:
+        """What was asked for, and what decides on the size that the model sees, for a document."""
+        return {
+            "count": self.count,
+            "height": self.height,
+            "width": self.width,
+            "least": self.least,
+            "most": self.most,
+        }
 
     def __str__(self) -> str:
         return f"{self.count}x{self.height}x{self.width}" if self.count else "0"
@@ -56,3 +63,21 @@ def parse_images(text: str) -> Images:
             f"{MOST_PIXELS:,} in all"
         )
     return Images(count=count, height=height, width=width)
+
+
+def images_of_document(data: Any) -> Images:
+    """What ``to_document`` wrote; one without the limits of a processor has none.
+
+    Raises:
+        ValueError: it is not that, or more than is counted.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("images are an object")
+    count, height, width = (data.get(name, 0) for name in ("count", "height", "width"))
+    limits = data.get("least"), data.get("most")
+    if not all(type(value) is int and value >= 0 for value in (count, height, width)):
+        raise ValueError("images have a count and sides")
+    if not all(limit is None or (type(limit) is int and limit > 0) for limit in limits):
+        raise ValueError("limits are pixels")
+    found = parse_images(f"{count}x{height}x{width}" if count else "0")
+    return replace(found, least=limits[0], most=limits[1])

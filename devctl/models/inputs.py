@@ -7,7 +7,7 @@ ones that most models take. Imports torch, inside functions.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -295,6 +295,30 @@ def image_ids(config: Any, tokens: Sequence[int]) -> list[int]:
     if len(tokens) > 1 and not first and not last:
         last = [1 if image_token(config) != 1 else 2]  # text between them, as images side by side may be taken for one
     return [each for count in tokens for each in (*first, *[image_token(config) or 0] * count, *last)]
+
+
+_IMAGES_SEE_ALL_OF_THEM = "gemma3"
+_PREFIX_SEES_ITSELF = "paligemma"
+"""Models whose processors tell them by ``token_type_ids`` where attention goes both ways."""
+
+
+def kinds_of_tokens(config: Any, takes: Collection[str], ids: torch.Tensor) -> Tensors:
+    """What a model's processor gives beside the ids of a text with images, so that it tells one from the other.
+
+    With it, attention goes both ways over an image, or all of the prompt, for which there has to be a mask.
+
+    Args:
+        takes: names of what its forward takes.
+    """
+    import torch
+
+    is_image = torch.eq(ids, image_token(config) or 0).long()
+    made = {"mm_token_type_ids": is_image} if "mm_token_type_ids" in takes else {}
+    if "token_type_ids" in takes and config.model_type == _IMAGES_SEE_ALL_OF_THEM:
+        made["token_type_ids"] = is_image
+    elif "token_type_ids" in takes and config.model_type == _PREFIX_SEES_ITSELF:
+        made["token_type_ids"] = torch.zeros_like(ids)
+    return made
 
 
 def _image_tokens(config: Any, shape: tuple[int, int, int]) -> int | None:

@@ -27,6 +27,7 @@ from devctl.models.quantised.quantise import (
     Quantize,
     forced_dtype,
     loads_here,
+    note_on_unpacked,
     notes_on,
     quantise,
     uncounted,
@@ -48,6 +49,8 @@ class Purpose(StrEnum):
     """As on a machine that has what its quantisation needs."""
     LOAD = "load"
     """As transformers loads it here: in its dtype, where a library or the hardware is missing."""
+    UNPACKED = "unpacked"
+    """As on a machine that lacks what its quantisation needs, and where transformers unpacks its weights."""
     RANDOM = "random"
     """With random weights, which are not quantised."""
 
@@ -126,7 +129,12 @@ def _read(
     notes: list[str],
 ) -> Skeleton:
     unpacked = settings if settings is not None and settings.get("dequantize") else None
-    if settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings)):
+    packed_as = None
+    if settings is not None and purpose is Purpose.UNPACKED:
+        unpacked, packed_as, settings = settings, label_of(settings), None
+    elif (
+        settings is not None and purpose is not Purpose.PLAN and (purpose is Purpose.RANDOM or not loads_here(settings))
+    ):
         notes.append(uncounted(settings, quantize, built_in, "it is not loaded quantised here"))
         unpacked = settings if purpose is Purpose.LOAD and quantize is None else None
         settings = None
@@ -149,6 +157,9 @@ def _read(
         if counting.without is not None:
             tree = replace(tree, unpacked=counting.without + sum(wider.values()))
         notes += notes_on(tree, counting, quantize)
+    if packed_as is not None:
+        tree = replace(tree, packed_as=packed_as)
+        notes.append(note_on_unpacked(tree))
     notes += kept_in_float32.note_on(model, built_in, wider)
     if purpose is not Purpose.RANDOM:
         untied, told = find_untied(model, source, checkpoint, built_in)

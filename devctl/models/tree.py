@@ -77,6 +77,7 @@ class ModuleTree:
             (``HfQuantizer.validate_environment``).
         unpacked: bytes of the model where transformers unpacks its weights as it loads them, for want of hardware that
             their quantisation needs; None where it does not.
+        packed_as: how the checkpoint's weights are quantised, where this is the tree of what transformers unpacks.
         notes: what a reader of a plan should know about how the tree was made.
         attention: how the model attends where nothing else is asked for, in transformers' words; None where that is not
             known.
@@ -95,6 +96,7 @@ class ModuleTree:
     budget_share: float = 1.0
     no_offload: frozenset[str] = frozenset()
     unpacked: int | None = None
+    packed_as: str | None = None
     notes: tuple[str, ...] = ()
     attention: str | None = None
     attentions: tuple[str, ...] = ()

@@ -9,10 +9,10 @@ exact; it never counts less than is needed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from devctl.models.footprint import Footprint
+from devctl.models.footprint import BlockFootprint, Footprint, Workload
 from devctl.models.tree import RUNTIME, Block, Module, ModuleTree, Tensor, TensorKind, is_atomic, is_runtime
 
 
@@ -93,6 +93,34 @@ def common_need(footprint: Footprint) -> int:
     """The bytes that most blocks need while they execute."""
     needs = Counter(block.most for block in footprint.blocks if block.name)
     return max(needs, key=lambda need: (needs[need], need), default=0)
+
+
+_MOST_KEPT = 6
+"""Sizes of room to load that are tried: models have few kinds of blocks."""
+
+
+def ways_to_load(tree: ModuleTree) -> Iterator[tuple[Counted, int]]:
+    """The model with what its parts hold for a while as they are loaded as bytes of theirs, and what each device keeps.
+
+    Parameters are made one after another, so that what one takes is not added up: so much is kept on every device, and
+    what a part takes beyond that is its own. How much is best kept depends on the map: what any part takes is tried,
+    the most common first. A tied weight that a checkpoint has twice is there until all is loaded, and counts as held.
+    None where nothing is held but the weights.
+    """
+    index = tree.index
+    if not index.making and not index.until_tied:
+        return
+    of_parts = {keys[0]: index.making.get(keys[0], 0) for keys, _ in index.parts if keys}
+    twice: dict[str, int] = {}
+    for name, nbytes in index.until_tied:
+        part = next((keys[0] for keys, inner in index.parts if keys and name in inner), "")
+        twice[part] = twice.get(part, 0) + nbytes
+    for kept, _ in Counter(of_parts.values()).most_common(_MOST_KEPT):
+        blocks = tuple(
+            BlockFootprint(name=name, state=twice.get(name, 0) + max(0, making - kept))
+            for name, making in of_parts.items()
+        )
+        yield counted(tree, Footprint(workload=Workload(context_length=1, new_tokens=0), blocks=blocks)), kept
 
 
 def with_runtime(tree: ModuleTree, footprint: Footprint, *, needs: bool = True) -> ModuleTree:

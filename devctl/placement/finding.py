@@ -7,7 +7,7 @@ from fractions import Fraction
 from devctl.devices import Device
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets, accelerators_of
-from devctl.placement.counted import Counted, as_it_is, counted
+from devctl.placement.counted import Counted, as_it_is, counted, ways_to_load
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.installed import Installed, as_installed
@@ -210,10 +210,25 @@ class _Search:
         """The best of every way to count."""
         if self.runtime is None:
             found = by.find(as_it_is(self.tree), self.budgets, most_off)
-            yield _Way(self._weigh(found.device_map), found)
+            way = _Way(self._weigh(found.device_map), found)
+            yield way
+            if not way.placement.fits:
+                yield from self._with_room_to_load(by, most_off)
             return
         for at in range(len(self._ways)):
             way = self._with_room(at, by, most_off)
+            most_off = self._no_more(most_off, way)
+            yield way
+
+    def _with_room_to_load(self, by: _By, most_off: int | None) -> Iterator[_Way]:
+        """Ways to place weights alone that keep room for what a device holds only while they are loaded."""
+        for loaded, common in (*ways_to_load(self.tree), (as_it_is(self.tree), 0)):
+
+            def left(kept: dict[Device, int], common: int = common) -> Budgets:
+                devices = ((d, max(0, size - common - kept.get(d, 0))) for d, size in self.budgets.devices)
+                return replace(self.budgets, devices=tuple(devices))
+
+            way = self._rounds(loaded, left, by, most_off)
             most_off = self._no_more(most_off, way)
             yield way
 
@@ -258,18 +273,26 @@ class _Search:
     def _with_room(self, at: int, by: _By, most_off: int | None = None) -> _Way:
         """The best of the rounds of one of the ways to count; where none is left out, it is kept."""
         if (known := self._roomy.get((at, by))) is None:
-            known = self._rounds(at, by, most_off)
+            known = self._rounds(self._ways[at], lambda kept: less_kept(self.budgets, self._free, kept), by, most_off)
             if most_off is None:
                 self._roomy[at, by] = known
         return known
 
-    def _rounds(self, at: int, by: _By, most_off: int | None = None) -> _Way:
-        """Place one of the ways to count, keeping room on devices for what they hold beside their blocks.
+    def _rounds(
+        self,
+        counted: Counted,
+        left_with: Callable[[dict[Device, int]], Budgets],
+        by: _By,
+        most_off: int | None = None,
+    ) -> _Way:
+        """Place what is counted, keeping room on devices for what they hold beside their blocks.
 
-        That is what is offloaded and runs on the main device, its states and weights, and what blocks hand from one
-        device to another. How much it is depends on the map, so that it is found by trying.
+        That is what is offloaded and runs on the main device, its states and weights, what blocks hand from one device
+        to another, and what is there for a while as weights are loaded. How much it is depends on the map, so that it
+        is found by trying.
 
         Args:
+            left_with: what each device may hold, once so many bytes are kept.
             most_off: what offloads more bytes is of no use: each round leaves less room, and so offloads no less.
         """
         kept: dict[Device, int] = {}
@@ -278,9 +301,9 @@ class _Search:
         known_found: dict[Budgets, _Way] = {}
 
         def way_with(kept: dict[Device, int]) -> _Way:
-            left = less_kept(self.budgets, self._free, kept)
+            left = left_with(kept)
             if (way := known_found.get(left)) is None:
-                found = by.find(self._ways[at], left, most_off)
+                found = by.find(counted, left, most_off)
                 way = known_found[left] = _Way(self._weigh(found.device_map), found)
             return way
 

@@ -29,11 +29,7 @@ def validate(tree: ModuleTree, device_map: AnyMap, available: Collection[Device]
         for device, keys in missing.items()
     ]
 
-    findings += [
-        f"{target} and {source} are one tensor, but on {there} and {here}: transformers can't run it so"
-        for target, source, there, here in split_ties(tree.ties, device_map)
-        if holder(there, here) is None
-    ]
+    findings += unusable_ties(tree, device_map)
 
     unplaced = tuple(f".{name}" for name in tree.unplaced or ())
     homeless = [
@@ -53,10 +49,11 @@ def find_faults(tree: ModuleTree, device_map: AnyMap) -> tuple[str, ...]:
     accelerators it fails when it runs; with parts offloaded it works if the rest is on the device that runs those.
     """
     device_map = FrozenMap.of(device_map)
+    both = compared(tree)
     found = [
         f"{target} on {there} and {source} on {here} are one tensor: it would be on {held}"
         for target, source, there, here in split_ties(tree.ties, device_map)
-        if (held := holder(there, here)) is not None
+        if target not in both and (held := holder(there, here)) is not None
     ]
     cut = device_map.cut
     for name in tree.index.unsplit:
@@ -111,6 +108,31 @@ def split_ties(ties: Iterable[tuple[str, str]], device_map: AnyMap) -> list[tupl
         there, here = frozen.device_of(target), frozen.device_of(source)
         if there is not None and here is not None and there != here:
             found.append((target, source, there, here))
+    return found
+
+
+def compared(tree: ModuleTree) -> frozenset[str]:
+    """Targets of ties that the checkpoint has beside their sources.
+
+    transformers compares both once they are loaded, to tie them only if they are equal, and torch compares no tensors
+    of two devices (``PreTrainedModel.tie_weights``).
+    """
+    return tree.untied | {name for name, _ in tree.index.until_tied}
+
+
+def unusable_ties(tree: ModuleTree, device_map: AnyMap) -> list[str]:
+    """Why a map that parts tied weights can't be loaded, or not run: a line for each such pair."""
+    both, found = compared(tree), []
+    for target, source, there, here in split_ties(tree.ties, device_map):
+        if target in both:
+            found.append(
+                f"{target} is on {there} and {source} on {here}: the checkpoint has both, and transformers compares "
+                "them once they are loaded, for which they have to be on one device"
+            )
+        elif holder(there, here) is None:
+            found.append(
+                f"{target} and {source} are one tensor, but on {there} and {here}: transformers can't run it so"
+            )
     return found
 
 

@@ -10,7 +10,7 @@ from devctl.models.tree import ModuleTree, Tensor
 from devctl.placement.budget import NUMBERED, Budgets, is_accelerator
 from devctl.placement.device_map import AnyMap, FrozenMap
 from devctl.placement.greedy.decisions import Trail
-from devctl.placement.judge import holder, split_ties
+from devctl.placement.judge import compared, holder, split_ties
 from devctl.placement.parallel.host_device import HostDevice
 from devctl.placement.runtime import Runtime, needs
 from devctl.units import format_bytes
@@ -338,8 +338,11 @@ def _not_offloaded(tree: ModuleTree, device_map: FrozenMap) -> list[str]:
 
 
 def _parted_ties(tree: ModuleTree, device_map: FrozenMap) -> list[str]:
+    both = compared(tree)
     return [
-        f"{target} on {there} and {source} on {here} are one tensor: "
+        f"{target} is on {there} and {source} on {here}: the checkpoint has both, which transformers can't compare so"
+        if target in both
+        else f"{target} on {there} and {source} on {here} are one tensor: "
         + (f"loaded, it is on {held}" if (held := holder(there, here)) else "transformers can't run it so")
         for target, source, there, here in split_ties(tree.ties, device_map)
     ]

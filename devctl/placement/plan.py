@@ -9,7 +9,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError
-from devctl.models.footprint import Footprint
+from devctl.models.footprint import Footprint, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
@@ -73,6 +73,34 @@ class MostTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WayToRun:
+    """How a workload is run that an answer is of.
+
+    Attributes:
+        attention: how the model attends, as transformers calls it; None where that is not known.
+        decodes: whether tokens are chosen one after another.
+    """
+
+    workload: Workload
+    attention: str | None
+    decodes: bool
+
+    def to_document(self) -> dict[str, Any]:
+        """The workload as JSON values, with the attention that is counted."""
+        return self.workload.to_document() | {"attention": self.attention}
+
+
+def way_to_run(footprint: Footprint, tree: ModuleTree) -> WayToRun:
+    """How the workload of ``footprint`` is run by the model of ``tree``."""
+    workload = footprint.workload
+    return WayToRun(
+        workload=workload,
+        attention=workload.attention or tree.attention,
+        decodes=bool(workload.generation) or any(block.decode for block in footprint.blocks),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Where each part of a model goes, and what a reader should know of it.
 
@@ -84,6 +112,7 @@ class Plan:
         runtime: what the workload adds to the weights; None where only they are counted.
         room: what is left; None with a workload, which takes it.
         max_context: how long a context may be; None where that was not asked.
+        run: how the workload is run, or that whose context was looked for; None where only the weights are counted.
         versions: of the packages that decide what a plan says.
         refusal: why this is not what was asked for; None where it is.
         stages: the layers over ranks; None for a plan of one process.
@@ -98,6 +127,7 @@ class Plan:
     runtime: Runtime | None = None
     room: Room | None = None
     max_context: MostTokens | None = None
+    run: WayToRun | None = None
     refusal: Refusal | None = None
     stages: Stages | None = None
     tensor_parallel: TensorParallel | None = None
@@ -220,6 +250,7 @@ class Comparison:
         why: the reason, in words.
         notes: why accelerators of the machine are missing, a line for each reason.
         lacks_disk: whether the machine has no disk, so that what leaves bytes on one does not fit.
+        run: how the workload is run; None where the weights alone are counted.
     """
 
     model: PlannedModel
@@ -228,6 +259,7 @@ class Comparison:
     why: str
     notes: tuple[str, ...] = ()
     lacks_disk: bool = False
+    run: WayToRun | None = None
 
     def fits(self, placement: Placement) -> bool:
         """Whether the machine can hold ``placement``."""
@@ -251,6 +283,7 @@ class Comparison:
                 }
                 for each in self.placements
             ],
+            "workload": None if self.run is None else self.run.to_document(),
             "take": self.chosen.strategy,
             "why": self.why,
         }
@@ -276,10 +309,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Which contexts and batch sizes fit; ``notes`` say why accelerators of the machine are missing."""
+    """Which contexts and batch sizes fit.
+
+    Attributes:
+        run: how each case is run; its context and batch are those of the case.
+        notes: why accelerators of the machine are missing, and what is counted beside the text.
+    """
 
     model: PlannedModel
     cases: tuple[Case, ...]
+    run: WayToRun
     notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
@@ -293,4 +332,6 @@ class WhatIf:
             }
             for case in self.cases
         ]
-        return {"schema": SCHEMA, "kind": "devctl.what_if", "cases": cases}
+        run = self.run.to_document()
+        del run["context_length"], run["batch_size"]
+        return {"schema": SCHEMA, "kind": "devctl.what_if", "workload": run, "cases": cases}

@@ -63,9 +63,9 @@ def check_machine(
         raise UsageError(f"MODEL {model.model!r} is only for --map", hint="write --map map.json MODEL")
     if wanted == Requirements() and file is None:
         raise UsageError("nothing to check", hint="say what the job needs, like --gpus 2 --gpu-memory 40GiB")
-    needs = None if file is None else needs_of(file, model)
     if inventory is None:
         inventory = _look(wanted)
+    needs = None if file is None else needs_of(file, model, inventory)
     verdict = judge(inventory, wanted)
     if needs is None:
         return verdict, inventory
@@ -93,8 +93,10 @@ def _look(wanted: Requirements) -> Inventory:
     return busiest([*samples, inventory])
 
 
-def needs_of(file: MapFile, model: ModelRequest | None) -> Needs:
+def needs_of(file: MapFile, model: ModelRequest | None, inventory: Inventory | None = None) -> Needs:
     """What the map of ``file`` needs, by all that the file says, and by ``model`` where it is given.
+
+    Weights that are unpacked on the machine of ``inventory`` count so.
 
     Of two figures for a device the larger counts: a plan that says too little is no room.
     """
@@ -111,9 +113,7 @@ def needs_of(file: MapFile, model: ModelRequest | None) -> Needs:
             if said.used or said.state or said.activations or device in devices:
                 devices[device] = said.most
     if model is not None:
-        from devctl.planning.model import open_model
-
-        opened, differs = _open_as_planned(model, facts, open_model(model))
+        opened, differs = _open_as_planned(model, facts, inventory)
         problems += differs
         problems += _of_model(opened.tree, file.device_map)
         for device, size in _by_model(opened, file, problems).items():
@@ -121,11 +121,13 @@ def needs_of(file: MapFile, model: ModelRequest | None) -> Needs:
     return Needs(bytes=devices, problems=tuple(dict.fromkeys(problems)))
 
 
-def _open_as_planned(request: ModelRequest, facts: PlanFacts | None, opened: Model) -> tuple[Model, list[str]]:
+def _open_as_planned(
+    request: ModelRequest, facts: PlanFacts | None, inventory: Inventory | None
+) -> tuple[Model, list[str]]:
     """The model in the dtype and class of the plan, and how else it is not the plan's."""
-    from devctl.planning.model import open_model
     from devctl.planning.request import Dtype
 
+    opened = _open_there(request, inventory)
     if facts is None:
         return opened, []
     said = facts.model
@@ -136,7 +138,7 @@ def _open_as_planned(request: ModelRequest, facts: PlanFacts | None, opened: Mod
         changes["model_class"] = said["class"]
     if changes:
         with contextlib.suppress(DevctlError):  # then it stays what it is, and differs
-            opened = open_model(replace(request, **changes))
+            opened = _open_there(replace(request, **changes), inventory)
     now = {
         "class": opened.tree.class_name,
         "dtype": opened.tree.dtype,
@@ -148,6 +150,15 @@ def _open_as_planned(request: ModelRequest, facts: PlanFacts | None, opened: Mod
         if name in said and said[name] != value
     ]
     return opened, differs
+
+
+def _open_there(request: ModelRequest, inventory: Inventory | None) -> Model:
+    """The model as the machine of ``inventory`` holds it."""
+    from devctl.planning.model import open_model
+    from devctl.planning.unpacked import is_unpacked
+
+    opened = open_model(request)
+    return opened.unpacked() if inventory is not None and is_unpacked(opened.tree, inventory) else opened
 
 
 def _of_model(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[str]:
@@ -189,7 +200,7 @@ def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device,
 def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, tuple[int, int]]:
     """State and activations on each device by the model itself, for the workload that the plan names."""
     from devctl.models.footprint import Kernels, Workload
-    from devctl.models.images import Images
+    from devctl.models.images import images_of_document
     from devctl.placement.runtime import needs
 
     if file.facts is None or file.facts.workload is None:
@@ -203,8 +214,8 @@ def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[D
     if known.get("attention") == opened.tree.attention:
         known["attention"] = None  # as it is by itself
     try:
-        if isinstance(images := known.get("images"), dict):
-            known["images"] = Images(**images)
+        if known.get("images") is not None:
+            known["images"] = images_of_document(known["images"])
         WorkloadRequest(**asked)  # which knows what can be counted
         footprint = opened.footprints.of(Workload(**{**known, "kernels": Kernels(known.get("kernels", ""))}))
     except (TypeError, ValueError, UsageError) as error:

@@ -16,6 +16,7 @@ from devctl.models.tree import sizes
 from devctl.placement import Budgets, Placement, Strategy, place_whole
 from devctl.placement.budget import is_accelerator, parse_max_memory
 from devctl.placement.document import SCHEMA, PlannedModel
+from devctl.placement.plan import WayToRun, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.machine import open_machine
 from devctl.planning.model import Model
@@ -23,6 +24,7 @@ from devctl.planning.plan import runtime_of
 from devctl.planning.progress import reporter
 from devctl.planning.question import question_of
 from devctl.planning.request import MachineRequest, WorkloadRequest
+from devctl.planning.unpacked import as_held, is_unpacked
 
 MOST = 8
 """Boards of a kind that are tried, at most: as many as a common host has."""
@@ -66,6 +68,7 @@ class FitsOn:
         model: which model it is.
         strategy: how it is placed.
         workload: what is counted beside the weights; None where only they are.
+        run: how that is run.
         boards: in the order in which they were asked for.
         notes: what a reader should know.
     """
@@ -75,6 +78,7 @@ class FitsOn:
     workload: Workload | None
     boards: tuple[Fit, ...]
     notes: tuple[str, ...] = ()
+    run: WayToRun | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The same as JSON values; see ``fits_on.schema.json``. Sizes are bytes."""
@@ -150,23 +154,28 @@ def fits_on(
         UsageError: the workload is none for this model, or an entry can't be read.
     """
     named = _least_named(max_memory)
-    known: dict[tuple[Budgets, tuple[tuple[Device, int], ...]], Placement | None] = {}
+    known: dict[tuple[Budgets, tuple[tuple[Device, int], ...], bool], Placement | None] = {}
+    forms: dict[bool, Model] = {}
     notes: dict[str, None] = {}
-    asked: Workload | None = None
+    asked: WayToRun | None = None
 
     def placed(kind: _Kind, count: int) -> Placement | None:
         """The placement on so many; None where it does not fit."""
         nonlocal asked
         request = MachineRequest(devices=f"{count}x{kind.name}", max_memory=max_memory, reserve=reserve)
         machine = open_machine(request)
-        question = question_of(model, machine, workload, counts=workload.context_length is not None)
+        unpacks = is_unpacked(model.tree, machine.inventory)
+        if unpacks not in forms:
+            forms[unpacks] = as_held(model, machine)
+        there = forms[unpacks]
+        question = question_of(there, machine, workload, counts=workload.context_length is not None)
         runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
         notes.update(dict.fromkeys(told))
-        asked = None if runtime is None else runtime.footprint.workload
-        key = replace(machine.budgets, notes=()), tuple(question.overhead.items())
+        asked = None if runtime is None else way_to_run(runtime.footprint, there.tree)
+        key = replace(machine.budgets, notes=()), tuple(question.overhead.items()), unpacks
         if key not in known:
-            if _have_enough(model, machine.budgets, runtime):
-                found = place_whole(model.tree, machine.budgets, strategy, runtime, model.installed)
+            if _have_enough(there, machine.budgets, runtime):
+                found = place_whole(there.tree, machine.budgets, strategy, runtime, there.installed)
                 known[key] = found if found.fits and not found.offloaded else None
             else:
                 known[key] = None
@@ -185,7 +194,8 @@ def fits_on(
     return FitsOn(
         model=model.planned,
         strategy=strategy,
-        workload=asked,
+        workload=None if asked is None else asked.workload,
+        run=asked,
         boards=tuple(found),
         notes=tuple(dict.fromkeys((*model.tree.notes, *notes, *([] if asked is not None else [WEIGHTS_ALONE])))),
     )

@@ -9,11 +9,11 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
-from devctl.models.attention import checked
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
 from devctl.placement.parallel.records import is_staged, parse_stages
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
+from devctl.planning.planned_run import Run, parse_run
 from devctl.reading import MOST_TEXT, read_document
 
 
@@ -23,12 +23,12 @@ class MapFile:
 
     Attributes:
         facts: what a plan document knows beyond its map; None for a plain map.
-        attention: how the model attends in the workload that is planned; None where none is.
+        run: the run that is planned, as far as a plan document says.
     """
 
     device_map: Mapping[str, Device]
     facts: PlanFacts | None = None
-    attention: str | None = None
+    run: Run | None = None
 
 
 def read_map_file(path: Path) -> MapFile:
@@ -77,8 +77,8 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         return MapFile(device_map=device_map)
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    attention = _attention(document.get("workload"), origin)
-    return MapFile(device_map=device_map, facts=parse_facts(document, origin), attention=attention)
+    run = parse_run(document.get("workload"), origin)
+    return MapFile(device_map=device_map, facts=parse_facts(document, origin), run=run)
 
 
 def over_hosts(document: Any, origin: str) -> RefusedError:
@@ -96,26 +96,17 @@ def over_hosts(document: Any, origin: str) -> RefusedError:
     )
 
 
-def _attention(workload: Any, origin: str) -> str | None:
-    found = workload.get("attention") if isinstance(workload, dict) else None
-    if found is None:
-        return None
-    if not isinstance(found, str):
-        raise UsageError(f'{origin}: "attention" is {found!r}, and no name')
-    return checked(found, f"{origin}: attention")
-
-
 def read_map(argument: str) -> dict[str, Device]:
     """The map that ``--map`` names: a file, "-" for stdin, or a bare device for the whole model.
 
     Raises:
         UsageError: it can't be read, or is no map.
     """
-    return read_map_and_attention(argument)[0]
+    return read_map_and_run(argument)[0]
 
 
-def read_map_and_attention(argument: str) -> tuple[dict[str, Device], str | None]:
-    """The same, and how the model attends where a plan says so.
+def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
+    """The same, and the run that it is for where a plan says so.
 
     Raises:
         UsageError: as `read_map`.
@@ -127,7 +118,7 @@ def read_map_and_attention(argument: str) -> tuple[dict[str, Device], str | None
         return {"": bare_device(argument)}, None
     except ValueError:
         found = read_map_file(Path(argument))
-        return dict(found.device_map), found.attention
+        return dict(found.device_map), found.run
 
 
 def bare_device(text: str) -> Device:

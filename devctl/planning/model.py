@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ class Model:
     @property
     def may_be_quantised(self) -> bool:
         """Whether it is built anew, and not quantised already, so that ``--quantize`` may be advised."""
-        return not self.request.is_live and self.tree.quantisation is None
+        return not self.request.is_live and self.tree.quantisation is None and self.tree.packed_as is None
 
     def smaller(self) -> Iterator[tuple[str, ModuleTree]]:
         """The model in fewer bytes and the option that makes it so, the least change first; built when asked for."""
@@ -92,7 +92,25 @@ class Model:
             ways += [(f"--quantize {m}", replace(self.request, quantize=m)) for m in (Quantize.INT8, Quantize.NF4)]
         for option, changed in ways:
             with contextlib.suppress(DevctlError):  # a way that there is not for this model
-                yield option, open_model(changed).tree
+                other = open_model(changed)
+                yield option, (other if self.tree.packed_as is None else other.unpacked()).tree
+
+    def unpacked(self) -> Model:
+        """The same as transformers unpacks it, where it lacks the hardware that its packed weights need.
+
+        What it computes is the same, and so is what it holds beside its weights.
+
+        Raises:
+            ModelError: it can't be read any more.
+        """
+        if self.source is None or self.tree.unpacked is None:
+            return self
+        from devctl.models.skeleton import Purpose
+
+        key = _key(self.source, self.request, unpacked=True) if self.request.cache else None
+        build = partial(read, self.source, self.request, Purpose.UNPACKED)
+        tree, skeleton = _tree(key, build)
+        return replace(self, tree=tree, key=key, installed=planner_for(key, tree, skeleton, build))
 
 
 @functools.cache
@@ -115,12 +133,8 @@ def open_model(request: ModelRequest) -> Model:
     key = _key(source, request) if request.cache else None
     if key is not None:
         _tell_of_cache(unusable())
-    tree, skeleton = (load_tree(key) if key is not None else None), None
-    if tree is None:
-        skeleton = _build(source, request)
-        tree = skeleton.tree
-        if key is not None:
-            store_tree(key, tree)
+    build = partial(_build, source, request)
+    tree, skeleton = _tree(key, build)
     return Model(
         request=request,
         source=source,
@@ -128,10 +142,20 @@ def open_model(request: ModelRequest) -> Model:
         made_for=made_for(source.config),
         footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
         key=key,
-        installed=planner_for(key, tree, skeleton, partial(_build, source, request)),
+        installed=planner_for(key, tree, skeleton, build),
         experts_per_token=experts_per_token(source.config),
         has_encoder=source.config.get("is_encoder_decoder") is True,
     )
+
+
+def _tree(key: str | None, build: Callable[[], Skeleton]) -> tuple[ModuleTree, Skeleton | None]:
+    """The tree that is kept under ``key``, else that of what ``build`` builds, and then that."""
+    if key is not None and (kept := load_tree(key)) is not None:
+        return kept, None
+    skeleton = build()
+    if key is not None:
+        store_tree(key, skeleton.tree)
+    return skeleton.tree, skeleton
 
 
 def open_skeleton(request: ModelRequest, *, random_weights: bool) -> tuple[ModelSource, Skeleton]:
@@ -152,13 +176,14 @@ def _build(source: ModelSource, request: ModelRequest) -> Skeleton:
     return read(source, request, Purpose.PLAN)
 
 
-def _key(source: ModelSource, request: ModelRequest) -> str | None:
+def _key(source: ModelSource, request: ModelRequest, *, unpacked: bool = False) -> str | None:
     return tree_key(
         source,
         dtype=request.dtype,
         model_class=request.model_class,
         trust_remote_code=request.trust_remote_code,
         quantize=request.quantize,
+        unpacked=unpacked,
     )
 
 

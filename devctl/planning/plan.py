@@ -14,7 +14,7 @@ from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
 from devctl.placement.optimal.reads import reads
 from devctl.placement.placement import make_placement, worth
-from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WhatIf
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WayToRun, WhatIf, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.gates import map_refusal, room_refusal
@@ -33,7 +33,7 @@ from devctl.planning.request import (
     WorkloadRequest,
     one_of,
 )
-from devctl.planning.unpacked import unpacked_refusal
+from devctl.planning.unpacked import as_held, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
 
 
@@ -55,6 +55,7 @@ def make_plan(
     Raises:
         UsageError: the workload is none for this model.
     """
+    model = as_held(model, machine)
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
     counts = max_context or workload.context_length is not None
@@ -80,7 +81,7 @@ def make_plan(
     room = room_refusal(model, machine, question, placement, runtime, limits)
     if isinstance(goal, FillContext) and refusal is not None and room is not None:
         refusal = replace(refusal, findings=room.findings)
-    refusal = refusal or room or unpacked_refusal(model.tree, machine, placement)
+    refusal = refused_unpacked(model.tree, refusal or room)
     most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
     if most is not None:
         notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
@@ -94,6 +95,11 @@ def make_plan(
         runtime=runtime,
         room=capacity.room(question, placement) if runtime is None and refusal is None else None,
         max_context=most,
+        run=way_to_run(runtime.footprint, model.tree)
+        if runtime is not None
+        else None
+        if most is None
+        else _way_to_run(question, question.workload),
         refusal=refusal,
     )
 
@@ -111,6 +117,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
     beside = () if runtime is None else told_beside_text(question, question.workload)
@@ -126,8 +133,9 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
         placements=placements,
         chosen=chosen,
         why=why,
-        notes=(*machine.missing, *beside),
+        notes=(*machine.missing, *told_unpacked(model.tree), *beside),
         lacks_disk=machine.lacks_disk,
+        run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
     )
 
 
@@ -138,11 +146,13 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     cases = capacity.what_if(question)
     # the shortest was traced, so that this one is at hand
     first = replace(question.workload, context_length=cases[0].context_length, batch_size=1)
-    return WhatIf(model=model.planned, cases=cases, notes=(*machine.missing, *told_beside_text(question, first)))
+    notes = (*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, first))
+    return WhatIf(model=model.planned, cases=cases, run=_way_to_run(question, first), notes=notes)
 
 
 def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> capacity.Capacity:
@@ -152,6 +162,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(
         model=model.planned,
@@ -160,7 +171,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
-        notes=(*machine.missing, *told_beside_text(question, question.workload)),
+        notes=(*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, question.workload)),
     )
 
 
@@ -173,6 +184,13 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
+
+
+def _way_to_run(question: Question, traced: Workload) -> WayToRun:
+    """How the workload of ``question`` is run, of which ``traced`` is at hand."""
+    run = way_to_run(question.footprints.of(traced), question.tree)
+    # one sequence is never padded, and others are asked about
+    return replace(run, workload=replace(run.workload, padded=question.workload.padded))
 
 
 def told_beside_text(question: Question, workload: Workload) -> tuple[str, ...]:

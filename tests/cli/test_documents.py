@@ -18,6 +18,7 @@ COMPARISON = "placement/comparison.schema.json"
 WHAT_IF = "placement/what_if.schema.json"
 CHECK = "inventory/check.schema.json"
 FITS_ON = "planning/fits_on.schema.json"
+CLUSTER = "inventory/cluster.schema.json"
 EXPORT = "export/export.schema.json"
 
 

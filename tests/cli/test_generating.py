@@ -172,3 +172,42 @@ def test_the_most_tokens_say_what_is_not_counted(devctl, told):
     done = devctl("plan", told(prompt_lookup_num_tokens=5), "--devices", "1GiB", "--max-context")
     assert done.code == 0, done.err
     assert "note: the generation config asks for prompt lookup, which is not counted" in done.err
+
+
+RUN = ["--decode", "beam:2", "--prefill-chunk-size", 16, "--attn-implementation", "eager", "--no-padding"]
+
+
+@pytest.mark.parametrize(
+    ("question", "batch"),
+    [
+        (["--what-if", "--devices", "64MiB"], "batches unpadded"),
+        (["--compare", *WORK, "--batch-size", 3], "a batch of 3, unpadded"),
+        (["--fits-on", "1GiB", *WORK[2:], "--batch-size", 3], "a batch of 3, unpadded"),
+        (["--max-context", "--devices", "64MiB", "--batch-size", 3], "a batch of 3, unpadded"),
+        (["--target-context", 64, "--devices", "64MiB"], "a batch of "),
+        (["--batch-size", 3, *WORK], "a batch of 3, unpadded"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_every_answer_says_how_it_is_run_as_a_plan_does(devctl, question, batch):
+    done = devctl("plan", TINY, *question, "--overhead", "0B", *RUN)
+    assert done.code == 0, done.err
+    (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("run: ")]
+    assert line.startswith(f"run: {batch}")
+    assert line.endswith("2 beams, the prompt in chunks of 16, attention eager")
+
+
+@pytest.mark.parametrize("question", [["--what-if", "--devices", "64MiB"], ["--compare", *WORK]])
+def test_documents_of_tables_say_how_they_are_run(devctl, question):
+    work = document(devctl("plan", TINY, *question, "--overhead", "0B", *RUN, "--json"))["workload"]
+    assert (work["generation"], work["prefill_chunk"], work["attention"]) == ({"num_beams": 2}, 16, "eager")
+    assert work["padded"] is False
+    assert ("batch_size" in work) == ("--compare" in question)
+
+
+def test_tables_say_what_transformers_chooses_where_nothing_is_asked_for(devctl):
+    table = document(devctl("plan", TINY, "--what-if", "--devices", "64MiB", "--json"))["workload"]
+    assert (table["attention"], table["padded"], table["generation"]) == ("sdpa", True, {})
+    assert document(devctl("plan", TINY, "--compare", "--devices", "64MiB", "--json"))["workload"] is None
+    out = devctl("plan", TINY, "--compare", "--devices", "64MiB").out
+    assert "run: " not in out

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from devctl.devices import Device
 from devctl.models.footprint import Footprint
@@ -100,3 +102,47 @@ def test_room_is_kept_for_loading_where_a_workload_is_planned_for(strategy):
     (use, *_) = found.devices
     assert use.loading <= 38
     assert found.offloaded
+
+
+@pytest.mark.parametrize(
+    ("sizes", "made", "room"),
+    [
+        ((2, 2, 2, 1), (1, 7, 18, 0), (20, 20)),  # one block by itself, for what it takes as it is made
+        ((10, 10, 10, 10), (8, 8, 8, 8), (32, 32)),
+        ((10, 10, 10, 10), (0, 0, 0, 20), (34, 34)),  # the other half of the model has to be with the light ones
+        ((5, 5, 5, 5), (30, 0, 0, 0), (20, 40)),
+    ],
+)
+def test_optimal_of_weights_alone_finds_a_split_that_loads(sizes, made, room):
+    model = loading(layers(*sizes, embed=4, head=4), **{f"layers__{n}__a__w": b for n, b in enumerate(made) if b})
+    there = budgets(gpu0=room[0], gpu1=room[1])
+    found = place(model, there, Strategy.OPTIMAL)
+    assert found.fits
+    assert not found.offloaded
+    assert all(use.loading <= use.budget for use in found.devices[:2])
+
+
+@settings(max_examples=30)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=4, max_size=4),
+    made=st.lists(st.integers(0, 30), min_size=4, max_size=4),
+    room=st.tuples(st.integers(20, 90), st.integers(20, 90)),
+)
+def test_optimal_loads_where_the_model_fits_beside_what_any_of_it_takes(sizes, made, room):
+    model = loading(layers(*sizes, embed=4, head=4), **{f"layers__{n}__a__w": b for n, b in enumerate(made) if b})
+    less = budgets(gpu0=max(0, room[0] - max(made)), gpu1=max(0, room[1] - max(made)))
+    found = place(model, budgets(gpu0=room[0], gpu1=room[1]), Strategy.OPTIMAL)
+    if not place(layers(*sizes, embed=4, head=4), less, Strategy.OPTIMAL).offloaded:
+        assert found.fits
+        assert not found.offloaded
+    for other in Strategy:
+        assert not place(model, budgets(gpu0=room[0], gpu1=room[1]), other).fits or found.fits
+
+
+def test_optimal_keeps_room_for_loading_where_the_weights_alone_need_none():
+    model = loading(layers(10, 10, 10, 10, embed=4, head=4), layers__0__a__w=16)
+    there = budgets(gpu0=28, gpu1=28, cpu=100)
+    found = place(model, there, Strategy.OPTIMAL)
+    assert found.fits
+    assert 0 < found.offloaded <= 10
+    assert place(model, budgets(gpu0=30, gpu1=34), Strategy.OPTIMAL).offloaded == 0

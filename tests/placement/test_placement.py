@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,11 @@ from devctl.errors import UsageError
 from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.document import PlannedModel, parse_map
-from devctl.placement.judge import disjoint, holder, validate
+from devctl.placement.judge import disjoint, find_faults, holder, validate
 from devctl.placement.placement import bytes_per_device, make_placement, to_hf
 from devctl.placement.plan import Plan
 from devctl.placement.strategy import device_of
+from tests.placement.test_loading_peak import loading
 from tests.trees import layers, random_trees, tree
 
 CPU, DISK, GPU0, GPU1 = Device.cpu(), Device.disk(), Device.gpu(0), Device.gpu(1)
@@ -252,3 +254,24 @@ def test_what_a_quantizer_refuses_to_offload(device_map, refused):
     placement = make_placement(model, devices, Budgets(devices=((Device.cpu(), 9),), given=True), strategy=None)
     note = f"transformers refuses to load nf4 weights with a part on {refused}"
     assert [n for n in placement.notes if "refuses" in n] == ([note] if refused else [])
+
+
+@pytest.mark.parametrize(("embed", "head"), [(GPU0, GPU1), (GPU0, CPU), (CPU, GPU0), (CPU, DISK), (DISK, GPU0)])
+@pytest.mark.parametrize("differ", [True, False])
+def test_two_weights_that_a_checkpoint_has_both_have_to_share_a_device(embed, head, differ):
+    model = layers(10, embed=4, head=4, head_is_tied=True)
+    model = replace(model, untied=frozenset({"head.w"})) if differ else loading(model, head__w=4)
+    device_map = {"embed": embed, "layers": GPU0, "head": head}
+    (finding,) = validate(model, device_map, (GPU0, GPU1, CPU, DISK))
+    assert finding == (
+        f"head.w is on {head} and embed.w on {embed}: the checkpoint has both, and transformers compares them once "
+        "they are loaded, for which they have to be on one device"
+    )
+    assert not [fault for fault in find_faults(model, device_map) if "head" in fault]
+    (note,) = [
+        note
+        for note in make_placement(model, device_map, Budgets(devices=((GPU0, 99),), given=True), strategy=None).notes
+        if note.startswith("head.w")
+    ]
+    assert "one tensor" not in note
+    assert validate(model, {"": GPU0}, (GPU0,)) == ()

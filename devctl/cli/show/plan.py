@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from devctl.placement.document import PlannedModel
     from devctl.placement.placement import DeviceUse, Placement
-    from devctl.placement.plan import Comparison, Plan, Room, WhatIf
+    from devctl.placement.plan import Comparison, Plan, Room, WayToRun, WhatIf
     from devctl.planning.fits_on import FitsOn
 
 
@@ -25,7 +25,7 @@ def summary_of(plan: Plan) -> str:
     """The summary of a plan, with what is left, what is counted, and what it holds for."""
     stages = plan.stages
     how = "" if stages is None else _in_stages(len(stages.stages), len(stages.hosts))
-    return plan_summary(plan.model, plan.placement, room_line(plan.room), run_line(plan), plan.engine, how)
+    return plan_summary(plan.model, plan.placement, room_line(plan.room), run_line(plan.run), plan.engine, how)
 
 
 def _in_stages(stages: int, hosts: int) -> str:
@@ -208,7 +208,8 @@ def comparison(found: Comparison) -> str:
         table.add_row("fits", *("yes" if found.fits(each) else "no" for each in placements))
     model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
-    return to_text(Group(head, table, Text(f"take {found.chosen.strategy}: {found.why}")), sys.stdout)
+    lines = [Text(line) for line in (run_line(found.run), f"take {found.chosen.strategy}: {found.why}") if line]
+    return to_text(Group(head, table, *lines), sys.stdout)
 
 
 def what_if_table(found: WhatIf) -> str:
@@ -231,8 +232,9 @@ def what_if_table(found: WhatIf) -> str:
         table.add_row(str(context), *row)
     model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
-    tail = Text("percent: how full the fullest device is, placed by optimal; – does not fit")
-    return to_text(Group(head, table, tail), sys.stdout)
+    percent = "percent: how full the fullest device is, placed by optimal; – does not fit"
+    lines = [Text(line) for line in (run_line(found.run, batches=True), percent) if line]
+    return to_text(Group(head, table, *lines), sys.stdout)
 
 
 def fits_on_table(found: FitsOn) -> str:
@@ -256,25 +258,31 @@ def fits_on_table(found: FitsOn) -> str:
     width, styled = answer_style()
     table = columns(("BOARD", "LEAST", "EACH", "FULLEST"), rows, left=1, width=width, styled=styled)
     tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated"
-    return f"{head}, placed by {found.strategy}: {asked}\n{table}{tail}\n"
+    run = f"{line}\n" if (line := run_line(found.run)) else ""
+    return f"{head}, placed by {found.strategy}: {asked}\n{table}{run}{tail}\n"
 
 
-def run_line(plan: Plan) -> str:
-    """How the workload is run that is counted; empty without one."""
-    if plan.runtime is None:
+def run_line(run: WayToRun | None, *, batches: bool = False) -> str:
+    """How the workload is run that is counted; empty without one.
+
+    Args:
+        batches: whether it is of several, of more and of fewer sequences.
+    """
+    if run is None:
         return ""
-    asked = plan.runtime.footprint.workload
-    parts = []
-    if asked.batch_size > 1:
+    asked, parts = run.workload, []
+    if batches:
+        parts.append("batches padded" if asked.padded else "batches unpadded")
+    elif asked.batch_size > 1:
         parts.append(
             f"a padded batch of {asked.batch_size}" if asked.padded else f"a batch of {asked.batch_size}, unpadded"
         )
-    if asked.generation or any(block.decode for block in plan.runtime.footprint.blocks):
+    if run.decodes:
         parts.append(words(asked.generation))
     if asked.prefill_chunk is not None:
         parts.append(f"the prompt in chunks of {asked.prefill_chunk}")
-    if plan.attention is not None:
-        parts.append(f"attention {plan.attention}")
+    if run.attention is not None:
+        parts.append(f"attention {run.attention}")
     return f"run: {', '.join(parts)}" if parts else ""
 
 

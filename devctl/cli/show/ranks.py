@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def summary_of(plan: Plan) -> str:
     """The summary of a plan of ranks."""
     assert plan.tensor_parallel is not None, "asked of plans of ranks"
-    return ranks_summary(plan.model, plan.placement, plan.tensor_parallel, run_line(plan), plan.engine)
+    return ranks_summary(plan.model, plan.placement, plan.tensor_parallel, run_line(plan.run), plan.engine)
 
 
 def ranks_summary(

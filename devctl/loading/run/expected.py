@@ -31,23 +31,50 @@ def workloads(
         attention: how the model is asked to attend; None for what transformers chooses.
     """
     on_accelerator = is_accelerator(main_of(device_map))
+    forward = _forward(inputs, Kernels.ACCELERATOR if on_accelerator else Kernels.CPU, attention)
+    if not (on_accelerator and _generates(skeleton, inputs, new_tokens)):
+        return (forward,)
+    return forward, _generate(forward, inputs, new_tokens)
+
+
+def generate_on_cpu(
+    skeleton: Skeleton,
+    inputs: Inputs,
+    device_map: Mapping[str, Device],
+    new_tokens: int,
+    *,
+    attention: str | None = None,
+) -> Workload | None:
+    """The generate on a CPU, where it may hold more than the forward, whose peak is measured there; None elsewhere.
+
+    A greedy one holds no more: it keeps the scores of one place alone.
+    """
+    if is_accelerator(main_of(device_map)) or not inputs.generation or not _generates(skeleton, inputs, new_tokens):
+        return None
+    return _generate(_forward(inputs, Kernels.CPU, attention), inputs, new_tokens)
+
+
+def _generates(skeleton: Skeleton, inputs: Inputs, new_tokens: int) -> bool:
+    return bool(new_tokens) and inputs.generates and skeleton.model_class.can_generate()
+
+
+def _forward(inputs: Inputs, kernels: Kernels, attention: str | None) -> Workload:
     text = inputs.tensors.get("input_ids")
-    prompt = 1 if text is None else text.shape[1]
-    kernels = Kernels.ACCELERATOR if on_accelerator else Kernels.CPU
-    forward = Workload(
-        context_length=prompt,
+    return Workload(
+        context_length=1 if text is None else text.shape[1],
         batch_size=inputs.batch_size,
         new_tokens=0,
         kernels=kernels,
         padded=inputs.padded,
         attention=attention,
     )
-    if not (on_accelerator and new_tokens and inputs.generates and skeleton.model_class.can_generate()):
-        return (forward,)
+
+
+def _generate(forward: Workload, inputs: Inputs, new_tokens: int) -> Workload:
     steps = max(1, new_tokens - 1)  # the last token is not read
-    return forward, replace(
+    return replace(
         forward,
-        context_length=prompt + steps,
+        context_length=forward.context_length + steps,
         new_tokens=steps,
         generation=inputs.generation,
         prefill_chunk=inputs.prefill_chunk,

@@ -19,6 +19,7 @@ from devctl.models.inputs import (
     image_ids,
     image_token,
     inputs_of,
+    kinds_of_tokens,
     most_tokens,
     prompt_rows,
     tokens_of_images,
@@ -267,8 +268,7 @@ def _text(
     if of_images:
         ids = torch.cat([image, made["input_ids"]], dim=1)
         made = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if "attention_mask" in made else {})
-    if of_images and "mm_token_type_ids" in takes:
-        made["mm_token_type_ids"] = (made["input_ids"] == image_token(config)).long()
+        made |= kinds_of_tokens(config, takes, ids)
     return made
 
 

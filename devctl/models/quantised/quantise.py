@@ -225,6 +225,14 @@ def notes_on(tree: ModuleTree, counting: Counting, quantize: Quantize | None) ->
     return notes
 
 
+def note_on_unpacked(tree: ModuleTree) -> str:
+    """A note that weights are planned as transformers unpacks them, where it lacks what they need."""
+    return (
+        f"{tree.packed_as} weights need {_FALLS_BACK[tree.packed_as or '']}: here transformers unpacks them to "
+        f"{tree.dtype}, {format_bytes(tree.index.held[''])} in all"
+    )
+
+
 def uncounted(settings: dict[str, Any], quantize: Quantize | None, dtype: torch.dtype, reason: str) -> str:
     """A note that a quantisation is left out, and why."""
     what = (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from devctl.models.images import Images
-from devctl.models.inputs import codebooks, image_ids, image_token, images_to_try, inputs_of, prompt_rows, told
+from devctl.models.inputs import codebooks, image_ids, images_to_try, inputs_of, kinds_of_tokens, prompt_rows, told
 from devctl.models.tracing.recorder import tensors_in
 
 _MEDIA_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
@@ -125,8 +125,7 @@ class MadeUp(Prompts):
             if len(row) >= tokens:
                 raise ValueError(f"an image is {len(row)} tokens long, the prompt {tokens}")
             made["input_ids"][:, : len(row)] = torch.tensor(row)
-            if "mm_token_type_ids" in self._takes:
-                made["mm_token_type_ids"] = torch.eq(made["input_ids"], image_token(model.config) or 0).long()
+            made |= kinds_of_tokens(model.config, self._takes, made["input_ids"])
             made |= self._anew(pictures, self._batch_size)
         return made | self._decoder_ids(tokens, answer)
 

@@ -1,6 +1,7 @@
 """--images of plan and load: the same images in both, and said in every answer."""
 
 import json
+import shutil
 
 import pytest
 
@@ -23,6 +24,7 @@ TWO = "2x64x32"  # 64 tokens, and those that say where each image begins and end
             "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
         ),
         ("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text"),
+        ("paligemma", "1x32x32", "an image of 32×32, 16 tokens of the text"),
         ("gemma3", "2x500x40", "2 images of 32×32, to which the model's processor scales 500×40, 8 tokens of the text"),
     ],
 )
@@ -34,7 +36,8 @@ def test_a_plan_foretells_what_a_load_measures(devctl, saved, tmp_path, name, im
     assert f"note: counted with {said}" in planned.err
     plan = json.loads(document.read_text())
     count, height, width = map(int, images.split("x"))
-    assert plan["workload"]["images"] == {"count": count, "height": height, "width": width}
+    sides = {"count": count, "height": height, "width": width}
+    assert plan["workload"]["images"] == sides | {"least": None, "most": None}
     done = devctl("load", saved(name), "--map", "cpu", *asked, "--max-new-tokens", 0, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
@@ -122,3 +125,21 @@ def test_a_config_that_no_image_goes_through_says_what_is_missing(devctl, tmp_pa
     done = devctl("plan", tmp_path / "config.json", *CPU, "--context-length", 512)
     assert done.code == 0, done.err
     assert "images are not counted: the config's mm_tokens_per_image 256 can't be made of the 14×14 patches" in done.err
+
+
+def test_a_plan_keeps_the_limits_of_the_processor_for_a_load_and_a_check(devctl, saved, tmp_path):
+    model, document = tmp_path / "model", tmp_path / "plan.json"
+    shutil.copytree(saved("qwen2-vl"), model)
+    (model / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 32 * 16, "min_pixels": 16}))
+    asked = ["--images", "1x64x32", "--context-length", 60]
+    assert devctl("plan", model, "--max-memory", "cpu=1GiB", *asked, "--report", document).code == 0
+    images = json.loads(document.read_text())["workload"]["images"]
+    assert images == {"count": 1, "height": 64, "width": 32, "least": 16, "most": 512}
+    assert devctl("check", "--map", document, model).code == 0
+    (model / "preprocessor_config.json").unlink()
+    done = devctl("load", model, "--map", document, "--max-new-tokens", 0, "--json")
+    assert done.code == 0, done.err
+    said = "run with an image of 32×16, to which the model's processor scales 64×32"
+    assert any(note.startswith(said) for note in json.loads(done.out)["notes"])
+    other = devctl("load", model, "--map", document, "--images", "1x64x32", "--max-new-tokens", 0, "--json")
+    assert any(note.startswith("run with an image of 64×32") for note in json.loads(other.out)["notes"])

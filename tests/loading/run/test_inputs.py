@@ -14,8 +14,9 @@ from devctl.loading.run.inputs import prepare
 from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Workload
 from devctl.models.inputs import batch_of, inputs_of, told
-from devctl.models.skeleton import read_skeleton
+from devctl.models.skeleton import empty_model, read_skeleton
 from devctl.models.tracing.fake_run import FakeModel
+from devctl.models.tracing.prompts import MadeUp
 from devctl.models.tracing.trace import trace_footprint
 from tests import small_models
 from tests.marks import slow
@@ -240,3 +241,15 @@ def test_a_model_with_two_main_inputs_says_which(tmp_path):
         loaded_shapes(source, skeleton)
     with pytest.raises(ValueError, match="which takes 'pixel_values and task_inputs'"):
         traced_shapes(skeleton)
+
+
+@pytest.mark.parametrize(("name", "told"), [("gemma3", {0, 1}), ("paligemma", {0})])
+def test_a_text_with_an_image_says_which_is_which_as_the_processor_does(name, told):
+    model_class, config = small_models.MODALITIES[name]()
+    skeleton = skeleton_of(model_class, config)
+    made = MadeUp(empty_model(skeleton), 2, padded=False).make(40, images=True)
+    assert set(made["token_type_ids"].unique().tolist()) == told
+    assert made["token_type_ids"].shape == made["input_ids"].shape
+    assert "token_type_ids" not in MadeUp(empty_model(skeleton), 2, padded=False).make(40)
+    if name == "gemma3":
+        assert made["token_type_ids"].equal((made["input_ids"] == config.image_token_id).long())

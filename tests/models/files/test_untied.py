@@ -224,3 +224,19 @@ def test_two_weights_that_are_compared_once_loaded_stay_on_one_device(tmp_path, 
     assert len(where) == 1
     used = {use.device: use.used for use in plan.placement.devices}
     assert sum(used.values()) == held(folder)
+
+
+@pytest.mark.parametrize("head", [None, other()], ids=["equal", "different"])
+def test_a_map_that_parts_two_weights_which_are_compared_is_refused_before_it_is_loaded(devctl, tmp_path, head):
+    folder, path = saved(tmp_path / "model", **{"lm_head.weight": head}), tmp_path / "map.json"
+    device_map = {"shared": "cpu", "encoder": "cpu", "decoder": "cpu", "lm_head": "disk"}
+    path.write_text(json.dumps(device_map))
+    done = devctl("load", folder, "--map", path)
+    assert (done.code, done.out) == (3, "")
+    assert "lm_head.weight is on disk and shared.weight on cpu: the checkpoint has both, and transformers" in done.err
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        t.AutoModelForSeq2SeqLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "off")
+    path.write_text(json.dumps({"shared": 0, "encoder": 0, "decoder": 0, "lm_head": 1}))
+    over = devctl("plan", folder, "--devices", "2x1GiB", "--map", path)
+    assert over.code == 3
+    assert "lm_head.weight is on cuda:1 and shared.weight on cuda:0: the checkpoint has both" in over.err
