@@ -22,7 +22,7 @@ from devctl.distributed.launch import (
     run_ssh,
 )
 from devctl.distributed.link import Limits
-from devctl.errors import UsageError
+from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
@@ -168,7 +168,8 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
         clashes.refuse(clashes.OF_RANK, _given(hosts))
         _be_rank(plan, hosts, run)
         return
-    launch = hosts.launch or (Launch.PRINT if len(plan.stages.hosts) > 1 else Launch.LOCAL)
+    several = len(plan.stages.hosts) > 1
+    launch = hosts.launch or (Launch.PRINT if several else Launch.LOCAL)
     clashes.refuse(clashes.OF_LAUNCH, {*_given(hosts), f"launch {launch}"})
     request = _request(plan, hosts, run)
     _require_run(request)
@@ -182,7 +183,13 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
         launcher = hosts.launcher or Launcher.TORCHRUN
         found = lines(started, launcher)
         for note in notes(started, launcher):
-            streams.message(f"note: {note}")
+            streams.say(f"note: {streams.clean(note)}\n")
+        if hosts.launch is None and hosts.launcher is None:  # nothing is loaded, which is what was asked for
+            raise RefusedError(
+                f"{plan.path} is a plan for {len(plan.stages.hosts)} hosts, and this is one: each is to run its line",
+                findings=tuple(found),
+                hint="--launch print gives these lines on stdout, --launch ssh runs them",
+            )
         streams.answer("".join(f"{line}\n" for line in found))
         return
     say = _say

@@ -7,7 +7,7 @@ from typing import Any
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError, UsageError, first_line
 from devctl.placement.budget import MOST_ID, NUMBERED
-from devctl.placement.parallel.records import is_staged
+from devctl.placement.parallel.records import is_staged, parse_stages
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -85,7 +85,7 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
     """
     if isinstance(data, dict) and data.get("kind") == KIND:
         if is_staged(data):
-            raise of_several(_ranks(data), origin)
+            raise of_several(len([*parse_stages(data, origin).ranks()]), origin)
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
         raise UsageError(
@@ -114,20 +114,13 @@ def of_several(ranks: int, origin: str) -> RefusedError:
     """Why a plan for several processes is not loaded by one, and what runs it.
 
     Args:
-        ranks: that share each stage.
+        ranks: how many there are.
         origin: where the plan came from.
     """
     return RefusedError(
-        f"{origin} is a plan for {ranks} processes that share the model, and this is one",
-        hint=f"start a script by torchrun --nproc-per-node {ranks}, with "
-        f"from_pretrained(…, distributed_config=DistributedConfig(tp_size={ranks}))",
+        f"{origin} is a plan for {ranks} processes, and this is one",
+        hint="`devctl load MODEL --map FILE --launch print` says how to run it",
     )
-
-
-def _ranks(data: dict[str, Any]) -> int:
-    shared = data.get("tensor_parallel")
-    size = shared.get("size") if isinstance(shared, dict) else None
-    return size if type(size) is int else 1
 
 
 def normal(device: Device) -> Device:

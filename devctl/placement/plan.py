@@ -140,6 +140,8 @@ class Plan:
     @property
     def engine(self) -> str:
         """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
+        if self.tensor_parallel is not None:
+            return "transformers' tensor parallelism"
         if self.stages is not None:
             layers = layers_of(self.tree)
             is_known = not isinstance(layers, str) and not layers.odd
@@ -184,7 +186,7 @@ class Plan:
             RefusedError: it is one.
         """
         if self.stages is not None:
-            raise of_several(self.stages.tensor_parallel, "the plan")
+            raise of_several(len([*self.stages.ranks()]), "the plan")
 
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
@@ -212,7 +214,7 @@ class Plan:
             "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
-            "device_map": to_hf(placement.device_map) if self.stages is None else _of_groups(self.stages),
+            "device_map": to_hf(placement.device_map) if self.tensor_parallel is None else _of_group(self.stages),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
             **({} if self.stages is None else self.stages.to_document()),
@@ -220,9 +222,9 @@ class Plan:
         }
 
 
-def _of_groups(stages: Stages) -> dict[str, str]:
+def _of_group(stages: Stages | None) -> dict[str, str]:
     """What stands for the map of a model that ranks share: no device that one process could load it on."""
-    return {"": ",".join(device for stage in stages.stages for device in stage.devices)}
+    return {"": ",".join(rank.device for rank in ([] if stages is None else stages.ranks()))}
 
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:

@@ -88,10 +88,9 @@ def over_hosts(document: Any, origin: str) -> RefusedError:
         UsageError: its stages can't be.
     """
     stages = parse_stages(document, origin)
-    hosts = ", ".join(stages.hosts)
-    where = f"over {len(stages.hosts)} hosts ({hosts})" if len(stages.hosts) > 1 else f"on {hosts}"
+    where = f" on {len(stages.hosts)} hosts ({', '.join(stages.hosts)})" if len(stages.hosts) > 1 else ""
     return RefusedError(
-        f"{origin} is a plan of {len(stages.stages)} stages {where}, which no process runs alone",
+        f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one",
         hint=f"run it with `devctl load MODEL --map {origin} --launch print`",
     )
 

@@ -28,7 +28,7 @@ from devctl.placement.parallel.stages import (
     to_stages,
 )
 from devctl.placement.placement import Placement, over_budget
-from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.building import hidden_size
@@ -138,6 +138,7 @@ def plan_over_hosts(
         placement=placement,
         versions=versions(),
         runtime=runtime,
+        run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
         room=_room(asked, asked.in_full(found.cut)) if runtime is None and refusal is None else None,
         max_context=most,
         refusal=refusal,

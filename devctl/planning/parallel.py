@@ -20,7 +20,7 @@ from devctl.placement.device_map import FrozenMap
 from devctl.placement.parallel.records import Stage, Stages
 from devctl.placement.parallel.tensor import Ranks, TensorParallel, rank_trees, style_bytes
 from devctl.placement.placement import DeviceUse, Placement, over_budget, weigh
-from devctl.placement.plan import MostTokens, Plan, Refusal
+from devctl.placement.plan import MostTokens, Plan, Refusal, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.capacity import largest, margin
 from devctl.planning.machine import Machine
@@ -98,6 +98,7 @@ def plan_of_ranks(
         ),
         versions=versions(),
         runtime=runtime,
+        run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
         max_context=most,
         refusal=_too_much(question, ranks, devices, uses, runtime),
         stages=_stages(model.tree, uses),

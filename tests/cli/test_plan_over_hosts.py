@@ -281,11 +281,22 @@ def staged(devctl, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("command", [["load", TINY], ["check"], ["check", TINY], ["plan", TINY]])
+def test_a_load_by_one_of_several_hosts_says_what_each_runs(devctl, staged):
+    done = devctl("load", TINY, "--map", staged)
+    assert (done.code, done.out) == (3, "")
+    assert f"{staged} is a plan for 2 hosts, and this is one: each is to run its line" in done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("  - torchrun --nnodes 2 --node-rank ")]
+    printed = devctl("load", TINY, "--map", staged, "--launch", "print")
+    assert printed.code == 0
+    assert printed.out.splitlines() == [line.removeprefix("  - ") for line in lines]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", TINY], ["plan", TINY]])
 def test_one_machine_says_how_a_plan_over_hosts_is_run(devctl, staged, command):
     done = devctl(*command, "--map", staged)
     assert (done.code, done.out) == (3, "")
-    assert "is a plan of 2 stages over 2 hosts (a, b), which no process runs alone" in done.err
+    assert "is a plan for 2 processes on 2 hosts (a, b), and this is one" in done.err
     assert f"devctl load MODEL --map {staged} --launch print" in done.err
 
 
@@ -301,7 +312,9 @@ def test_broken_stages_are_told_before(devctl, staged):
 def test_the_library_plans_over_hosts(tmp_path):
     plan = library.plan(TINY, {"a": "2x8MiB", "b": box(tmp_path, "x", "8MiB")})
     assert plan.fits and plan.stages.hosts == ("a", "b")
-    assert plan.to_hf()["lm_head"] == "b/cuda:0"
+    assert plan.to_document()["device_map"]["lm_head"] == "b/cuda:0"
+    with pytest.raises(RefusedError, match="a plan for 3 processes, and this is one"):
+        plan.to_hf()
     assert library.plan(TINY, "a:2x8MiB;b:8MiB").stages.stages == plan.stages.stages
     found = library.compare(TINY, "a:2x8MiB;b:8MiB")
     assert [each.strategy for each in found.placements] == ["stages", "transformers", "vllm"]

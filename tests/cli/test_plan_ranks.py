@@ -237,7 +237,7 @@ def test_the_report_is_the_document(devctl, small, tmp_path):
     assert (tmp_path / "plan.json").read_text().strip() == done.out.strip()
 
 
-@pytest.mark.parametrize("command", ["load", "check", "plan"])
+@pytest.mark.parametrize("command", ["check", "plan"])
 def test_one_process_refuses_it_and_says_what_runs_it(devctl, small, tmp_path, command):
     folder = small("llama")
     (tmp_path / "plan.json").write_text(devctl("plan", folder, "--devices", "2x1GiB", "--tp", "2").out)
@@ -246,8 +246,8 @@ def test_one_process_refuses_it_and_says_what_runs_it(devctl, small, tmp_path, c
     assert done.code == 3
     assert done.out == ""
     said = " ".join(done.err.split())
-    assert "is a plan for 2 processes that share the model" in said
-    assert "torchrun --nproc-per-node 2" in said
+    assert "is a plan for 2 processes, and this is one" in said
+    assert f"run it with `devctl load MODEL --map {tmp_path / 'plan.json'} --launch print`" in said
     (tmp_path / "plan.json").write_text('{"": "cuda:0,cuda:1"}')
     assert devctl(command, *folders, "--map", tmp_path / "plan.json").code == 3
 
