@@ -1,12 +1,15 @@
 """``devctl export``: a plan in another engine's words."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from devctl.cli.groups import Json
 from devctl.cli.show import streams
+
+if TYPE_CHECKING:
+    from devctl.export.records import Export
 
 
 def export(
@@ -24,7 +27,11 @@ def export(
     from devctl.export.engines import export as to_engine
     from devctl.planning.exporting import read_exportable
 
-    found = to_engine(read_exportable(plan, model), to, host)
+    print_export(to_engine(read_exportable(plan, model), to, host), json=json)
+
+
+def print_export(found: "Export", *, json: bool) -> None:
+    """Print the commands, or the document of them; what to know of them is part of the conversation."""
     for note in found.notes:
         streams.say(f"note: {streams.clean(note)}\n")
     if json:

@@ -402,6 +402,10 @@ class OutputOptions:
     json: Annotated[
         bool, typer.Option("--json", help="Print the plan document instead of the map; with others, theirs as JSON.")
     ] = False
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="ENGINE", help="Print the commands for vllm, sglang or llama.cpp instead of the map."),
+    ] = None
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),

@@ -135,7 +135,6 @@ def _of_ranks(
     output: OutputOptions,
 ) -> None:
     """Print the plan of a model that ranks share: always the document, as no map says it."""
-    from devctl.cli.show.ranks import summary_of
     from devctl.planning.machine import open_machine
     from devctl.planning.parallel import plan_of_ranks
     from devctl.planning.request import ByRanks
@@ -146,14 +145,7 @@ def _of_ranks(
     from devctl.planning.model import open_model
 
     plan = plan_of_ranks(open_model(model.request()), here, asked, wanted, max_context=goal.max_context)
-    if plan.refusal is not None:
-        show.say_notes(plan.notes)
-        raise plan.refusal.error()
-    document = streams.dumps(plan.to_document())
-    if output.report is not None:
-        write_whole(output.report, document)
-    streams.answer(document)
-    streams.say(summary_of(plan))
+    _show(plan, output)
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:
@@ -163,17 +155,38 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         RefusedError: it is not what was asked for; nothing is written then.
     """
     if plan.refusal is not None:
-        show.say_notes(plan.budgets.notes)  # what is counted with is half of why it does not fit
+        # what is counted with is half of why it does not fit
+        show.say_notes(plan.budgets.notes if plan.tensor_parallel is None else plan.notes)
         raise plan.refusal.error()
+    exported = None
+    if output.to is not None:  # before anything is written: an engine may refuse
+        from devctl.export.engines import export
+        from devctl.export.read import exportable
+
+        exported = export(exportable(plan.to_document(), "the plan"), output.to)
     _write(plan, output)
+    if exported is not None:
+        from devctl.cli.export import print_export
+
+        streams.say(_summary(plan))
+        print_export(exported, json=output.json)
+        return
     # a map of several hosts is no device_map that anything loads
     is_whole = output.json or plan.stages is not None
     streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
-    streams.say(show.summary_of(plan))
+    streams.say(_summary(plan))
     if output.explain:
         from devctl.cli.show.explain import explanation
 
         streams.say(explanation(_why(plan)))
+
+
+def _summary(plan: "Plan") -> str:
+    if plan.tensor_parallel is None:
+        return show.summary_of(plan)
+    from devctl.cli.show.ranks import summary_of
+
+    return summary_of(plan)
 
 
 def _why(plan: "Plan") -> "Explanation":

@@ -27,7 +27,7 @@ class Clash(NamedTuple):
 
 
 _WAYS = ("strategy", "objective")
-_SHOWN = ("report", "explain", "svg", "html")
+_SHOWN = ("to", "report", "explain", "svg", "html")
 _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 

@@ -157,3 +157,27 @@ def test_stages_over_hosts(devctl, planned, tmp_path):
 def test_another_model_than_the_plans_is_wrong_usage(devctl, planned):
     done = devctl("export", planned("--devices", "24GiB"), "org/other", "--to", "vllm")
     assert (done.code, "leave MODEL out" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "options", [["--devices", "2x24GiB", "--context-length", 4096], ["--devices", "2x24GiB", "--tp", 2]], ids=str
+)
+def test_plan_says_it_in_one_go(devctl, planned, options):
+    file = planned(*options)
+    for engine in ("vllm", "sglang"):
+        done = devctl("plan", LLAMA, *options, "--to", engine)
+        assert (done.code, done.out) == (0, devctl("export", file, "--to", engine).out)
+        assert "LlamaForCausalLM 15.0 GiB in bfloat16" in done.err
+        document = json.loads(devctl("plan", LLAMA, *options, "--to", engine, "--json").out)
+        jsonschema.validate(document, SCHEMA)
+
+
+def test_what_the_engine_refuses_writes_nothing(devctl, tmp_path):
+    options = ["--devices", "a:2x12GiB;b:24GiB", "--report", tmp_path / "plan.json"]
+    done = devctl("plan", LLAMA, *options, "--to", "vllm")
+    assert (done.code, done.out) == (3, "")
+    assert "unequal ones: a 2, b 1" in done.err
+    assert not (tmp_path / "plan.json").exists()
+    done = devctl("plan", LLAMA, "--devices", "24GiB", "--to", "ollama")
+    assert (done.code, done.out) == (2, "")
+    assert devctl("plan", LLAMA, "--devices", "24GiB", "--compare", "--to", "vllm").code == 2
