@@ -17,7 +17,7 @@ from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError
 from devctl.inventory import Inventory
 from devctl.inventory.requirements import Requirements, Verdict
-from devctl.placement.document import map_of
+from devctl.placement.document import map_of, over_hosts
 from devctl.placement.plan import Comparison, Plan
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
@@ -478,7 +478,10 @@ def devices_by_name(device_map: MapLike) -> dict[str, Device]:
 
     Raises:
         UsageError: it is no map, or a value is no device.
+        RefusedError: it is a plan over several hosts.
     """
+    if isinstance(device_map, Plan) and device_map.stages is not None:
+        raise over_hosts(device_map.to_document(), "the plan")
     if isinstance(device_map, Plan):
         return dict(device_map.placement.device_map)
     plain = {name: str(d) if isinstance(d, Device) else d for name, d in dict(device_map).items()}
@@ -491,8 +494,9 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
+    devices = devices_by_name(device_map)
     facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices_by_name(device_map), facts=facts)
+    return MapFile(device_map=devices, facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from devctl.devices import Device, DeviceMap
-from devctl.errors import UsageError, first_line
+from devctl.errors import RefusedError, UsageError, first_line
 from devctl.placement.budget import MOST_ID, NUMBERED
+from devctl.placement.parallel.records import is_staged, parse_stages
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -80,7 +81,10 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
 
     Raises:
         UsageError: there is none, it is empty, or a value is no device.
+        RefusedError: it is a plan over several hosts, and no machine runs it alone.
     """
+    if is_staged(data):
+        raise over_hosts(data, origin)
     if isinstance(data, dict) and data.get("kind") == KIND:
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
@@ -97,11 +101,27 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
                 known[kind] = normal(DeviceMap.from_hf({key: value})[key])
             found[key] = known[kind]
         except (TypeError, ValueError):
-            raise UsageError(
-                f"{origin} puts {key!r} on {json.dumps(value)}, which is no device",
-                hint='a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"',
-            ) from None
+            hint = 'a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"'
+            if isinstance(value, str) and "/" in value:
+                hint = "a map of several hosts is run as the plan document that has it, with its stages"
+            raise UsageError(f"{origin} puts {key!r} on {json.dumps(value)}, which is no device", hint=hint) from None
     return found
+
+
+def over_hosts(document: Any, origin: str) -> RefusedError:
+    """Why a machine alone does not run the plan in ``document``, and how it is run.
+
+    Raises:
+        UsageError: its stages can't be.
+    """
+    stages = parse_stages(document, origin)
+    hosts = ", ".join(stages.hosts)
+    file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
+    where = f"over {len(stages.hosts)} hosts ({hosts})" if len(stages.hosts) > 1 else f"on {hosts}"
+    return RefusedError(
+        f"{origin} is a plan of {len(stages.stages)} stages {where}, which no process runs alone",
+        hint=f"run it with `devctl load MODEL --map {file} --launch print`",
+    )
 
 
 def normal(device: Device) -> Device:

@@ -63,11 +63,16 @@ def open_hosts(request: HostsRequest) -> tuple[NamedMachine, ...]:
     if twice:
         hint = "a host is named after its file: give each a name of its own" if request.files else "leave out one"
         raise UsageError(f"two hosts are called {twice[0]}", hint=hint)
-    hosts = tuple(
-        NamedMachine(name=name, machine=open_machine(replace(each, reserve=request.reserve))) for name, each in asked
-    )
+    hosts = tuple(_open(name, replace(each, reserve=request.reserve)) for name, each in asked)
     _require_different(hosts)
     return hosts
+
+
+def _open(name: str, request: MachineRequest) -> NamedMachine:
+    try:
+        return NamedMachine(name=name, machine=open_machine(request))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
 
 
 def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:

@@ -172,6 +172,19 @@ def compare_over_hosts(model: Model, hosts: Sequence[NamedMachine], workload: Wo
     )
 
 
+def question_over_hosts(
+    model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest
+) -> tuple[Costs, tuple[Host, ...]]:
+    """What runs of layers take, and the boards that there are, for a search of one's own.
+
+    Raises:
+        RefusedError, UsageError: as `plan_over_hosts`.
+    """
+    asked = _asked(model, hosts, workload, counts=workload.context_length is not None)
+    runtime = None if workload.context_length is None else runtime_of(asked.question)[0]
+    return asked.costs(None if runtime is None else runtime.footprint), asked.counted(runtime)
+
+
 def _asked(
     model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest, *, counts: bool, group: int = 1
 ) -> _Asked:

@@ -162,7 +162,7 @@ def test_options_that_mean_nothing_over_hosts_are_refused(devctl, options, said)
         ("a:1GiB;a:1GiB", "two hosts are called a"),
         ("-o:1GiB;b:1GiB", "'-o' is no name of a host"),
         ("a/b:1GiB;b:1GiB", "'a/b' is no name of a host"),
-        ("a:1GiB;b:nothing", "'nothing' is no board known here"),
+        ("a:1GiB;b:nothing", "b: --devices: 'nothing' is no board known here"),
     ],
 )
 def test_hosts_that_are_none_are_refused(devctl, devices, said):
@@ -306,6 +306,11 @@ def test_the_library_plans_over_hosts(tmp_path):
     found = library.compare(TINY, "a:2x8MiB;b:8MiB")
     assert [each.strategy for each in found.placements] == ["stages", "transformers", "vllm"]
     assert library.plan(TINY, "a:4MiB;b:4MiB").refusal is not None
+    for use in (lambda: library.load(TINY, plan), lambda: library.check(device_map=plan)):
+        with pytest.raises(RefusedError, match="which no process runs alone"):
+            use()
+    with pytest.raises(library.UsageError, match="which is no device"):
+        library.check(device_map=plan.to_hf())
     with pytest.raises(RefusedError, match="8 serve"):
         library.plan(TINY, {"a": "9x1GiB"})
     with pytest.raises(library.UsageError, match="leave out strategy"):
