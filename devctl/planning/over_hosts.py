@@ -28,7 +28,7 @@ from devctl.placement.parallel.stages import (
     to_stages,
 )
 from devctl.placement.placement import Placement, over_budget
-from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room, writes
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.building import hidden_size
@@ -204,15 +204,15 @@ def _asked(
     count, most = sum(map(len, boards)), len(layers.names)
     if count > most:
         raise RefusedError(
-            f"{count} accelerators are more than the {most} layers of {model.tree.class_name}, and a stage has at "
-            f"least one: {most} serve",
+            f"{count} accelerators are more than the {most} layer{'s' * (most > 1)} of {model.tree.class_name}, and a "
+            f"stage has at least one: {most} serve",
             hint=f"leave out {count - most}",
         )
     # several sequences of one length: what transformers' stages do with padded ones is wrong
     question = question_of(model, with_boards[0].machine, replace(workload, padding=False), counts=counts)
     notes = (
         *_told_hosts(hosts, with_boards),
-        *_told_model(model.tree, layers),
+        *_told_model(model.tree, layers, with_boards),
         *(_told_communicators(with_boards) if counts and workload.overhead is None and not single else ()),
     )
     return _Asked(model=model, layers=layers, hosts=boards, question=question, workload=workload, notes=notes)
@@ -224,6 +224,10 @@ def _layers(model: Model) -> Layers:
         raise RefusedError(
             f"{tree.class_name} is an encoder and a decoder: stages are of one list of layers",
             hint="plan it on one host",
+        )
+    if not writes(tree.class_name):
+        raise RefusedError(
+            f"{tree.class_name} writes no text: stages are of decoders alone", hint="plan it on one host"
         )
     found = layers_of(tree)
     if isinstance(found, str):
@@ -249,7 +253,10 @@ def _told_hosts(hosts: Sequence[NamedMachine], used: Sequence[NamedMachine]) -> 
             yield f"{each.name} has no accelerator with free memory, and takes no part"
 
 
-def _told_model(tree: ModuleTree, layers: Layers) -> Iterator[str]:
+def _told_model(tree: ModuleTree, layers: Layers, hosts: Sequence[NamedMachine]) -> Iterator[str]:
+    others = {str(device.type) for host in hosts for device, _ in host.accelerators} - {"cuda"}
+    for kind in sorted(others):
+        yield f"transformers' pipeline parallelism is not known to run on {kind}"
     if tree.quantisation is not None:
         yield f"transformers' pipeline parallelism is not known to run {tree.quantisation} weights"
     if odd := layers.odd:

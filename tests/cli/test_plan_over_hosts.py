@@ -211,6 +211,7 @@ def test_files_of_one_name_are_refused(devctl, tmp_path):
     [
         ("t5-11b", "is an encoder and a decoder: stages are of one list of layers"),
         ("whisper-large-v3", "is an encoder and a decoder: stages are of one list of layers"),
+        ("bert-large", "BertForMaskedLM writes no text: stages are of decoders alone"),
     ],
 )
 def test_models_without_one_list_of_layers_are_refused(devctl, config, said):
@@ -219,12 +220,30 @@ def test_models_without_one_list_of_layers_are_refused(devctl, config, said):
     assert said in done.err
 
 
-def test_what_transformers_does_not_run_in_stages_is_said(devctl):
-    document = planned(devctl("plan", CONFIGS / "bert-large", "--devices", "a:H100;b:H100"))
-    assert any("does not run this model" in note for note in document["notes"])
+def gpt2(folder, **more):
+    """A config of a decoder with other names."""
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 4, "n_embd": 32, "n_head": 4}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 256, "dtype": "float32", **more}))
+    return folder
+
+
+def test_what_transformers_does_not_run_in_stages_is_said(devctl, tmp_path):
+    document = planned(devctl("plan", gpt2(tmp_path), "--devices", "a:1GiB;b:1GiB"))
+    assert document["layers_in"] == "transformer.h"
+    assert document["device_map"]["transformer.ln_f"] == "b/cuda:0"
+    assert any("does not run this model" in note and "transformer.ln_f" in note for note in document["notes"])
     assert document["engine"] == "stages of whole layers"
     quantised = planned(devctl("plan", TINY, "--devices", "a:H100;b:H100", "--quantize", "nf4"))
     assert "transformers' pipeline parallelism is not known to run nf4 weights" in quantised["notes"]
+    metal = planned(devctl("plan", TINY, "--devices", "a:M3 Max 64GB;b:M3 Max 64GB"))
+    assert [stage["devices"] for stage in metal["stages"]] == [["mps"], ["mps"]]
+    assert "transformers' pipeline parallelism is not known to run on mps" in metal["notes"]
+
+
+def test_a_tied_embedding_is_on_both_ends(devctl, tmp_path):
+    document = planned(devctl("plan", gpt2(tmp_path), "--devices", "a:1GiB;b:1GiB"))
+    embedding = 256 * 32 * 4
+    assert sum(stage["used"] for stage in document["stages"]) == document["model"]["bytes"] + embedding
 
 
 def test_compare_shows_even_cuts_beside_ours(devctl):

@@ -52,5 +52,13 @@ def test_layers_in_two_lists_are_told():
     )
 
 
+def test_a_tower_whose_class_names_no_blocks_is_a_list_too():
+    tower = {"encoder": {"layers": {"0": {"mlp": {"w": 1}}, "1": {"mlp": {"w": 1}}}}}
+    both = {"model": {"vision": tower, "text": {"layers": {"0:Block": {"w": 1}}}}}
+    assert layers_of(tree(both, no_split=["Block"])) == (
+        "the layers of Model are in 2 lists: model.vision.encoder.layers, model.text.layers"
+    )
+
+
 def test_a_model_without_a_list_is_told():
     assert layers_of(tree({"a": {"w": 1}})) == "Model has no list of layers"
