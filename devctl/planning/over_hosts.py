@@ -290,7 +290,7 @@ def _idle(hosts: Sequence[Host], cut: Cut) -> Iterator[str]:
     idle = [str(devices_of(board)[0]) for host in hosts for board in host if board not in used]
     if idle:
         some = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
-        yield f"without a stage, as one there would be fuller than the fullest: {some}"
+        yield f"without a stage, which would leave no more room on the fullest: {some}"
 
 
 def _handed(model: Model, layers: Layers, footprint: Footprint) -> Handed:

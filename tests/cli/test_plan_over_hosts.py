@@ -190,6 +190,13 @@ def test_a_host_without_accelerators_takes_no_part(devctl):
     assert "b has no accelerator with free memory, and takes no part" in document["notes"]
 
 
+def test_a_board_without_a_stage_is_said(devctl):
+    document = planned(devctl("plan", TINY, "--devices", "a:64MiB;b:2MiB;c:64MiB"))
+    assert [stage["host"] for stage in document["stages"]] == ["a", "c"]
+    assert [(row["device"], row["used"]) for row in document["devices"]][2:] == [("b/cuda:0", 0)]
+    assert "without a stage, which would leave no more room on the fullest: b/cuda:0" in document["notes"]
+
+
 def test_one_machine_twice_is_refused(devctl, tmp_path):
     there = parse_devices("1GiB")
     gpu = replace(there.accelerators[0], uuid="GPU-1")

@@ -40,8 +40,9 @@ class Layers:
         base, _, name = self.container.rpartition(".")
         wanted = {f"{base}.embed_tokens", f"{base}.norm", "lm_head"} if base else set()
         around = {*self.first, *self.last}
+        missing = wanted - around - {*self.everywhere}  # a norm may have no weights
         layers = [self.container] if name != "layers" or not base or "." in base else []
-        return (*layers, *sorted(around - wanted), *(f"no {each}" for each in sorted(wanted - around)))
+        return (*layers, *sorted(around - wanted), *(f"no {each}" for each in sorted(missing)))
 
 
 def layers_of(tree: ModuleTree) -> Layers | str:

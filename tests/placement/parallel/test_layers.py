@@ -38,6 +38,12 @@ def test_a_model_without_a_head_or_with_other_weights_is_odd():
     )
 
 
+def test_a_norm_without_weights_is_no_odd_one():
+    parts = {"embed_tokens": {"w": 1}, "layers": {"0:Block": {"w": 2}}, "norm": {}}
+    found = layers_of(tree({"model": parts, "lm_head": {"w": 1}}, no_split=["Block"]))
+    assert (found.everywhere, found.odd) == (("model.norm",), ())
+
+
 def test_lists_within_layers_and_lists_of_leaves_are_no_layers():
     layer = {"experts:ModuleList": {"0": {"w": 1}, "1": {"w": 1}}}
     parts = {"projections": {"0": {"w": 1}}, "layers": {"0:Block": layer, "1:Block": layer}}
