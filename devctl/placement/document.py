@@ -83,9 +83,9 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
         UsageError: there is none, it is empty, or a value is no device.
         RefusedError: it is a plan over several hosts, and no machine runs it alone.
     """
-    if is_staged(data):
-        raise over_hosts(data, origin)
     if isinstance(data, dict) and data.get("kind") == KIND:
+        if is_staged(data):  # a plain map may have a module of that name
+            raise over_hosts(data, origin)
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
         raise UsageError(

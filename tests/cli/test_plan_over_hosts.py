@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 import devctl as library
+from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.inventory.document import to_document
 from devctl.inventory.hypothetical import parse_devices
+from devctl.placement.document import map_of
 from devctl.placement.parallel.records import parse_stages
 from tests.cli.test_documents import COMPARISON, PLAN, holds
 from tests.conftest import CONFIGS
@@ -313,6 +315,10 @@ def test_one_machine_says_how_a_plan_over_hosts_is_run(devctl, staged, command):
     assert (done.code, done.out) == (3, "")
     assert "is a plan of 2 stages over 2 hosts (a, b), which no process runs alone" in done.err
     assert f"devctl load MODEL --map {staged} --launch print" in done.err
+
+
+def test_a_plain_map_may_have_a_module_called_stages():
+    assert map_of({"stages": 0, "head": "cpu"}, "x") == {"stages": Device.gpu(0), "head": Device.cpu()}
 
 
 def test_broken_stages_are_told_before(devctl, staged):
