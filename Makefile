@@ -41,7 +41,7 @@ completions: $(VENV)/installed  ## the scripts in completions/, from the command
 	done
 
 # `list` is not among them: it is held against nvitop and gpustat, which are not installed here
-BENCHMARKS := start plan again load memory optimal truth
+BENCHMARKS := start plan again load memory optimal hosts truth
 
 benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some minutes, on a machine with nothing else to do
 	@for script in $(BENCHMARKS); do \

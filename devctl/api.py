@@ -510,8 +510,9 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
+    devices = devices_by_name(device_map)
     facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices_by_name(device_map), facts=facts)
+    return MapFile(device_map=devices, facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:

@@ -109,7 +109,8 @@ def _several(
     from devctl.inventory.named_hosts import cluster_of, name_of_file
 
     if hosts is not None:
-        found: Cluster = cluster_of(hosts, remote=remote_command, timeout=timeout)
+        with streams.status(f"asking {hosts}"):
+            found: Cluster = cluster_of(hosts, remote=remote_command, timeout=timeout)
     else:
         from devctl.planning.machine import read_machine
 

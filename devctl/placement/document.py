@@ -7,7 +7,7 @@ from typing import Any
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError, UsageError, first_line
 from devctl.placement.budget import MOST_ID, NUMBERED
-from devctl.placement.parallel.records import is_staged, parse_stages
+from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 
 SCHEMA = 1
 KIND = "devctl.plan"
@@ -84,8 +84,8 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
         RefusedError: it is of a plan for several processes.
     """
     if isinstance(data, dict) and data.get("kind") == KIND:
-        if is_staged(data):
-            raise of_several(len([*parse_stages(data, origin).ranks()]), origin)
+        if is_staged(data):  # a plain map may have a module of that name
+            raise of_several(parse_stages(data, origin), origin)
         data = data.get("device_map")
     if not isinstance(data, dict) or not data:
         raise UsageError(
@@ -101,8 +101,11 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
                 known[kind] = normal(DeviceMap.from_hf({key: value})[key])
             found[key] = known[kind]
         except (TypeError, ValueError):
-            if isinstance(value, str) and "," in value:
-                raise of_several(value.count(",") + 1, origin) from None
+            if isinstance(value, str) and ("," in value or "/" in value):
+                raise RefusedError(
+                    f"{origin} is a map for several processes, and this is one",
+                    hint="its plan document says how it is run: `devctl load MODEL --map FILE --launch print`",
+                ) from None
             raise UsageError(
                 f"{origin} puts {key!r} on {json.dumps(value)}, which is no device",
                 hint='a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"',
@@ -110,16 +113,17 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
     return found
 
 
-def of_several(ranks: int, origin: str) -> RefusedError:
-    """Why a plan for several processes is not loaded by one, and what runs it.
+def of_several(stages: Stages, origin: str) -> RefusedError:
+    """Why a plan for several processes is not run by one, and what runs it.
 
     Args:
-        ranks: how many there are.
         origin: where the plan came from.
     """
+    where = f" on {len(stages.hosts)} hosts ({', '.join(stages.hosts)})" if len(stages.hosts) > 1 else ""
+    file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
     return RefusedError(
-        f"{origin} is a plan for {ranks} processes, and this is one",
-        hint="`devctl load MODEL --map FILE --launch print` says how to run it",
+        f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one",
+        hint=f"run it with `devctl load MODEL --map {file} --launch print`",
     )
 
 

@@ -23,6 +23,11 @@ _WRITES = re.compile("CausalLM|ConditionalGeneration|LMHead|Seq2Seq|Vision2Seq|T
 """Found in the names of transformers' classes that generate."""
 
 
+def writes(class_name: str) -> bool:
+    """Whether the class of transformers with this name generates."""
+    return _WRITES.search(class_name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An honest no.
@@ -146,7 +151,7 @@ class Plan:
             layers = layers_of(self.tree)
             is_known = not isinstance(layers, str) and not layers.odd
             return "transformers' pipeline parallelism" if is_known else "stages of whole layers"
-        return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
+        return f"transformers' {'generate' if writes(self.model.class_name) else 'forward'}"
 
     @property
     def attention(self) -> str | None:
@@ -186,7 +191,7 @@ class Plan:
             RefusedError: it is one.
         """
         if self.stages is not None:
-            raise of_several(len([*self.stages.ranks()]), "the plan")
+            raise of_several(self.stages, "the plan")
 
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""

@@ -13,6 +13,7 @@ from devctl.inventory.named_hosts import checked_name, cluster_of, name_of_file
 from devctl.inventory.records import Vendor
 from devctl.placement.budget import is_accelerator
 from devctl.planning.machine import Machine, open_machine
+from devctl.planning.progress import reporter
 from devctl.planning.request import MachineRequest
 
 
@@ -63,11 +64,16 @@ def open_hosts(request: HostsRequest) -> tuple[NamedMachine, ...]:
     if twice:
         hint = "a host is named after its file: give each a name of its own" if request.files else "leave out one"
         raise UsageError(f"two hosts are called {twice[0]}", hint=hint)
-    hosts = tuple(
-        NamedMachine(name=name, machine=open_machine(replace(each, reserve=request.reserve))) for name, each in asked
-    )
+    hosts = tuple(_open(name, replace(each, reserve=request.reserve)) for name, each in asked)
     _require_different(hosts)
     return hosts
+
+
+def _open(name: str, request: MachineRequest) -> NamedMachine:
+    try:
+        return NamedMachine(name=name, machine=open_machine(request))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
 
 
 def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
@@ -90,7 +96,8 @@ def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
 def _asked(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
     """The hosts that are asked, each with as many accelerators as its hostfile lets it have."""
     assert request.hosts is not None, "asked where it is given"
-    found = cluster_of(request.hosts, remote=request.remote_command, timeout=request.timeout)
+    with reporter().status(f"asking {request.hosts}"):
+        found = cluster_of(request.hosts, remote=request.remote_command, timeout=request.timeout)
     if found.silent:
         raise RefusedError(
             f"{len(found.silent)} of {len(found.hosts)} hosts gave no inventory",

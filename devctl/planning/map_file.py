@@ -5,12 +5,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from devctl.devices import Device
-from devctl.errors import RefusedError, UsageError
+from devctl.errors import UsageError
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
-from devctl.placement.parallel.records import is_staged, parse_stages
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
 from devctl.planning.planned_run import Run, parse_run
@@ -70,8 +68,6 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         RefusedError: it is a plan over several hosts, and no machine runs it alone.
     """
     document = parse_json(text, origin)
-    if is_staged(document):
-        raise over_hosts(document, origin)
     device_map = map_of(document, origin)
     if document.get("kind") != KIND:
         return MapFile(device_map=device_map)
@@ -79,20 +75,6 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
     run = parse_run(document.get("workload"), origin)
     return MapFile(device_map=device_map, facts=parse_facts(document, origin), run=run)
-
-
-def over_hosts(document: Any, origin: str) -> RefusedError:
-    """Why a machine alone does not run the plan in ``document``, and how it is run.
-
-    Raises:
-        UsageError: its stages can't be.
-    """
-    stages = parse_stages(document, origin)
-    where = f" on {len(stages.hosts)} hosts ({', '.join(stages.hosts)})" if len(stages.hosts) > 1 else ""
-    return RefusedError(
-        f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one",
-        hint=f"run it with `devctl load MODEL --map {origin} --launch print`",
-    )
 
 
 def read_map(argument: str) -> dict[str, Device]:

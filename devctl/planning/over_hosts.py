@@ -28,7 +28,7 @@ from devctl.placement.parallel.stages import (
     to_stages,
 )
 from devctl.placement.placement import Placement, over_budget
-from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room, way_to_run
+from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room, way_to_run, writes
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.building import hidden_size
@@ -173,6 +173,19 @@ def compare_over_hosts(model: Model, hosts: Sequence[NamedMachine], workload: Wo
     )
 
 
+def question_over_hosts(
+    model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest
+) -> tuple[Costs, tuple[Host, ...]]:
+    """What runs of layers take, and the boards that there are, for a search of one's own.
+
+    Raises:
+        RefusedError, UsageError: as `plan_over_hosts`.
+    """
+    asked = _asked(model, hosts, workload, counts=workload.context_length is not None)
+    runtime = None if workload.context_length is None else runtime_of(asked.question)[0]
+    return asked.costs(None if runtime is None else runtime.footprint), asked.counted(runtime)
+
+
 def _asked(
     model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest, *, counts: bool, group: int = 1
 ) -> _Asked:
@@ -192,15 +205,15 @@ def _asked(
     count, most = sum(map(len, boards)), len(layers.names)
     if count > most:
         raise RefusedError(
-            f"{count} accelerators are more than the {most} layers of {model.tree.class_name}, and a stage has at "
-            f"least one: {most} serve",
+            f"{count} accelerators are more than the {most} layer{'s' * (most > 1)} of {model.tree.class_name}, and a "
+            f"stage has at least one: {most} serve",
             hint=f"leave out {count - most}",
         )
     # several sequences of one length: what transformers' stages do with padded ones is wrong
     question = question_of(model, with_boards[0].machine, replace(workload, padding=False), counts=counts)
     notes = (
         *_told_hosts(hosts, with_boards),
-        *_told_model(model.tree, layers),
+        *_told_model(model.tree, layers, with_boards),
         *(_told_communicators(with_boards) if counts and workload.overhead is None and not single else ()),
     )
     return _Asked(model=model, layers=layers, hosts=boards, question=question, workload=workload, notes=notes)
@@ -212,6 +225,10 @@ def _layers(model: Model) -> Layers:
         raise RefusedError(
             f"{tree.class_name} is an encoder and a decoder: stages are of one list of layers",
             hint="plan it on one host",
+        )
+    if not writes(tree.class_name):
+        raise RefusedError(
+            f"{tree.class_name} writes no text: stages are of decoders alone", hint="plan it on one host"
         )
     found = layers_of(tree)
     if isinstance(found, str):
@@ -237,7 +254,10 @@ def _told_hosts(hosts: Sequence[NamedMachine], used: Sequence[NamedMachine]) -> 
             yield f"{each.name} has no accelerator with free memory, and takes no part"
 
 
-def _told_model(tree: ModuleTree, layers: Layers) -> Iterator[str]:
+def _told_model(tree: ModuleTree, layers: Layers, hosts: Sequence[NamedMachine]) -> Iterator[str]:
+    others = {str(device.type) for host in hosts for device, _ in host.accelerators} - {"cuda"}
+    for kind in sorted(others):
+        yield f"transformers' pipeline parallelism is not known to run on {kind}"
     if tree.quantisation is not None:
         yield f"transformers' pipeline parallelism is not known to run {tree.quantisation} weights"
     if odd := layers.odd:
@@ -271,7 +291,7 @@ def _idle(hosts: Sequence[Host], cut: Cut) -> Iterator[str]:
     idle = [str(devices_of(board)[0]) for host in hosts for board in host if board not in used]
     if idle:
         some = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
-        yield f"without a stage, as one there would be fuller than the fullest: {some}"
+        yield f"without a stage, which would leave no more room on the fullest: {some}"
 
 
 def _handed(model: Model, layers: Layers, footprint: Footprint) -> Handed:

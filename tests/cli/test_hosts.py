@@ -39,6 +39,15 @@ def test_hosts_are_listed_with_why_one_is_silent(devctl, ssh, monkeypatch):  # n
     assert document["hosts"][1]["error"] == "ssh: denied: Permission denied (publickey)."
 
 
+def test_what_a_host_says_moves_no_cursor_and_begins_no_command(devctl, ssh):  # noqa: F811
+    done = devctl("list", "--hosts", "red,a", "--require-all")
+    assert done.code == 3
+    assert "\x1b" not in done.out + done.err and "::error" not in done.out + done.err
+    assert (
+        json.loads(devctl("list", "--hosts", "red,a", "--json").out)["hosts"][0]["error"] == "ssh: \x1b[31m::error::red"
+    )
+
+
 def test_a_silent_host_is_a_no_where_all_are_required_or_none_answers(devctl, ssh):  # noqa: F811
     done = devctl("list", "--hosts", "a,denied", "--require-all", "--json")
     assert done.code == 3

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 import devctl as library
+from devctl.devices import Device
 from devctl.errors import RefusedError
 from devctl.inventory.document import to_document
 from devctl.inventory.hypothetical import parse_devices
+from devctl.placement.document import map_of
 from devctl.placement.parallel.records import parse_stages
 from tests.cli.test_documents import COMPARISON, PLAN, holds
 from tests.conftest import CONFIGS
@@ -162,7 +164,7 @@ def test_options_that_mean_nothing_over_hosts_are_refused(devctl, options, said)
         ("a:1GiB;a:1GiB", "two hosts are called a"),
         ("-o:1GiB;b:1GiB", "'-o' is no name of a host"),
         ("a/b:1GiB;b:1GiB", "'a/b' is no name of a host"),
-        ("a:1GiB;b:nothing", "'nothing' is no board known here"),
+        ("a:1GiB;b:nothing", "b: --devices: 'nothing' is no board known here"),
     ],
 )
 def test_hosts_that_are_none_are_refused(devctl, devices, said):
@@ -190,6 +192,13 @@ def test_a_host_without_accelerators_takes_no_part(devctl):
     assert "b has no accelerator with free memory, and takes no part" in document["notes"]
 
 
+def test_a_board_without_a_stage_is_said(devctl):
+    document = planned(devctl("plan", TINY, "--devices", "a:64MiB;b:2MiB;c:64MiB"))
+    assert [stage["host"] for stage in document["stages"]] == ["a", "c"]
+    assert [(row["device"], row["used"]) for row in document["devices"]][2:] == [("b/cuda:0", 0)]
+    assert "without a stage, which would leave no more room on the fullest: b/cuda:0" in document["notes"]
+
+
 def test_one_machine_twice_is_refused(devctl, tmp_path):
     there = parse_devices("1GiB")
     gpu = replace(there.accelerators[0], uuid="GPU-1")
@@ -211,6 +220,7 @@ def test_files_of_one_name_are_refused(devctl, tmp_path):
     [
         ("t5-11b", "is an encoder and a decoder: stages are of one list of layers"),
         ("whisper-large-v3", "is an encoder and a decoder: stages are of one list of layers"),
+        ("bert-large", "BertForMaskedLM writes no text: stages are of decoders alone"),
     ],
 )
 def test_models_without_one_list_of_layers_are_refused(devctl, config, said):
@@ -219,12 +229,30 @@ def test_models_without_one_list_of_layers_are_refused(devctl, config, said):
     assert said in done.err
 
 
-def test_what_transformers_does_not_run_in_stages_is_said(devctl):
-    document = planned(devctl("plan", CONFIGS / "bert-large", "--devices", "a:H100;b:H100"))
-    assert any("does not run this model" in note for note in document["notes"])
+def gpt2(folder, **more):
+    """A config of a decoder with other names."""
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 4, "n_embd": 32, "n_head": 4}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 256, "dtype": "float32", **more}))
+    return folder
+
+
+def test_what_transformers_does_not_run_in_stages_is_said(devctl, tmp_path):
+    document = planned(devctl("plan", gpt2(tmp_path), "--devices", "a:1GiB;b:1GiB"))
+    assert document["layers_in"] == "transformer.h"
+    assert document["device_map"]["transformer.ln_f"] == "b/cuda:0"
+    assert any("does not run this model" in note and "transformer.ln_f" in note for note in document["notes"])
     assert document["engine"] == "stages of whole layers"
     quantised = planned(devctl("plan", TINY, "--devices", "a:H100;b:H100", "--quantize", "nf4"))
     assert "transformers' pipeline parallelism is not known to run nf4 weights" in quantised["notes"]
+    metal = planned(devctl("plan", TINY, "--devices", "a:M3 Max 64GB;b:M3 Max 64GB"))
+    assert [stage["devices"] for stage in metal["stages"]] == [["mps"], ["mps"]]
+    assert "transformers' pipeline parallelism is not known to run on mps" in metal["notes"]
+
+
+def test_a_tied_embedding_is_on_both_ends(devctl, tmp_path):
+    document = planned(devctl("plan", gpt2(tmp_path), "--devices", "a:1GiB;b:1GiB"))
+    embedding = 256 * 32 * 4
+    assert sum(stage["used"] for stage in document["stages"]) == document["model"]["bytes"] + embedding
 
 
 def test_compare_shows_even_cuts_beside_ours(devctl):
@@ -300,6 +328,10 @@ def test_one_machine_says_how_a_plan_over_hosts_is_run(devctl, staged, command):
     assert f"devctl load MODEL --map {staged} --launch print" in done.err
 
 
+def test_a_plain_map_may_have_a_module_called_stages():
+    assert map_of({"stages": 0, "head": "cpu"}, "x") == {"stages": Device.gpu(0), "head": Device.cpu()}
+
+
 def test_broken_stages_are_told_before(devctl, staged):
     document = json.loads(staged.read_text())
     document["stages"][0]["layers"] = [0, 9]
@@ -319,6 +351,11 @@ def test_the_library_plans_over_hosts(tmp_path):
     found = library.compare(TINY, "a:2x8MiB;b:8MiB")
     assert [each.strategy for each in found.placements] == ["stages", "transformers", "vllm"]
     assert library.plan(TINY, "a:4MiB;b:4MiB").refusal is not None
+    for use in (lambda: library.load(TINY, plan), lambda: library.check(device_map=plan)):
+        with pytest.raises(RefusedError, match="which no process runs alone"):
+            use()
+    with pytest.raises(library.UsageError, match="which is no device"):
+        library.check(device_map=plan.to_hf())
     with pytest.raises(RefusedError, match="8 serve"):
         library.plan(TINY, {"a": "9x1GiB"})
     with pytest.raises(library.UsageError, match="leave out strategy"):

@@ -34,6 +34,7 @@ case "$5" in
   quiet) exit 3 ;;
   garbage) echo "{{no json"; echo "at all" ;;
   empty) ;;
+  red) printf '\\033[31m::error::red\\n' >&2; exit 255 ;;
   newer) sed 's/"schema": 1/"schema": 2/' "{folder}/answer" ;;
   other) echo '{{"kind": "devctl.plan", "schema": 1}}' ;;
   slow) echo "$$" > "{folder}/pid"; sleep 300 & echo "$!" > "{folder}/child"; wait ;;

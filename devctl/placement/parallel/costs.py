@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
-from devctl.models.tree import ModuleTree
+from devctl.models.tree import ModuleTree, TreeIndex
 from devctl.placement.parallel.layers import Layers
 from devctl.placement.placement import Load
 
@@ -95,7 +95,11 @@ class _Held:
                 source = sources[source]
             if target in at and source in at and not index.held[target]:
                 tied.setdefault(source, {at[source]: None})[at[target]] = None
-        self.tied = [(sorted(places), at[source], held[source]) for source, places in tied.items() if len(places) > 1]
+        self.tied = [
+            (sorted(places), at[source], held[source] + _beside(index, held, source, at))
+            for source, places in tied.items()
+            if len(places) > 1
+        ]
 
     def of(self, first: int, end: int) -> int:
         found = self.before[end] - self.before[first] + self.everywhere
@@ -110,6 +114,12 @@ class _Held:
             if not low <= home < high and any(low <= place < high for place in places):
                 found += nbytes
         return found
+
+
+def _beside(index: TreeIndex, held: Mapping[str, int], source: str, at: Mapping[str, int]) -> int:
+    """Bytes of the buffers of a tied embedding: the last stage has all of its module."""
+    module = index.modules[source.rpartition(".")[0]]
+    return sum(held[buffer.name] for buffer in module.buffers) if at[source] < 0 and module.name else 0
 
 
 class _Making:

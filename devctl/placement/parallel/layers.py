@@ -40,8 +40,9 @@ class Layers:
         base, _, name = self.container.rpartition(".")
         wanted = {f"{base}.embed_tokens", f"{base}.norm", "lm_head"} if base else set()
         around = {*self.first, *self.last}
+        missing = wanted - around - {*self.everywhere}  # a norm may have no weights
         layers = [self.container] if name != "layers" or not base or "." in base else []
-        return (*layers, *sorted(around - wanted), *(f"no {each}" for each in sorted(wanted - around)))
+        return (*layers, *sorted(around - wanted), *(f"no {each}" for each in sorted(missing)))
 
 
 def layers_of(tree: ModuleTree) -> Layers | str:
@@ -75,13 +76,12 @@ def layers_of(tree: ModuleTree) -> Layers | str:
 
 
 def _lists(module: Module, no_split: frozenset[str]) -> Iterator[Module]:
-    """The topmost modules whose children are numbered, and of which one is a block that is not to be split.
-
-    A model that names no such blocks has its layers where numbered modules have modules within.
+    """The topmost modules whose children are numbered, and of which one is a block that is not to be split, or has
+    modules within: a vision tower's layers are such, whether or not its class names its blocks.
     """
     children = module.children
     if children and all(child.name.rpartition(".")[2].isdecimal() for child in children):
-        if any(child.class_name in no_split if no_split else child.children for child in children):
+        if any(child.class_name in no_split or child.children for child in children):
             yield module
         return
     if module.class_name not in no_split:

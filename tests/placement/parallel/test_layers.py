@@ -38,6 +38,12 @@ def test_a_model_without_a_head_or_with_other_weights_is_odd():
     )
 
 
+def test_a_norm_without_weights_is_no_odd_one():
+    parts = {"embed_tokens": {"w": 1}, "layers": {"0:Block": {"w": 2}}, "norm": {}}
+    found = layers_of(tree({"model": parts, "lm_head": {"w": 1}}, no_split=["Block"]))
+    assert (found.everywhere, found.odd) == (("model.norm",), ())
+
+
 def test_lists_within_layers_and_lists_of_leaves_are_no_layers():
     layer = {"experts:ModuleList": {"0": {"w": 1}, "1": {"w": 1}}}
     parts = {"projections": {"0": {"w": 1}}, "layers": {"0:Block": layer, "1:Block": layer}}
@@ -49,6 +55,14 @@ def test_layers_in_two_lists_are_told():
     two = {"encoder": {"block": {"0:Block": {"w": 1}}}, "decoder": {"block": {"0:Block": {"w": 1}}}}
     assert layers_of(tree(two, no_split=["Block"])) == (
         "the layers of Model are in 2 lists: encoder.block, decoder.block"
+    )
+
+
+def test_a_tower_whose_class_names_no_blocks_is_a_list_too():
+    tower = {"encoder": {"layers": {"0": {"mlp": {"w": 1}}, "1": {"mlp": {"w": 1}}}}}
+    both = {"model": {"vision": tower, "text": {"layers": {"0:Block": {"w": 1}}}}}
+    assert layers_of(tree(both, no_split=["Block"])) == (
+        "the layers of Model are in 2 lists: model.vision.encoder.layers, model.text.layers"
     )
 
 
