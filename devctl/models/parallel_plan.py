@@ -39,19 +39,22 @@ def read_sharding(model: PreTrainedModel, *, quantised: bool) -> Sharding:
     if quantised:
         return Sharding(release=release, refusal="how quantised weights are cut is not known")
     try:
-        from transformers.distributed.configuration_utils import DistributedConfig
-
-        resolve = model._resolve_parallel_plans
-        plan = dict(model.tp_plan or {})
+        return _read(model, release)
     except (ImportError, AttributeError):
-        return Sharding(release=release, refusal=f"{release} shards models otherwise than 5.23, whose rules are known")
-    if not plan:
-        return Sharding(release=release)
-    try:
-        tensor = resolve(DistributedConfig(tp_size=2))[0]
-        beside, experts = resolve(DistributedConfig(tp_size=2, ep_size=2))[:2] if model.ep_plan else ({}, {})
+        why = f"{release} shards models otherwise than 5.23, whose rules are known"
     except Exception as error:  # noqa: BLE001 - a plan that transformers itself does not take, for whatever reason
-        return Sharding(release=release, refusal=f"{release} does not take its plan: {first_line(error)}")
+        why = f"{release} does not take its plan: {first_line(error)}"
+    return Sharding(release=release, refusal=why)
+
+
+def _read(model: PreTrainedModel, release: str) -> Sharding:
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    resolve = model._resolve_parallel_plans
+    if not model.tp_plan:
+        return Sharding(release=release)
+    tensor = resolve(DistributedConfig(tp_size=2))[0]
+    beside, experts = resolve(DistributedConfig(tp_size=2, ep_size=2))[:2] if model.ep_plan else ({}, {})
     return Sharding(
         tensor=_by_rule(tensor),
         experts=_by_rule({**beside, **experts}) if experts else (),
