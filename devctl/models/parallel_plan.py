@@ -128,8 +128,12 @@ def _refusal(model: PreTrainedModel, plan: Mapping[str, str], release: str) -> s
         if name not in modules:
             continue
         needed = "out_features" if style in _LINEAR else "in_features" if style in _READS_COLUMNS else None
+        kind = type(modules[name]).__name__
         if needed is not None and not hasattr(modules[name], needed):
-            return f"{release} refuses {style} for {generic(name)}, a {type(modules[name]).__name__}: no {needed}"
+            return f"{release} refuses {style} for {generic(name)}, a {kind}: no {needed}"
+        if style.startswith("embedding") and any(True for _ in modules[name].children()):
+            # what it does behind its lookup, a norm above all, is done with parts of a sum, where torch fails
+            return f"{generic(name)}, a {kind}, does more than look up rows, of which its ranks have parts"
     for target, source in dict(model.all_tied_weights_keys).items():
         if _cuts(plan.get(target)) != _cuts(plan.get(source)):
             one, other = (plan.get(each) or "no style" for each in (target, source))

@@ -76,6 +76,13 @@ def test_a_style_of_linear_layers_is_refused_for_others():
     assert "refuses colwise for model.norm, a LlamaRMSNorm: no out_features" in read(model).refusal
 
 
+def test_an_embedding_with_a_norm_is_refused():
+    """The norm would be of a part of a sum: torch fails in the forward."""
+    model = built("llama")
+    model.model.embed_tokens.norm = torch.nn.LayerNorm(64, device="meta")
+    assert "model.embed_tokens, a Embedding, does more than look up rows" in read(model).refusal
+
+
 def test_a_plan_that_transformers_does_not_take_is_refused():
     model = built("llama")
     model._tp_plan = {"lm_head": "diagonal"}
