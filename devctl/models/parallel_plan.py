@@ -39,19 +39,22 @@ def read_sharding(model: PreTrainedModel, *, quantised: bool) -> Sharding:
     if quantised:
         return Sharding(release=release, refusal="how quantised weights are cut is not known")
     try:
-        from transformers.distributed.configuration_utils import DistributedConfig
-
-        resolve = model._resolve_parallel_plans
-        plan = dict(model.tp_plan or {})
+        return _read(model, release)
     except (ImportError, AttributeError):
-        return Sharding(release=release, refusal=f"{release} shards models otherwise than 5.23, whose rules are known")
-    if not plan:
-        return Sharding(release=release)
-    try:
-        tensor = resolve(DistributedConfig(tp_size=2))[0]
-        beside, experts = resolve(DistributedConfig(tp_size=2, ep_size=2))[:2] if model.ep_plan else ({}, {})
+        why = f"{release} shards models otherwise than 5.23, whose rules are known"
     except Exception as error:  # noqa: BLE001 - a plan that transformers itself does not take, for whatever reason
-        return Sharding(release=release, refusal=f"{release} does not take its plan: {first_line(error)}")
+        why = f"{release} does not take its plan: {first_line(error)}"
+    return Sharding(release=release, refusal=why)
+
+
+def _read(model: PreTrainedModel, release: str) -> Sharding:
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    resolve = model._resolve_parallel_plans
+    if not model.tp_plan:
+        return Sharding(release=release)
+    tensor = resolve(DistributedConfig(tp_size=2))[0]
+    beside, experts = resolve(DistributedConfig(tp_size=2, ep_size=2))[:2] if model.ep_plan else ({}, {})
     return Sharding(
         tensor=_by_rule(tensor),
         experts=_by_rule({**beside, **experts}) if experts else (),
@@ -125,8 +128,12 @@ def _refusal(model: PreTrainedModel, plan: Mapping[str, str], release: str) -> s
         if name not in modules:
             continue
         needed = "out_features" if style in _LINEAR else "in_features" if style in _READS_COLUMNS else None
+        kind = type(modules[name]).__name__
         if needed is not None and not hasattr(modules[name], needed):
-            return f"{release} refuses {style} for {generic(name)}, a {type(modules[name]).__name__}: no {needed}"
+            return f"{release} refuses {style} for {generic(name)}, a {kind}: no {needed}"
+        if style.startswith("embedding") and any(True for _ in modules[name].children()):
+            # what it does behind its lookup, a norm above all, is done with parts of a sum, where torch fails
+            return f"{generic(name)}, a {kind}, does more than look up rows, of which its ranks have parts"
     for target, source in dict(model.all_tied_weights_keys).items():
         if _cuts(plan.get(target)) != _cuts(plan.get(source)):
             one, other = (plan.get(each) or "no style" for each in (target, source))

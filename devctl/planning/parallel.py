@@ -44,6 +44,9 @@ RULES = "transformers 5.23"
 _UNEVEN = 1.05
 """Times an even share of the model that a rank may have before it is told."""
 
+_FEW = 16
+"""Tokens that are traced to see whether a rank's part runs."""
+
 _MORE_RANKS = 64
 """The most ranks that are tried as a way to make a model fit."""
 
@@ -68,7 +71,10 @@ def plan_of_ranks(
     devices = _devices(machine, ranks)
     counts = max_context or workload.context_length is not None
     question = _of_ranks(question_of(model, machine, workload, counts=counts), ranks, devices, asked=workload)
-    runtime, told = (None, ()) if workload.context_length is None else _runtime(question)
+    if workload.context_length is None:
+        runtime, told = None, _tried(question)
+    else:
+        runtime, told = _runtime(question)
     if runtime is not None:
         require_counted(workload, runtime)
     uses = rank_uses(model.tree, ranks, devices, machine.budgets, runtime)
@@ -222,6 +228,18 @@ def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
             hint="leave out --tp: its layers can be placed one after another",
         ) from error
     return runtime_of(question)
+
+
+def _tried(question: Question) -> tuple[str, ...]:
+    """What to know of whether the model's code runs on a part of it, where no workload is asked for: a few tokens are.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    few = min(_FEW, question.workload.context_length)
+    workload = replace(question.workload, context_length=few, new_tokens=min(1, few - 1), batch_size=1, images=None)
+    runtime, _ = _runtime(replace(question, workload=workload))
+    return () if runtime is not None else ("whether the model's code runs on a rank's part is not known",)
 
 
 def _longest(question: Question, ranks: Ranks, devices: Sequence[Device]) -> MostTokens:

@@ -299,8 +299,21 @@ def test_code_that_does_not_run_on_a_part_is_refused(small, monkeypatch):
         return model
 
     monkeypatch.setattr("devctl.models.tracing.fake_run.shard", fails)
-    with pytest.raises(RefusedError, match=r"does not run on the part of it that a rank has: .*is invalid"):
-        library.plan(small("llama"), "2x1GiB", tp=2, context_length=64, cache=False)
+    for asked in ({"context_length": 64}, {"max_context": True}, {}):
+        with pytest.raises(RefusedError, match=r"does not run on the part of it that a rank has: .*is invalid"):
+            library.plan(small("llama"), "2x4GiB", tp=2, cache=False, **asked)
+
+
+def test_where_no_code_can_be_traced_it_is_said(small, monkeypatch):
+    def fails(model, sharding, workload):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("devctl.models.tracing.fake_run.shard", fails)
+    folder = small("llama")
+    plan = library.plan(folder, "2x4GiB", tp=2, cache=False)
+    assert "whether the model's code runs on a rank's part is not known" in plan.notes
+    plan = library.plan(folder, "2x4GiB", tp=2, cache=False, context_length=64)
+    assert [note for note in plan.notes if note.startswith("KV cache and activations are not counted")]
 
 
 def test_an_unknown_style_is_refused_by_name(small, monkeypatch):
