@@ -24,6 +24,7 @@ from devctl.distributed.link import (
     SPREAD,
     TICK,
     CommonError,
+    CommonLoadError,
     Failure,
     Limits,
     Link,
@@ -91,6 +92,8 @@ def supervise(seat: Seat, limits: Limits, work: Work) -> Any:
 def _run(link: Link, work: Work) -> NoReturn:
     """The working process."""
     try:
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)  # the answer is the watching process's: what a library prints is none
         os.setsid()  # the terminal's Ctrl-C is the watching process's to hear
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -117,7 +120,7 @@ def _failure_of(error: BaseException, seat: Seat) -> Failure:
         message = f"unexpected failure: {type(error).__name__}: {first_line(error)}"
         return Failure(rank=seat.rank, code=ExitCode.BUG, message=message)
     return Failure(
-        rank=None if isinstance(error, CommonError) else seat.rank,
+        rank=None if isinstance(error, CommonError | CommonLoadError) else seat.rank,
         code=error.exit_code,
         message=error.message,
         findings=error.findings if isinstance(error, RefusedError) else (),

@@ -95,6 +95,10 @@ class CommonError(RefusedError):
     """What every rank finds by itself, in the same words."""
 
 
+class CommonLoadError(LoadError):
+    """The same, of what was loaded."""
+
+
 _OF_CONNECTIONS = re.compile("gloo|nccl|peer|connection|timed? ?out", re.IGNORECASE)
 
 

@@ -25,7 +25,7 @@ from devctl.distributed.handshake import (
     require_same_files,
     weights_files,
 )
-from devctl.distributed.link import Limits, Link, SecondaryError, is_of_connection, said_of
+from devctl.distributed.link import CommonLoadError, Limits, Link, SecondaryError, is_of_connection, said_of
 from devctl.distributed.pipeline import Made, cut, difference, generate, held_by
 from devctl.distributed.report import Compared, DistributedReport, RankRow
 from devctl.distributed.seat import Seat
@@ -36,6 +36,7 @@ from devctl.loading.weights import loader
 from devctl.loading.weights.loader import LoadFormat
 from devctl.models.files.headers import renamed
 from devctl.placement.judge import shorten
+from devctl.planning.progress import Silent, reporting
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +69,12 @@ def run_rank(request: RankRequest, seat: Seat, limits: Limits) -> Outcome:
         UsageError: the plan is not of this model.
     """
     require_run(request)
-    found = supervise(seat, limits, lambda link: _work(request, link))
+
+    def work(link: Link) -> dict[str, Any]:
+        with reporting(Silent()):  # of several processes that share a terminal, none may draw on it
+            return _work(request, link)
+
+    found = supervise(seat, limits, work)
     verdict = found["verdict"]
     kinds: dict[int, type[DevctlError]] = {ExitCode.NO: RefusedError, ExitCode.LOAD: LoadError}
     refusal = None if verdict is None else kinds[verdict["code"]](verdict["message"], hint=verdict["hint"])
@@ -243,7 +249,7 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
         lines = [
             f"rank {n.rank} on {n.host}: {line}" for n, lines in zip(seat.ranks, told, strict=True) for line in lines
         ]
-        raise LoadError(f"not what the plan says: {'; '.join(lines)}")
+        raise CommonLoadError(f"not what the plan says: {'; '.join(lines)}")
     link.step("running the smoke inference")
     device = torch.device(local.device)
     given = {name: tensor.to(device) for name, tensor in local.inputs.tensors.items()}

@@ -133,7 +133,7 @@ def test_plans_that_differ_end_every_rank_before_it_loads(launch, llama, plan):
         assert "  - the plan: " in rank.err
 
 
-@pytest.mark.parametrize("package", ["devctl", "torch"])
+@pytest.mark.parametrize("package", ["devctl", pytest.param("torch", marks=pytest.mark.slow)])
 def test_versions_that_differ_end_every_rank(launch, llama, plan, package):
     ranks = launch(llama, plan, own=own(1, faults=[fault("version", of=package, says="0.0.7")]))
     assert codes(ranks) == [3, 3]
@@ -142,6 +142,7 @@ def test_versions_that_differ_end_every_rank(launch, llama, plan, package):
         assert "0.0.7 (rank 1 on b)" in rank.err
 
 
+@pytest.mark.slow
 def test_a_release_of_transformers_that_was_not_tried_is_refused_on_every_host(launch, llama, plan):
     ranks = launch(llama, plan, own=own(1, faults=[fault("version", of="transformers", says="5.0.7")]))
     assert codes(ranks) == [3, 3]
@@ -190,6 +191,7 @@ def test_weights_that_differ_in_value_alone_are_found_by_the_reference(launch, l
         assert "--verify-weights" in rank.err
 
 
+@pytest.mark.slow
 def test_weights_that_differ_in_value_alone_are_found_by_their_digests(launch, llama, plan, altered):
     ranks = launch(llama, plan, "--verify-weights", own=own(1, model=altered))
     assert codes(ranks) == [3, 3]
@@ -240,6 +242,7 @@ def test_where_the_reference_has_no_room_nothing_is_proven(launch, llama, plan):
     assert all("nothing proves that it ran right" in rank.err for rank in ranks)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_differs_is_found_before_anything_is_loaded(launch, llama, plan):
     ranks = launch(llama, plan, own=own(1, options=["--max-new-tokens", "3"]))
     assert codes(ranks) == [3, 3]
@@ -398,6 +401,7 @@ def test_an_interrupted_rank_says_so_to_the_others(launch, llama, plan, tmp_path
     assert "rank 1 on b: it was interrupted" in ranks[0].err
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(launch, llama, plan):
     launch(llama, plan, own=own(1, faults=[fault("in_generate", do="die")]))
     end = time.monotonic() + 30

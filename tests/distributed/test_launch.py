@@ -211,6 +211,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--repeat", "3"), "leave out --repeat"),
         (("--verify",), "leave out --verify"),
         (("--no-padding",), "one sequence is not padded"),
+        (("--max-new-tokens", "0"), "nothing of several ranks is proven"),
         (("--step-timeout", "5"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
@@ -258,6 +259,26 @@ def test_shared_layers_in_stages_are_refused(devctl, llama, tmp_path):
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan))
     assert result.code == 3
     assert "tensor and pipeline parallel" in result.err
+
+
+def test_experts_that_are_spread_over_ranks_are_refused(devctl, llama, tmp_path):
+    plan = plans.shared(llama, 2)
+    plan["tensor_parallel"]["expert_parallel"] = 2
+    result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
+    assert result.code == 3
+    assert "expert parallel" in result.err
+
+
+@pytest.mark.parametrize("said", [[1, 2], ["a", "b"], [5], None])
+def test_bytes_of_other_ranks_are_wrong_usage(devctl, llama, tmp_path, said):
+    plan = plans.shared(llama, 2)
+    if said is None:
+        plan["stages"][0]["used"] += 1
+    else:
+        plan["tensor_parallel"]["bytes_per_rank"] = said
+    result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
+    assert result.code == 2
+    assert "bytes_per_rank" in result.err
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"kind": "other"}, {"stages": []}, {"layers_in": ""}])
