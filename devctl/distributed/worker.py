@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from devctl.loading.proofs.reference import fits_in_ram
 from devctl.loading.run.out_of_memory import is_out_of_memory
 from devctl.loading.weights import loader
 from devctl.loading.weights.loader import LoadFormat
+from devctl.loading.weights.offload import bytes_to_write, offload_folder
 from devctl.models.files.headers import renamed
 from devctl.placement.judge import shorten
 from devctl.planning.progress import Silent, reporting
@@ -391,29 +392,39 @@ def _notes(rows: Sequence[RankRow], weights: int | None) -> Iterator[str]:
 
 
 def _compared(request: RankRequest, link: Link, local: Local, made: Made) -> tuple[Compared, str]:
-    """The same run in one process, on the CPU, where the RAM has room for the whole model."""
+    """The same run in one process, on the CPU; with its layers read from the checkpoint, one after another, where the
+    RAM has no room for the whole model."""
     import psutil
 
-    tree = local.skeleton.tree
-    whole, beside = tree.index.held[""], 0
-    available = int(psutil.virtual_memory().available)
-    if not fits_in_ram(whole, beside, available):
-        return (
-            Compared.NOT_RUN,
-            f"{format_bytes(whole)} of weights, and {format_bytes(available)} of RAM on rank 0's host",
-        )
+    tree, container = local.skeleton.tree, request.stages.container
+    whole, available = tree.index.held[""], int(psutil.virtual_memory().available)
+    device_map, where = {"": Device.cpu()}, "on the CPU"
+    if not fits_in_ram(whole, 0, available):
+        layers = (f"{container}.{number}" for number in range(request.stages.stages[-1].layers[1]))
+        device_map |= dict.fromkeys(layers, Device.disk())
+        where = "on the CPU, layer by layer"
+        if written := bytes_to_write(local.source, local.skeleton, device_map, random_weights=False):
+            return (
+                Compared.NOT_RUN,
+                f"rank 0's host has {format_bytes(available)} of RAM for {format_bytes(whole)} of weights, and "
+                f"{format_bytes(written)} of them can't be read from the checkpoint as they are used",
+            )
     link.step("loading the reference")
-    reference, _ = loader.load(
-        local.source,
-        local.skeleton,
-        {"": Device.cpu()},
-        load_format=LoadFormat.AUTO,
-        folder=None,
-        on_progress=lambda _: link.progress(),
-    )
-    link.step("running the reference")
-    expected = generate(reference, dict(local.inputs.tensors), request.max_new_tokens, link.progress)
+    with ExitStack() as stack:
+        folder = stack.enter_context(offload_folder(0, None)) if len(device_map) > 1 else None
+        reference, _ = loader.load(
+            local.source,
+            local.skeleton,
+            device_map,
+            load_format=LoadFormat.AUTO,
+            folder=folder,
+            on_progress=lambda _: link.progress(),
+        )
+        for layer in reference.get_submodule(container).children():
+            layer.register_forward_hook(lambda *_: link.progress())
+        link.step("running the reference")
+        expected = generate(reference, dict(local.inputs.tensors), request.max_new_tokens, link.progress)
     apart = difference(made, expected, tree.dtype, exact=local.device == "cpu" and not request.is_shared)
     if apart is not None:
         return Compared.DIFFERENT, apart
-    return Compared.EQUAL, f"tokens and logits are those of one process, of {tree.class_name} on the CPU"
+    return Compared.EQUAL, f"tokens and logits are those of one process, of {tree.class_name} {where}"

@@ -234,12 +234,30 @@ def test_a_shard_that_a_host_lacks_is_named_with_the_host(launch, llama, plan, t
         assert "model-00001-of-00004.safetensors" in rank.err
 
 
-def test_where_the_reference_has_no_room_nothing_is_proven(launch, llama, plan):
-    ranks = launch(llama, plan, own=own(0, faults=[fault("little_ram", available=1000)]))
+@pytest.mark.slow
+def test_where_the_reference_has_no_room_nothing_is_proven(launch, tmp_path):
+    model = plans.save(tmp_path / "model", "MixtralForCausalLM")  # whose experts are not read as they are
+    plan = plans.document(model, (2, 2), "ab")
+    ranks = launch(model, plan, own=own(0, faults=[fault("little_ram", available=1000)]))
     assert codes(ranks) == [3, 3]
     assert ranks[0].report["reference"] == "not_run"
     assert ranks[0].report["ok"] is False
     assert all("nothing proves that it ran right" in rank.err for rank in ranks)
+
+
+def test_where_the_reference_has_little_room_its_layers_are_read_one_after_another(launch, llama, plan):
+    ranks = launch(llama, plan, own=own(0, faults=[fault("little_ram", available=1000)]))
+    assert codes(ranks) == [0, 0], ranks
+    assert ranks[0].report["reference"] == "equal"
+    assert ranks[0].report["reference_said"].endswith("on the CPU, layer by layer")
+
+
+@pytest.mark.slow
+def test_weights_that_differ_are_found_by_a_reference_that_is_read_layer_by_layer(launch, llama, plan, altered):
+    little = {"faults": [fault("little_ram", available=1000)]}
+    ranks = launch(llama, plan, own={0: little, 1: {"model": altered}})
+    assert codes(ranks) == [5, 5]
+    assert ranks[0].report["reference"] == "different"
 
 
 @pytest.mark.slow

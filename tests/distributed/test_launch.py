@@ -82,9 +82,17 @@ def test_deepspeed_starts_as_many_on_every_host():
         lines(run_of("a", "a", "b"), Launcher.DEEPSPEED)
 
 
-def test_kubernetes_has_no_line_for_a_host():
-    with pytest.raises(RefusedError, match="Kubernetes"):
-        lines(run_of("a", "b"), Launcher.KUBERNETES)
+def test_kubernetes_runs_each_line_in_the_pod_of_that_name():
+    first, second = lines(run_of("m-0", "m-1", address="m-0.m"), Launcher.KUBERNETES)
+    assert first.startswith("kubectl exec m-0 -- torchrun --nnodes 2 --node-rank 0 ")
+    assert "--master-addr m-0.m " in second
+    assert first.endswith(" &")
+    assert not second.endswith("&")
+
+
+def test_a_step_of_slurm_has_all_boards_up_to_the_last_of_the_plan():
+    run = Run(stages=made("a", "b", device="cuda:3"), arguments=())
+    assert "--gpus-per-node=4" in lines(run, Launcher.SLURM)[0]
 
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=sh", "a b", "a;b", "$(id)", "a\nb", "é", "a/b"])
