@@ -181,6 +181,28 @@ def test_a_launcher_that_does_not_fit_the_plan_is_named(changed, said):
     assert said in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("hosts", "hostname", "good"),
+    [
+        (("a", "b"), "b", False),
+        (("a", "b"), "b.cluster.org", False),
+        (("a.cluster.org", "b.cluster.org"), "b", False),
+        (("me@a", "me@b"), "b", False),
+        (("a", "b"), "a", True),
+        (("a", "b"), "elsewhere", True),
+        (("a", "b"), "", True),
+        (("10.0.0.1", "10.0.0.2"), "10", True),
+    ],
+)
+def test_a_machine_that_is_another_host_of_the_plan_is_told_so(hosts, hostname, good):
+    if good:
+        assert find_seat(made(*hosts), environment(0, 0), hostname).rank == 0
+        return
+    with pytest.raises(UsageError, match="the launcher says that it is host 0"):
+        find_seat(made(*hosts), environment(0, 0), hostname)
+    assert find_seat(made(*hosts), environment(0, 0, MASTER_ADDR="127.0.0.1"), hostname).rank == 0
+
+
 # the command line
 
 
@@ -477,3 +499,25 @@ def test_who_started_the_ranks_ends_them_when_it_is_ended(llama, staged, number,
     while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in below):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host_rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_hears_an_interrupt(llama, staged, host_rank):
+    command = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(staged), "--distributed"]
+    variables = environment(host_rank, 0, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free()))
+    process = subprocess.Popen(
+        [*command, "--join-timeout", "10min"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not psutil.Process(process.pid).children():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said == "devctl: interrupted\n"
