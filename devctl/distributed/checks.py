@@ -87,12 +87,14 @@ def require_run(request: RankRequest) -> None:
     """Refuse what needs no look at the model to be refused.
 
     Raises:
-        UsageError: nothing would be run, or the plan contradicts itself.
+        UsageError: nothing would be run or compared, or the plan contradicts itself.
         RefusedError: with every reason.
     """
     stages = request.stages
     if request.max_new_tokens < 1:
         raise UsageError("--max-new-tokens 0: without a token, nothing of several ranks is proven", hint="leave it out")
+    if request.verify_weights and len(stages.hosts) == 1:
+        raise UsageError("one host has the weights once: leave out --verify-weights")
     for rank in stages.ranks():
         request.used(rank)
     reasons = []

@@ -41,6 +41,16 @@ class Limits:
     step: float = 120.0
 
     @property
+    def talk(self) -> float:
+        """Until what ranks say to each other arrives: less than a step, so that who hangs is found by itself first."""
+        return self.step * 3 / 4
+
+    @property
+    def cause(self) -> float:
+        """For the cause of a connection that broke to be told."""
+        return self.step - self.talk + 3.0
+
+    @property
     def silence(self) -> float:
         """Without a sign of life of a process."""
         return self.step / 2

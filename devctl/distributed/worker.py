@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import devctl
 from devctl.as_json import to_json_values
-from devctl.devices import Device, DeviceType
+from devctl.devices import Device
 from devctl.distributed.checks import Local, RankRequest, address_towards, check_here, device_of, require_run
 from devctl.distributed.deadline import supervise
 from devctl.distributed.handshake import (
@@ -42,9 +42,6 @@ from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_COMPUTING = (DeviceType.GPU, DeviceType.XPU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +96,6 @@ def _work(request: RankRequest, link: Link) -> dict[str, Any]:
         said = _judged(request, link, local, rows, made, weights, notes)
     verdict = link.gather("verdict", said.get("verdict"))[0]
     return {"report": said.get("report"), "verdict": verdict}
-
-
-# together
 
 
 def _facts(request: RankRequest, local: Local) -> dict[str, str]:
@@ -186,7 +180,7 @@ def _join_group(seat: Seat, link: Link, local: Local, addresses: Sequence[str]) 
             store=PrefixStore("group", link.store),
             rank=seat.rank,
             world_size=len(seat.ranks),
-            timeout=timedelta(seconds=link.limits.step),
+            timeout=timedelta(seconds=link.limits.talk),
             device_id=device if backend == "nccl" else None,
         )
 

@@ -68,7 +68,8 @@ def test_whichever_rank_fails_is_named_on_every_host(launch, llama, number, do, 
 def test_a_rank_that_does_nothing_any_more_is_too_late(launch, llama, plan):
     ranks = launch(llama, plan, *SHORT, own=own(1, faults=[fault("in_generate", do="wait")]))
     assert codes(ranks) == [5, 5]
-    assert all("12 s: running the smoke inference" in rank.err for rank in ranks), ranks
+    said = "rank 1 on b: no progress for 12 s: running the smoke inference"
+    assert all(said in rank.err for rank in ranks), ranks
 
 
 @pytest.mark.slow

@@ -291,6 +291,13 @@ def test_shared_layers_in_stages_are_refused(devctl, llama, tmp_path):
     assert "tensor and pipeline parallel" in result.err
 
 
+def test_one_host_has_nothing_to_compare_its_weights_with(devctl, llama, tmp_path):
+    staged = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "aa"))
+    result = devctl("load", llama, "--map", staged, "--verify-weights")
+    assert result.code == 2
+    assert "leave out --verify-weights" in result.err
+
+
 def test_experts_that_are_spread_over_ranks_are_refused(devctl, llama, tmp_path):
     plan = plans.shared(llama, 2)
     plan["tensor_parallel"]["expert_parallel"] = 2
