@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,7 +241,8 @@ def _be_rank(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
     from devctl.distributed.seat import find_seat
     from devctl.distributed.worker import run_rank
 
-    outcome = run_rank(_request(plan, hosts, run), find_seat(plan.stages, os.environ), hosts.limits)
+    seat = find_seat(plan.stages, os.environ, socket.gethostname())
+    outcome = run_rank(_request(plan, hosts, run), seat, hosts.limits)
     if outcome.report is not None:
         streams.answer(streams.dumps(outcome.report) if run.json else staged_report(outcome.report))
     if outcome.refusal is not None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from devctl.models.files.resolve import ModelSource
     from devctl.models.skeleton import Skeleton
 
+_BOARDS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""Where the drivers of NVIDIA and AMD are spoken to, on a machine, or in a container, that has boards of theirs."""
+
 _COMPUTING = (DeviceType.GPU, DeviceType.XPU)
 
 
@@ -84,9 +87,16 @@ def require_run(request: RankRequest) -> None:
     """Refuse what needs no look at the model to be refused.
 
     Raises:
+        UsageError: nothing would be run or compared, or the plan contradicts itself.
         RefusedError: with every reason.
     """
     stages = request.stages
+    if request.max_new_tokens < 1:
+        raise UsageError("--max-new-tokens 0: without a token, nothing of several ranks is proven", hint="leave it out")
+    if request.verify_weights and len(stages.hosts) == 1:
+        raise UsageError("one host has the weights once: leave out --verify-weights")
+    for rank in stages.ranks():
+        request.used(rank)
     reasons = []
     if request.is_shared and len(stages.stages) > 1:
         reasons.append(
@@ -163,7 +173,7 @@ def check_here(request: RankRequest, link: Link) -> Local:
     )
     if set(inputs.tensors) - {"input_ids", "attention_mask"}:
         raise RefusedError(f"only text is run over several ranks, and {skeleton.tree.class_name} takes more")
-    device = _usabledevice_of(seat)
+    device = _usable_device(seat)
     _require_room(request, seat, device)
     return Local(
         source=source,
@@ -238,7 +248,7 @@ def _require_planned(request: RankRequest, skeleton: Skeleton) -> None:
         )
 
 
-def _usabledevice_of(seat: Seat) -> str:
+def _usable_device(seat: Seat) -> str:
     """What this rank runs on: its accelerator of the plan, or the CPU on a machine without any.
 
     Raises:
@@ -251,7 +261,7 @@ def _usabledevice_of(seat: Seat) -> str:
         raise RefusedError("the plan does not hold for this installation of torch", findings=findings)
     if not findings:
         return str(planned)
-    if Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists():
+    if any(path.exists() for path in _BOARDS):
         raise RefusedError("this machine has accelerators that torch can't use", findings=findings)
     return "cpu"
 

@@ -24,6 +24,7 @@ from devctl.distributed.link import (
     SPREAD,
     TICK,
     CommonError,
+    CommonLoadError,
     Failure,
     Limits,
     Link,
@@ -40,9 +41,6 @@ from devctl.placement.parallel.records import Rank
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-_CAUSE = 3.0
-"""Seconds at most that a rank whose connection broke waits to hear why."""
-
 _LEAVING = 1.0
 """Seconds at most for the last call on the store to come back."""
 
@@ -50,7 +48,7 @@ IN_STORE = "devctl-in-store"
 """Name of the thread that may be in a call which never comes back: whoever finds it at the end leaves without it."""
 
 _TELLING = 10.0
-"""Seconds at most that a rank which fails before it has met the others tries to meet and tell them."""
+"""Seconds at most that a rank which fails before it has met all others waits for them, to tell them."""
 
 
 Work = Callable[[Link], Any]
@@ -91,6 +89,8 @@ def supervise(seat: Seat, limits: Limits, work: Work) -> Any:
 def _run(link: Link, work: Work) -> NoReturn:
     """The working process."""
     try:
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)  # the answer is the watching process's: what a library prints is none
         os.setsid()  # the terminal's Ctrl-C is the watching process's to hear
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
@@ -117,7 +117,7 @@ def _failure_of(error: BaseException, seat: Seat) -> Failure:
         message = f"unexpected failure: {type(error).__name__}: {first_line(error)}"
         return Failure(rank=seat.rank, code=ExitCode.BUG, message=message)
     return Failure(
-        rank=None if isinstance(error, CommonError) else seat.rank,
+        rank=None if isinstance(error, CommonError | CommonLoadError) else seat.rank,
         code=error.exit_code,
         message=error.message,
         findings=error.findings if isinstance(error, RefusedError) else (),
@@ -282,7 +282,8 @@ class _Watch:
         if self.own is None and not self.done:
             code = os.waitstatus_to_exitcode(self.status)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-            self.own = self._mine(f"it died ({how}): {self.step}")
+            # NCCL aborts a process that waits for another for too long
+            self.own = replace(self._mine(f"it died ({how}): {self.step}"), secondary=code == -signal.SIGABRT)
 
     def _mine(self, message: str, hint: str = "") -> Failure:
         return Failure(rank=self.seat.rank, code=ExitCode.LOAD, message=message, hint=hint)
@@ -295,7 +296,7 @@ class _Watch:
         if self.done or self.gone or self.patient or time.monotonic() - self.advanced <= self.limits.step:
             return None
         message = f"no progress for {self.limits.step:.3g} s: {self.step}"
-        return replace(self._mine(message, "give a longer --step-timeout, if it needs one"), secondary=True)
+        return self._mine(message, "give a longer --step-timeout, if it needs one")
 
     def _lost(self) -> Failure | None:
         """Whether another rank is out of reach."""
@@ -350,14 +351,15 @@ class _Watch:
     def _end_with(self, failure: Failure) -> Failure:
         """Tell all of it, unless one that may be its cause was told before; the one to raise."""
         if failure.secondary:
-            self._stay(lambda: (self.beats.failure or self._lost()) is not None, most=_CAUSE)
+            self._stay(lambda: (self.beats.failure or self._lost()) is not None, most=self.limits.cause)
             failure = self.beats.failure or self._lost() or failure
         self._kill()
         self.beats.mine = failure
         self.beats.wake.set()
         if not self.beats.joined and failure.rank == self.seat.rank:  # the others would wait for it
             self._stay(lambda: self.beats.joined or self.beats.broken is not None, most=_TELLING)
-        self._stay(self._all_told)
+        late = failure.rank == self.seat.rank and len(self.beats.heard) < len(self.seat.others)
+        self._stay(self._all_told, most=_TELLING if late else SPREAD)
         return failure
 
     def _all_told(self) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from devctl.devices import Device
 from devctl.distributed.link import Limits
 from devctl.distributed.seat import name_of
 from devctl.errors import ExitCode, LoadError, RefusedError, UsageError
@@ -44,6 +45,7 @@ class Launcher(StrEnum):
 
 
 DEFAULT_PORT = 29500
+_FROM_ONE_SHELL = (Launcher.SLURM, Launcher.KUBERNETES)
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
 """What may be a host's name: nothing that a shell or ssh reads as something else."""
 _NAME_WITH_USER = re.compile(r"([A-Za-z0-9._][A-Za-z0-9._-]*@)?[A-Za-z0-9._][A-Za-z0-9._-]*")
@@ -107,7 +109,7 @@ def commands(run: Run, launcher: Launcher) -> dict[str, tuple[str, ...]]:
 
     Raises:
         UsageError: a name or an argument can't stand in a line.
-        RefusedError: there are no lines for this launcher.
+        RefusedError: the launcher can't start these numbers of ranks.
     """
     require_line(run)
     run = _without_users(run)
@@ -118,20 +120,17 @@ def commands(run: Run, launcher: Launcher) -> dict[str, tuple[str, ...]]:
         return {host: (*_srun(host, run), *command) for host, command in found.items()}
     if launcher is Launcher.DEEPSPEED:
         return {host: _deepspeed(run, number) for number, host in enumerate(run.stages.hosts)}
-    raise RefusedError(
-        "a Kubernetes job is no line to paste on a host",
-        hint="run the line of --launcher torchrun in each pod, with --master-addr of the first",
-    )
+    return {host: ("kubectl", "exec", host, "--", *_torchrun(run, n)) for n, host in enumerate(run.stages.hosts)}
 
 
 def lines(run: Run, launcher: Launcher) -> tuple[str, ...]:
-    """The same as lines for a shell; those of Slurm but the last run beside the next.
+    """The same as lines for a shell; those of one shell for all hosts, but the last, run beside the next.
 
     Raises:
         UsageError, RefusedError: as `commands`.
     """
     quoted = [shlex.join(command) for command in commands(run, launcher).values()]
-    if launcher is Launcher.SLURM:
+    if launcher in _FROM_ONE_SHELL:
         quoted = [*(f"{line} &" for line in quoted[:-1]), quoted[-1]]
     return tuple(quoted)
 
@@ -140,6 +139,8 @@ def notes(run: Run, launcher: Launcher) -> tuple[str, ...]:
     """What whoever pastes them has to know."""
     shown = {
         Launcher.SLURM: "paste them into one shell within an allocation that has these nodes",
+        Launcher.KUBERNETES: "paste them into one shell: the hosts are pods, and --master-addr is what the others call "
+        "the first by, as its name in a headless service",
     }.get(launcher, f"one line a host, in this order: {', '.join(run.stages.hosts)}")
     return (
         shown,
@@ -170,7 +171,9 @@ def _torchrun(run: Run, number: int) -> tuple[str, ...]:
 
 
 def _srun(host: str, run: Run) -> tuple[str, ...]:
-    gpus = len({rank.device for rank in run.stages.ranks() if rank.host == host})
+    devices = {rank.device for rank in run.stages.ranks() if rank.host == host}
+    # a step sees the first of them, and the plan may have others
+    gpus = max(Device.from_str(device).id or 0 for device in devices) + 1
     return ("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--gpus-per-node={gpus}", "--kill-on-bad-exit=1")
 
 

@@ -41,6 +41,16 @@ class Limits:
     step: float = 120.0
 
     @property
+    def talk(self) -> float:
+        """Until what ranks say to each other arrives: less than a step, so that who hangs is found by itself first."""
+        return self.step * 3 / 4
+
+    @property
+    def cause(self) -> float:
+        """For the cause of a connection that broke to be told."""
+        return self.step - self.talk + 3.0
+
+    @property
     def silence(self) -> float:
         """Without a sign of life of a process."""
         return self.step / 2
@@ -93,6 +103,10 @@ class SecondaryError(LoadError):
 
 class CommonError(RefusedError):
     """What every rank finds by itself, in the same words."""
+
+
+class CommonLoadError(LoadError):
+    """The same, of what was loaded."""
 
 
 _OF_CONNECTIONS = re.compile("gloo|nccl|peer|connection|timed? ?out", re.IGNORECASE)

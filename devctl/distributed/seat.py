@@ -49,14 +49,15 @@ def name_of(rank: Rank) -> str:
     return f"rank {rank.rank} on {rank.host}"
 
 
-def find_seat(stages: Stages, environment: Mapping[str, str]) -> Seat:
+def find_seat(stages: Stages, environment: Mapping[str, str], hostname: str = "") -> Seat:
     """This process's seat: by the number of its host and its number there, never by arithmetic on ``RANK``.
 
     Args:
         environment: what the launcher has set.
+        hostname: of this machine, where that is known.
 
     Raises:
-        UsageError: something is not set, or the plan has no such rank.
+        UsageError: something is not set, the plan has no such rank, or this machine is another of its hosts.
     """
     host_rank = next((_number(environment, name) for name in _HOST_RANKS if name in environment), None)
     if host_rank is None:
@@ -74,6 +75,12 @@ def find_seat(stages: Stages, environment: Mapping[str, str]) -> Seat:
             f"the plan has no rank {local_rank} on host {host_rank}: it has {_counts(stages, ranks)}",
             hint="start as many processes on each host as it has accelerators in the plan",
         )
+    named = [host for host in stages.hosts if _is_called(host, hostname)]
+    if named and me.host not in named and not _is_loopback(address):  # where all are started on one machine
+        raise UsageError(
+            f"this machine is {hostname}, and the launcher says that it is host {host_rank}: {me.host} in the plan",
+            hint="give each host its own line, or number them as the plan does; torchrun does so with --node-rank",
+        )
     here = sum(each.host_rank == host_rank for each in ranks)
     for name, expected in (("WORLD_SIZE", len(ranks)), ("LOCAL_WORLD_SIZE", here)):
         if name in environment and (said := _number(environment, name)) != expected:
@@ -89,6 +96,16 @@ def find_seat(stages: Stages, environment: Mapping[str, str]) -> Seat:
         serves=me.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         run=f"{environment.get('TORCHELASTIC_RUN_ID', '')}/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}",
     )
+
+
+def _is_called(host: str, hostname: str) -> bool:
+    """Whether a host of the plan is this machine, with its domain or without, and whoever logs in there."""
+    name = host.rpartition("@")[2]
+    return bool(hostname) and (hostname in (name, name.partition(".")[0]) or hostname.partition(".")[0] == name)
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address in ("localhost", "::1")
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -6,14 +6,14 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import devctl
 from devctl.as_json import to_json_values
-from devctl.devices import Device, DeviceType
+from devctl.devices import Device
 from devctl.distributed.checks import Local, RankRequest, address_towards, check_here, device_of, require_run
 from devctl.distributed.deadline import supervise
 from devctl.distributed.handshake import (
@@ -25,7 +25,7 @@ from devctl.distributed.handshake import (
     require_same_files,
     weights_files,
 )
-from devctl.distributed.link import Limits, Link, SecondaryError, is_of_connection, said_of
+from devctl.distributed.link import CommonLoadError, Limits, Link, SecondaryError, is_of_connection, said_of
 from devctl.distributed.pipeline import Made, cut, difference, generate, held_by
 from devctl.distributed.report import Compared, DistributedReport, RankRow
 from devctl.distributed.seat import Seat
@@ -34,15 +34,14 @@ from devctl.loading.proofs.reference import fits_in_ram
 from devctl.loading.run.out_of_memory import is_out_of_memory
 from devctl.loading.weights import loader
 from devctl.loading.weights.loader import LoadFormat
+from devctl.loading.weights.offload import bytes_to_write, offload_folder
 from devctl.models.files.headers import renamed
 from devctl.placement.judge import shorten
+from devctl.planning.progress import Silent, reporting
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_COMPUTING = (DeviceType.GPU, DeviceType.XPU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,12 @@ def run_rank(request: RankRequest, seat: Seat, limits: Limits) -> Outcome:
         UsageError: the plan is not of this model.
     """
     require_run(request)
-    found = supervise(seat, limits, lambda link: _work(request, link))
+
+    def work(link: Link) -> dict[str, Any]:
+        with reporting(Silent()):  # of several processes that share a terminal, none may draw on it
+            return _work(request, link)
+
+    found = supervise(seat, limits, work)
     verdict = found["verdict"]
     kinds: dict[int, type[DevctlError]] = {ExitCode.NO: RefusedError, ExitCode.LOAD: LoadError}
     refusal = None if verdict is None else kinds[verdict["code"]](verdict["message"], hint=verdict["hint"])
@@ -92,9 +96,6 @@ def _work(request: RankRequest, link: Link) -> dict[str, Any]:
         said = _judged(request, link, local, rows, made, weights, notes)
     verdict = link.gather("verdict", said.get("verdict"))[0]
     return {"report": said.get("report"), "verdict": verdict}
-
-
-# together
 
 
 def _facts(request: RankRequest, local: Local) -> dict[str, str]:
@@ -179,7 +180,7 @@ def _join_group(seat: Seat, link: Link, local: Local, addresses: Sequence[str]) 
             store=PrefixStore("group", link.store),
             rank=seat.rank,
             world_size=len(seat.ranks),
-            timeout=timedelta(seconds=link.limits.step),
+            timeout=timedelta(seconds=link.limits.talk),
             device_id=device if backend == "nccl" else None,
         )
 
@@ -243,7 +244,7 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
         lines = [
             f"rank {n.rank} on {n.host}: {line}" for n, lines in zip(seat.ranks, told, strict=True) for line in lines
         ]
-        raise LoadError(f"not what the plan says: {'; '.join(lines)}")
+        raise CommonLoadError(f"not what the plan says: {'; '.join(lines)}")
     link.step("running the smoke inference")
     device = torch.device(local.device)
     given = {name: tensor.to(device) for name, tensor in local.inputs.tensors.items()}
@@ -385,29 +386,39 @@ def _notes(rows: Sequence[RankRow], weights: int | None) -> Iterator[str]:
 
 
 def _compared(request: RankRequest, link: Link, local: Local, made: Made) -> tuple[Compared, str]:
-    """The same run in one process, on the CPU, where the RAM has room for the whole model."""
+    """The same run in one process, on the CPU; with its layers read from the checkpoint, one after another, where the
+    RAM has no room for the whole model."""
     import psutil
 
-    tree = local.skeleton.tree
-    whole, beside = tree.index.held[""], 0
-    available = int(psutil.virtual_memory().available)
-    if not fits_in_ram(whole, beside, available):
-        return (
-            Compared.NOT_RUN,
-            f"{format_bytes(whole)} of weights, and {format_bytes(available)} of RAM on rank 0's host",
-        )
+    tree, container = local.skeleton.tree, request.stages.container
+    whole, available = tree.index.held[""], int(psutil.virtual_memory().available)
+    device_map, where = {"": Device.cpu()}, "on the CPU"
+    if not fits_in_ram(whole, 0, available):
+        layers = (f"{container}.{number}" for number in range(request.stages.stages[-1].layers[1]))
+        device_map |= dict.fromkeys(layers, Device.disk())
+        where = "on the CPU, layer by layer"
+        if written := bytes_to_write(local.source, local.skeleton, device_map, random_weights=False):
+            return (
+                Compared.NOT_RUN,
+                f"rank 0's host has {format_bytes(available)} of RAM for {format_bytes(whole)} of weights, and "
+                f"{format_bytes(written)} of them can't be read from the checkpoint as they are used",
+            )
     link.step("loading the reference")
-    reference, _ = loader.load(
-        local.source,
-        local.skeleton,
-        {"": Device.cpu()},
-        load_format=LoadFormat.AUTO,
-        folder=None,
-        on_progress=lambda _: link.progress(),
-    )
-    link.step("running the reference")
-    expected = generate(reference, dict(local.inputs.tensors), request.max_new_tokens, link.progress)
+    with ExitStack() as stack:
+        folder = stack.enter_context(offload_folder(0, None)) if len(device_map) > 1 else None
+        reference, _ = loader.load(
+            local.source,
+            local.skeleton,
+            device_map,
+            load_format=LoadFormat.AUTO,
+            folder=folder,
+            on_progress=lambda _: link.progress(),
+        )
+        for layer in reference.get_submodule(container).children():
+            layer.register_forward_hook(lambda *_: link.progress())
+        link.step("running the reference")
+        expected = generate(reference, dict(local.inputs.tensors), request.max_new_tokens, link.progress)
     apart = difference(made, expected, tree.dtype, exact=local.device == "cpu" and not request.is_shared)
     if apart is not None:
         return Compared.DIFFERENT, apart
-    return Compared.EQUAL, f"tokens and logits are those of one process, of {tree.class_name} on the CPU"
+    return Compared.EQUAL, f"tokens and logits are those of one process, of {tree.class_name} {where}"

@@ -82,9 +82,17 @@ def test_deepspeed_starts_as_many_on_every_host():
         lines(run_of("a", "a", "b"), Launcher.DEEPSPEED)
 
 
-def test_kubernetes_has_no_line_for_a_host():
-    with pytest.raises(RefusedError, match="Kubernetes"):
-        lines(run_of("a", "b"), Launcher.KUBERNETES)
+def test_kubernetes_runs_each_line_in_the_pod_of_that_name():
+    first, second = lines(run_of("m-0", "m-1", address="m-0.m"), Launcher.KUBERNETES)
+    assert first.startswith("kubectl exec m-0 -- torchrun --nnodes 2 --node-rank 0 ")
+    assert "--master-addr m-0.m " in second
+    assert first.endswith(" &")
+    assert not second.endswith("&")
+
+
+def test_a_step_of_slurm_has_all_boards_up_to_the_last_of_the_plan():
+    run = Run(stages=made("a", "b", device="cuda:3"), arguments=())
+    assert "--gpus-per-node=4" in lines(run, Launcher.SLURM)[0]
 
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=sh", "a b", "a;b", "$(id)", "a\nb", "é", "a/b"])
@@ -173,6 +181,28 @@ def test_a_launcher_that_does_not_fit_the_plan_is_named(changed, said):
     assert said in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("hosts", "hostname", "good"),
+    [
+        (("a", "b"), "b", False),
+        (("a", "b"), "b.cluster.org", False),
+        (("a.cluster.org", "b.cluster.org"), "b", False),
+        (("me@a", "me@b"), "b", False),
+        (("a", "b"), "a", True),
+        (("a", "b"), "elsewhere", True),
+        (("a", "b"), "", True),
+        (("10.0.0.1", "10.0.0.2"), "10", True),
+    ],
+)
+def test_a_machine_that_is_another_host_of_the_plan_is_told_so(hosts, hostname, good):
+    if good:
+        assert find_seat(made(*hosts), environment(0, 0), hostname).rank == 0
+        return
+    with pytest.raises(UsageError, match="the launcher says that it is host 0"):
+        find_seat(made(*hosts), environment(0, 0), hostname)
+    assert find_seat(made(*hosts), environment(0, 0, MASTER_ADDR="127.0.0.1"), hostname).rank == 0
+
+
 # the command line
 
 
@@ -211,6 +241,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--repeat", "3"), "leave out --repeat"),
         (("--verify",), "leave out --verify"),
         (("--no-padding",), "one sequence is not padded"),
+        (("--max-new-tokens", "0"), "nothing of several ranks is proven"),
         (("--step-timeout", "5"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
@@ -258,6 +289,33 @@ def test_shared_layers_in_stages_are_refused(devctl, llama, tmp_path):
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan))
     assert result.code == 3
     assert "tensor and pipeline parallel" in result.err
+
+
+def test_one_host_has_nothing_to_compare_its_weights_with(devctl, llama, tmp_path):
+    staged = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "aa"))
+    result = devctl("load", llama, "--map", staged, "--verify-weights")
+    assert result.code == 2
+    assert "leave out --verify-weights" in result.err
+
+
+def test_experts_that_are_spread_over_ranks_are_refused(devctl, llama, tmp_path):
+    plan = plans.shared(llama, 2)
+    plan["tensor_parallel"]["expert_parallel"] = 2
+    result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
+    assert result.code == 3
+    assert "expert parallel" in result.err
+
+
+@pytest.mark.parametrize("said", [[1, 2], ["a", "b"], [5], None])
+def test_bytes_of_other_ranks_are_wrong_usage(devctl, llama, tmp_path, said):
+    plan = plans.shared(llama, 2)
+    if said is None:
+        plan["stages"][0]["used"] += 1
+    else:
+        plan["tensor_parallel"]["bytes_per_rank"] = said
+    result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
+    assert result.code == 2
+    assert "bytes_per_rank" in result.err
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"kind": "other"}, {"stages": []}, {"layers_in": ""}])
@@ -448,3 +506,25 @@ def test_who_started_the_ranks_ends_them_when_it_is_ended(llama, staged, number,
     while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in below):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host_rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_hears_an_interrupt(llama, staged, host_rank):
+    command = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(staged), "--distributed"]
+    variables = environment(host_rank, 0, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free()))
+    process = subprocess.Popen(
+        [*command, "--join-timeout", "10min"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not psutil.Process(process.pid).children():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said == "devctl: interrupted\n"
