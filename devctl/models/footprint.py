@@ -195,6 +195,12 @@ def dump_footprint(footprint: Footprint) -> str:
     )
 
 
+def _images(data: Mapping[str, Any]) -> Images:
+    processor = data["processor"]
+    settings = None if processor is None else tuple((kept.text(name), kept.size(value)) for name, value in processor)
+    return Images(**{**data, "processor": settings})
+
+
 def parse_footprint(text: str) -> Footprint:
     """What ``dump_footprint`` wrote.
 
@@ -212,7 +218,7 @@ def parse_footprint(text: str) -> Footprint:
                     **workload,
                     "kernels": Kernels(workload["kernels"]),
                     "generation": tuple((str(name), value) for name, value in workload["generation"]),
-                    "images": None if workload["images"] is None else Images(**workload["images"]),
+                    "images": None if workload["images"] is None else _images(workload["images"]),
                 }
             ),
             blocks=tuple(

@@ -9,6 +9,9 @@ from typing import Any
 MOST_IMAGES, MOST_SIDE, MOST_PIXELS = 4096, 2**14, 2**28
 """The most images of a sequence, pixels of a side, and pixels of all of them."""
 
+MOST_SETTING = 2**14
+"""The largest setting of a processor that is looked at: tiles of an image, or pixels of a side."""
+
 _FORM = re.compile(r"0*(\d{1,6})x0*(\d{1,6})x0*(\d{1,6})", re.ASCII)
 
 
@@ -21,6 +24,7 @@ class Images:
         height, width: pixels.
         least, most: pixels of an image that the model's processor scales to at least and at most, where its files
             say so.
+        processor: other settings of that processor, by name; None where its files are not at hand.
     """
 
     count: int
@@ -28,8 +32,9 @@ class Images:
     width: int = 0
     least: int | None = None
     most: int | None = None
+    processor: tuple[tuple[str, int], ...] | None = None
 
-    def to_document(self) -> dict[str, int | None]:
+    def to_document(self) -> dict[str, Any]:
         """What was asked for, and what decides on the size that the model sees, for a document."""
         return {
             "count": self.count,
@@ -37,6 +42,7 @@ class Images:
             "width": self.width,
             "least": self.least,
             "most": self.most,
+            "processor": None if self.processor is None else dict(self.processor),
         }
 
     def __str__(self) -> str:
@@ -79,5 +85,11 @@ def images_of_document(data: Any) -> Images:
         raise ValueError("images have a count and sides")
     if not all(limit is None or (type(limit) is int and limit > 0) for limit in limits):
         raise ValueError("limits are pixels")
+    processor = data.get("processor")
+    if processor is not None and not isinstance(processor, dict):
+        raise ValueError("settings of a processor are an object")
+    if not all(type(value) is int and 0 <= value <= MOST_SETTING for value in (processor or {}).values()):
+        raise ValueError("settings of a processor are numbers")
     found = parse_images(f"{count}x{height}x{width}" if count else "0")
-    return replace(found, least=limits[0], most=limits[1])
+    settings = None if processor is None else tuple(sorted(processor.items()))
+    return replace(found, least=limits[0], most=limits[1], processor=settings)

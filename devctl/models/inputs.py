@@ -18,11 +18,15 @@ from devctl.models.special_inputs import (
     SPECIAL,
     WAVEFORM_SAMPLES,
     Maker,
+    beside_image,
+    counted_as,
     default_size,
     grid_side,
     resized,
+    takes_sizes,
     unseeing,
 )
+from devctl.models.tiles import tiles_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +55,10 @@ class ModelInputs:
         deaf: it takes sounds between its words, and it is not known how.
         image_tokens: tokens of the text that stand for one image; 0 where none do, None where it is not known how many.
         images: how many images stand in the text of a sequence.
-        size: height and width of each as the model sees it.
+        size: height and width of each as the model sees it, or of each of its tiles; as it is counted.
+        scaled: height and width that the processor gives it, where it is counted as a larger one; None elsewhere.
+        tiles: how many an image is cut into; 1 where it is not.
+        beside: tokens of the text that go with each image, and stand for no piece of it.
         asked: what was asked for, where that is not as the model sees it; None where nothing was.
         unseeing: why no image goes through the model, though its kind sees; None where one does.
         media: all that it takes beside its text, of batch 1, at random, but for what no way is known to make.
@@ -65,6 +72,9 @@ class ModelInputs:
     image_tokens: int | None
     images: int
     size: tuple[int, int]
+    scaled: tuple[int, int] | None
+    tiles: int
+    beside: int
     asked: Images | None
     unseeing: str | None
     media: Tensors
@@ -96,9 +106,11 @@ def inputs_of(
     inserts = image_token(config) is not None and places and "pixel_values" in takes
     why_not = unseeing(config) if inserts else None
     _require_seen(model_class, images, why_not, inserts=inserts, sees="pixel_values" in takes)
-    shape = image_shape(config) if why_not else _as_seen(config, model_class, images)
+    seen = _Seen(image_shape(config)) if why_not else _as_seen(config, model_class, images)
+    shape = seen.shape
     is_left_out = why_not is not None or (images is not None and not images.count)
     tokens = _image_tokens(config, shape) if inserts and not is_left_out else 0
+    tokens = tokens and tokens * seen.tiles
     describes = main == "pixel_values" and hasattr(config, "text_config")
     image = "pixel_values" in takes and (
         main == "pixel_values" or "pixel_values" in needed or bool(tokens) or (compares and not inserts)
@@ -117,11 +129,14 @@ def inputs_of(
         image_tokens=tokens,
         images=0 if tokens == 0 else 1 if images is None else images.count,
         size=shape[1:],
+        scaled=seen.scaled,
+        tiles=seen.tiles,
+        beside=seen.beside,
         asked=None if images is None or (images.height, images.width) == shape[1:] else images,
         unseeing=why_not,
         media={}
         if inserts and is_left_out
-        else _media(config, model_class, _maker(shape, images, shapes=shapes), image=image, sound=sound),
+        else _media(config, model_class, _maker(seen, images, shapes=shapes), image=image, sound=sound),
     )
 
 
@@ -137,29 +152,47 @@ def _require_seen(
         raise UsageError(f"--images {images}: {why_not}", hint="mend the config, or leave it out")
 
 
-def _as_seen(config: Any, model_class: type[PreTrainedModel], images: Images | None) -> tuple[int, int, int]:
-    """Channels, height and width of an image, after the model's processor."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An image after the model's processor.
+
+    Attributes:
+        shape: channels, height and width of it, or of each of its tiles.
+        tiles: how many it is cut into.
+        beside, scaled: as `ModelInputs` has them.
+    """
+
+    shape: tuple[int, int, int]
+    tiles: int = 1
+    beside: int = 0
+    scaled: tuple[int, int] | None = None
+
+
+def _as_seen(config: Any, model_class: type[PreTrainedModel], images: Images | None) -> _Seen:
     channels, *own = image_shape(config)
     if images is None or not images.count:
-        return channels, *(default_size(config) or (own[0], own[1]))
+        return _Seen((channels, *(default_size(config) or (own[0], own[1]))))
     try:
+        cut = tiles_of(config, images, (own[0], own[1]))
+        if cut is not None:
+            return _Seen((channels, cut.height, cut.width), cut.count, cut.beside)
         found = resized(config, images, (own[0], own[1]))
     except ValueError as error:
-        raise UsageError(f"--images {images}: {error}") from None
+        raise UsageError(f"--images {images}: {error}", hint="leave it out, or give --images 0") from None
     if found is None:
         raise UsageError(
             f"--images {images}: what {model_class.__name__} makes of an image of a given size is not known",
             hint="leave it out, or give --images 0",
         )
-    return channels, *found
+    size = counted_as(config, found)
+    return _Seen((channels, *size), beside=beside_image(config, size), scaled=None if size == found else found)
 
 
-def _maker(shape: tuple[int, int, int], images: Images | None, *, shapes: bool) -> Maker:
+def _maker(seen: _Seen, images: Images | None, *, shapes: bool) -> Maker:
     import torch
 
-    return Maker(
-        None if shapes else torch.Generator().manual_seed(0), shape, 1 if images is None else max(1, images.count)
-    )
+    count = 1 if images is None else max(1, images.count)
+    return Maker(None if shapes else torch.Generator().manual_seed(0), seen.shape, count * seen.tiles)
 
 
 def _media(config: Any, model_class: type[PreTrainedModel], make: Maker, *, image: bool, sound: bool) -> Tensors:
@@ -169,6 +202,10 @@ def _media(config: Any, model_class: type[PreTrainedModel], make: Maker, *, imag
         return {name: tensor for name, tensor in found.items() if name in takes}
     made: Tensors = {}
     if image:
+        if takes_sizes(config):
+            import torch
+
+            made["image_sizes"] = torch.tensor([list(make.image[1:])] * make.count)
         frames = _frames(config)
         made["pixel_values"] = make.normal(make.count, *(() if frames is None else (frames,)), *make.image)
         if "input_points" in takes:
@@ -233,9 +270,16 @@ def told(
 
 def _told_images(inputs: ModelInputs) -> str:
     size = _by(inputs.size)
+    if inputs.tiles > 1 and inputs.asked is not None:
+        was = _by((inputs.asked.height, inputs.asked.width))
+        cut = f"cut into {inputs.tiles} tiles of {size}"
+        return f"an image of {was}, {cut}" if inputs.images == 1 else f"{inputs.images} images of {was}, each {cut}"
     several = f"an image of {size}" if inputs.images == 1 else f"{inputs.images} images of {size}"
     if inputs.asked is None:
         return several
+    if inputs.scaled is not None:
+        was = _by((inputs.asked.height, inputs.asked.width))
+        return f"{several} in the place of {was}, which the model's processor scales to {_by(inputs.scaled)}: a bound"
     was = _by((inputs.asked.height, inputs.asked.width))
     return f"{several}, to which the model's processor scales {was}"
 
@@ -277,11 +321,12 @@ def tokens_of_images(config: Any, inputs: ModelInputs, given: Mapping[str, torch
     return tuple(int(patches) // int(config.vision_config.spatial_merge_size**2) for patches in grid.prod(dim=1))
 
 
-def image_ids(config: Any, tokens: Sequence[int]) -> list[int]:
+def image_ids(config: Any, tokens: Sequence[int], beside: int = 0) -> list[int]:
     """The ids that stand for images in a text, each between those that say where it begins and ends, where it has such.
 
     Args:
         tokens: of each image.
+        beside: tokens of another kind that go with each.
     """
     text = config.get_text_config(decoder=True)
     most = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None) or 0
@@ -292,8 +337,10 @@ def image_ids(config: Any, tokens: Sequence[int]) -> list[int]:
 
     first = named("vision_start_token_id", "boi_token_index", "boi_token_id")
     last = named("vision_end_token_id", "eoi_token_index", "eoi_token_id")
-    if len(tokens) > 1 and not first and not last:
-        last = [1 if image_token(config) != 1 else 2]  # text between them, as images side by side may be taken for one
+    text_token = 1 if image_token(config) != 1 else 2
+    if len(tokens) > 1 and not first and not last and not beside:
+        last = [text_token]  # text between them, as images side by side may be taken for one
+    last = [*[text_token] * beside, *last]
     return [each for count in tokens for each in (*first, *[image_token(config) or 0] * count, *last)]
 
 

@@ -38,7 +38,7 @@ class Maker:
     Attributes:
         generator: None for tensors of the right shapes that hold nothing.
         image: channels, height and width of an image as the model's processor leaves it.
-        count: images of a sequence.
+        count: images of a sequence, or tiles of all of them.
     """
 
     generator: torch.Generator | None
@@ -199,7 +199,7 @@ def _most_patches(config: Any) -> int:
 
 
 def _images_in_a_list(_: Any, __: object, make: Maker) -> Tensors:
-    return {"pixel_values": make.normal(1, 1, *make.image)}
+    return {"pixel_values": make.normal(1, make.count, *make.image)}
 
 
 SPECIAL: Mapping[str, Callable[[Any, type[PreTrainedModel], Maker], Tensors | None]] = {
@@ -227,6 +227,8 @@ SPECIAL: Mapping[str, Callable[[Any, type[PreTrainedModel], Maker], Tensors | No
 
 def _whole_image(config: Any, image: tuple[int, int, int]) -> int:
     """A token for each patch, and one for the class where the tower's is kept."""
+    if takes_sizes(config):
+        return _patches(config, image)
     whole = getattr(config, "vision_feature_select_strategy", "default") == "full"
     has_class = config.vision_config.model_type == "clip_vision_model"
     lost = 0 if whole or has_class else 1  # "default" drops the first patch of a tower that has no class
@@ -280,9 +282,80 @@ def resized(config: Any, images: Images, own: tuple[int, int]) -> tuple[int, int
     kind = config.model_type
     if kind in GRIDS:
         return _onto_grid(config, images)
-    if kind in _OF_ONE_SIZE and config.vision_config.model_type in _TOWERS_OF_ONE_SIZE:
-        return own
+    tower = getattr(config.vision_config, "model_type", None)
+    settings = dict(images.processor or ())
+    if kind in _OF_ONE_SIZE and tower in _TOWERS_OF_ONE_SIZE:
+        return None if settings.get("do_pan_and_scan") else own
+    if takes_sizes(config):
+        return _of_pixtral(config, images, settings.get("longest_edge"))
+    if kind == "gemma4":
+        tokens = int(config.vision_config.default_output_length)
+        return _of_gemma4(config, images) if settings.get("max_soft_tokens", tokens) == tokens else None
     return None
+
+
+def counted_as(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image of ``size``, as the processor leaves it, is counted as: never one that takes less.
+
+    Gemma 4 fills up what an image has less than the most patches, and leaves the filling out once it has seen its
+    values; what has none, in a trace, is taken for whole.
+    """
+    if config.model_type != "gemma4":
+        return size
+    vision = config.vision_config
+    tokens = (size[0] // int(vision.patch_size)) * (size[1] // int(vision.patch_size))
+    is_whole = tokens // int(vision.pooling_kernel_size) ** 2 == int(vision.default_output_length)
+    return size if is_whole else _filling_patches(config)
+
+
+def takes_sizes(config: Any) -> bool:
+    """Whether the model is LLaVA with Pixtral's tower, which takes images of any size, and is told which."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    return bool(config.model_type == "llava" and tower == "pixtral" and config.vision_feature_select_strategy == "full")
+
+
+def _of_pixtral(config: Any, images: Images, longest: int | None) -> tuple[int, int]:
+    """As ``get_resize_output_image_size`` of transformers' PixtralImageProcessor does.
+
+    Without its files nothing is scaled down, so that no less is counted than there is.
+    """
+    patch = int(config.vision_config.patch_size)
+    high, wide = images.height, images.width
+    ratio = max(high, wide) / longest if longest else 0
+    if ratio > 1:
+        high, wide = (math.floor(side / ratio) for side in (high, wide))
+    return ((high - 1) // patch + 1) * patch, ((wide - 1) // patch + 1) * patch
+
+
+def _of_gemma4(config: Any, images: Images) -> tuple[int, int]:
+    """As ``get_aspect_ratio_preserving_size`` of transformers' Gemma4ImageProcessor does.
+
+    Raises:
+        ValueError: the image is too narrow for it.
+    """
+    vision = config.vision_config
+    patch, pool = int(vision.patch_size), int(vision.pooling_kernel_size)
+    height, width, unit = images.height, images.width, patch * pool
+    pixels = _most_patches(config) * patch**2
+    factor = math.sqrt(pixels / (height * width))
+    high, wide = (math.floor(factor * side / unit) * unit for side in (height, width))
+    longest = _most_patches(config) // pool**2 * unit
+    if not high and not wide:
+        raise ValueError("its processor would scale it to nothing")
+    if not high:
+        high, wide = unit, min(width // height * unit, longest)
+    elif not wide:
+        high, wide = min(height // width * unit, longest), unit
+    if high * wide > pixels:
+        raise ValueError("its processor refuses an image of this shape")
+    return high, wide
+
+
+def beside_image(config: Any, size: tuple[int, int]) -> int:
+    """Tokens of the text that go with one image of ``size`` that is not cut, and stand for no piece of it: Pixtral's
+    processor ends each row of patches with one.
+    """
+    return size[0] // int(config.vision_config.patch_size) if takes_sizes(config) else 0
 
 
 _OF_ONE_SIZE = frozenset({"llava", "vipllava", "gemma3", "paligemma", "blip-2"})

@@ -123,7 +123,7 @@ def prepare(
             made, origin = {**made, **audio_inputs(audio, source, config, wants.main)}, "audio"
         if wants.text:
             text = DEFAULT_PROMPT if prompt is None else prompt
-            ids = image_ids(config, tokens_of_images(config, wants, made))
+            ids = image_ids(config, tokens_of_images(config, wants, made), wants.beside)
             made = {**_text(config, model_class, tokenizer, text, context_length, ids), **made}
             if origin == "random" and tokenizer is not None:
                 origin = "tokenizer"
@@ -216,7 +216,7 @@ def _require_room(
     Raises:
         UsageError: naming how many tokens are needed.
     """
-    length = len(image_ids(config, tokens_of_images(config, wants, wants.media)))
+    length = len(image_ids(config, tokens_of_images(config, wants, wants.media), wants.beside))
     takes = f"--images {images} takes {length} tokens of each sequence"
     if context_length is not None and length >= context_length:
         raise UsageError(

@@ -162,7 +162,7 @@ class MadeUp(Prompts):
 
     def _row(self) -> list[int]:
         """The ids that a text begins with, of its images."""
-        return image_ids(self._model.config, [self._picture()[1]] * self._inputs.images)
+        return image_ids(self._model.config, [self._picture()[1]] * self._inputs.images, self._inputs.beside)
 
     def _picture(self) -> tuple[dict[str, torch.Tensor], int]:
         """The images, and the tokens that stand for each: where it is not known how many, the model's code is asked."""

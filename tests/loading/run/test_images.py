@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import transformers as t
 
 import devctl as library
 from devctl.errors import UsageError
+from tests import small_models
 from tests.conftest import CONFIGS
 
 LLAMA = CONFIGS / "tiny-llama"
@@ -37,13 +39,122 @@ def test_a_plan_foretells_what_a_load_measures(devctl, saved, tmp_path, name, im
     plan = json.loads(document.read_text())
     count, height, width = map(int, images.split("x"))
     sides = {"count": count, "height": height, "width": width}
-    assert plan["workload"]["images"] == sides | {"least": None, "most": None}
+    assert plan["workload"]["images"] == sides | {"least": None, "most": None, "processor": None}
     done = devctl("load", saved(name), "--map", "cpu", *asked, "--max-new-tokens", 0, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert f"run with {said}" in report["notes"]
     beside = plan["devices"][0]["activations"] + plan["devices"][0]["state"]
     assert beside == pytest.approx(report["smoke"]["allocated"], rel=0.01)
+
+
+_SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TEXT = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 256, "max_position_embeddings": 512}
+_VISION = {**_SMALL, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8}
+_MARKS = {"image_token_index": 255, "boi_token_index": 253, "eoi_token_index": 254}
+CUTTING = small_models.MODALITIES | {
+    "llama4": lambda: (
+        t.Llama4ForConditionalGeneration,
+        t.Llama4Config(
+            text_config={**_TEXT, "intermediate_size_mlp": 32, "num_local_experts": 2, "pad_token_id": 0},
+            vision_config={
+                **_VISION,
+                "intermediate_size": 64,
+                "pixel_shuffle_ratio": 0.5,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+                "vision_output_dim": 16,
+            },
+            **_MARKS,
+        ),
+    ),
+    "llava-pixtral": lambda: (
+        t.LlavaForConditionalGeneration,
+        t.LlavaConfig(
+            text_config={**_TEXT, "model_type": "llama"},
+            vision_config={**_VISION, "model_type": "pixtral", "head_dim": 8, "image_size": 64},
+            image_token_index=255,
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+        ),
+    ),
+    "gemma4": lambda: (
+        t.Gemma4ForConditionalGeneration,
+        t.Gemma4Config(
+            text_config={
+                **_TEXT,
+                "hidden_size_per_layer_input": 0,
+                "vocab_size_per_layer_input": 256,
+                "num_kv_shared_layers": 0,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            vision_config={
+                **_VISION,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "pooling_kernel_size": 2,
+                "default_output_length": 70,
+                "position_embedding_size": 64,
+            },
+            audio_config=None,
+            image_token_id=255,
+            boi_token_id=253,
+            eoi_token_id=254,
+        ),
+    ),
+}
+CUTS = {
+    "internvl": {"size": {"height": 32, "width": 32}, "max_patches": 6},
+    "idefics3": {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}},
+    "llama4": {"size": {"height": 32, "width": 32}, "max_patches": 16},
+    "llava-pixtral": {"size": {"longest_edge": 64}},
+    "gemma4": {"max_soft_tokens": 70},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("internvl", "1x64x96", "an image of 64×96, cut into 7 tiles of 32×32, 28 tokens of the text"),
+        ("internvl", "2x64x33", "2 images of 64×33, each cut into 3 tiles of 32×32, 24 tokens of the text"),
+        ("idefics3", "2x40x40", "2 images of 40×40, each cut into 5 tiles of 32×32, 40 tokens of the text"),
+        ("llama4", "1x64x100", "an image of 64×100, cut into 9 tiles of 32×32, 36 tokens of the text"),
+        (
+            "llava-pixtral",
+            "2x100x60",
+            "2 images of 64×40, to which the model's processor scales 100×60, 80 tokens of the text",
+        ),
+        (
+            "gemma4",
+            "1x100x300",
+            "an image of 112×160 in the place of 100×300, which the model's processor scales to 64×224: a bound, "
+            "70 tokens of the text",
+        ),
+        ("gemma4", "1x112x160", "an image of 112×160, 70 tokens of the text"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_that_are_cut_are_foretold_as_a_load_measures_them(devctl, tmp_path, name, images, said, batch):
+    model, document = small_models.save(name, tmp_path / name, CUTTING), tmp_path / "plan.json"
+    (model / "preprocessor_config.json").write_text(json.dumps(CUTS[name]))
+    asked = ["--images", images, "--context-length", 200, "--batch-size", batch]
+    planned = devctl("plan", model, *CPU, *asked, "--new-tokens", 0, "--report", document)
+    assert planned.code == 0, planned.err
+    assert f"note: counted with {said}" in planned.err
+    rest = ["--context-length", 200, "--batch-size", batch, "--max-new-tokens", 0, "--json"]
+    done = devctl("load", model, "--map", document, *rest)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert f"run with {said}" in report["notes"]
+    plan = json.loads(document.read_text())
+    beside = plan["devices"][0]["activations"] + plan["devices"][0]["state"]
+    assert beside == pytest.approx(report["smoke"]["allocated"], rel=0.01)
+
+
+def test_how_an_image_is_cut_has_to_be_known(devctl, saved):
+    done = devctl("plan", saved("internvl"), *CPU, "--images", "1x64x96", "--context-length", 200)
+    assert (done.code, done.out) == (2, "")
+    assert "how its processor cuts an image is in preprocessor_config.json, which is not at hand" in done.err
 
 
 def test_without_an_image(devctl, saved):
@@ -134,7 +245,7 @@ def test_a_plan_keeps_the_limits_of_the_processor_for_a_load_and_a_check(devctl,
     asked = ["--images", "1x64x32", "--context-length", 60]
     assert devctl("plan", model, "--max-memory", "cpu=1GiB", *asked, "--report", document).code == 0
     images = json.loads(document.read_text())["workload"]["images"]
-    assert images == {"count": 1, "height": 64, "width": 32, "least": 16, "most": 512}
+    assert images == {"count": 1, "height": 64, "width": 32, "least": 16, "most": 512, "processor": {}}
     assert devctl("check", "--map", document, model).code == 0
     (model / "preprocessor_config.json").unlink()
     done = devctl("load", model, "--map", document, "--max-new-tokens", 0, "--json")

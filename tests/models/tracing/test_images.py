@@ -101,7 +101,7 @@ def test_a_model_that_sees_nothing_between_words_is_given_none(name, why, asked)
 
 def test_a_size_for_a_model_whose_tiles_are_not_known_is_refused(tmp_path):
     skeleton = skeleton_of("idefics3", tmp_path, small_models.MODALITIES)
-    with pytest.raises(UsageError, match="what Idefics3ForConditionalGeneration makes of an image of a given size"):
+    with pytest.raises(UsageError, match="how its processor cuts an image is in"):
         trace_footprint(skeleton, Workload(context_length=64, images=parse_images("1x32x32")))
     assert trace_footprint(skeleton, Workload(context_length=64, images=parse_images("0"))).image_tokens == 0
 
