@@ -345,7 +345,7 @@ def test_the_library_plans_over_hosts(tmp_path):
     plan = library.plan(TINY, {"a": "2x8MiB", "b": box(tmp_path, "x", "8MiB")})
     assert plan.fits and plan.stages.hosts == ("a", "b")
     assert plan.to_document()["device_map"]["lm_head"] == "b/cuda:0"
-    with pytest.raises(RefusedError, match="a plan for 3 processes, and this is one"):
+    with pytest.raises(RefusedError, match=r"a plan for 3 processes on 2 hosts \(a, b\), and this is one"):
         plan.to_hf()
     assert library.plan(TINY, "a:2x8MiB;b:8MiB").stages.stages == plan.stages.stages
     found = library.compare(TINY, "a:2x8MiB;b:8MiB")
