@@ -352,7 +352,7 @@ def test_the_library_plans_over_hosts(tmp_path):
     assert [each.strategy for each in found.placements] == ["stages", "transformers", "vllm"]
     assert library.plan(TINY, "a:4MiB;b:4MiB").refusal is not None
     for use in (lambda: library.load(TINY, plan), lambda: library.check(device_map=plan)):
-        with pytest.raises(RefusedError, match="which no process runs alone"):
+        with pytest.raises(RefusedError, match="and this is one"):
             use()
     with pytest.raises(library.UsageError, match="which is no device"):
         library.check(device_map=plan.to_hf())
