@@ -354,8 +354,8 @@ def test_the_library_plans_over_hosts(tmp_path):
     for use in (lambda: library.load(TINY, plan), lambda: library.check(device_map=plan)):
         with pytest.raises(RefusedError, match="and this is one"):
             use()
-    with pytest.raises(library.UsageError, match="which is no device"):
-        library.check(device_map=plan.to_hf())
+    with pytest.raises(RefusedError, match="is a map for several processes"):
+        library.check(device_map=plan.to_document()["device_map"])
     with pytest.raises(RefusedError, match="8 serve"):
         library.plan(TINY, {"a": "9x1GiB"})
     with pytest.raises(library.UsageError, match="leave out strategy"):
