@@ -55,6 +55,12 @@ _GRACE = 10.0
 _CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
 """How torchrun tells what a worker exited with; it exits with 1 itself."""
 
+_UNTIL_LEFT = (
+    "exec 3<&0; {} & line=$!; {{ cat <&3 >/dev/null 2>&1; kill $line 2>/dev/null; }} & left=$!; "
+    "wait $line; code=$?; kill $left 2>/dev/null; exit $code"
+)
+"""A line that is ended, on its host, when whoever has started it by ssh is gone: then its input comes to an end."""
+
 Say = Callable[[str], None]
 """Shows a line."""
 
@@ -257,8 +263,9 @@ def run_ssh(run: Run, limits: Limits, say: Say) -> bytes:
     started = []
     for host, command in zip(run.stages.hosts, commands(run, Launcher.TORCHRUN).values(), strict=True):
         timeout = max(1, round(limits.join))
-        options = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}", "-o", "ServerAliveInterval=10", "-tt")
-        started.append((host, ("ssh", *options[:-1], host, shlex.join(command)), dict(os.environ)))
+        options = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}", "-o", "ServerAliveInterval=10")
+        watched = shlex.join(("sh", "-c", _UNTIL_LEFT.format(shlex.join(command))))
+        started.append((host, ("ssh", *options, host, watched), dict(os.environ)))
     return _run_all(started, say, limits)
 
 
@@ -329,7 +336,7 @@ def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], sa
                 process = subprocess.Popen(
                     command,
                     env=dict(environment),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # open as long as we are here
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     start_new_session=True,
@@ -370,6 +377,9 @@ def _end(running: Sequence[_Started]) -> None:
     """End all that still run, first kindly."""
     import psutil
 
+    for one in running:
+        if one.process.stdin is not None:
+            one.process.stdin.close()
     for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 1.0)):
         left = [one.process for one in running if one.process.poll() is None]
         for process in left:

@@ -1,5 +1,6 @@
 """The lines that start ranks, and starting them from here."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -410,10 +411,64 @@ def test_each_hosts_line_is_started_by_ssh(llama, staged, ssh):
 
 
 @pytest.mark.slow
+def test_what_runs_on_other_hosts_ends_with_whoever_started_it(llama, staged, ssh):
+    folder, _ = ssh
+    # the second host's rank never comes, so that the first one's waits
+    (folder / "ssh").write_text(
+        (folder / "ssh")
+        .read_text()
+        .replace("exec sh", 'case "$*" in *node-rank\\ 1*|*"node-rank 1"*) exec sleep 300;; esac\nexec sh')
+    )
+    mark = f"{staged}"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "devctl",
+            "load",
+            str(llama),
+            "--map",
+            mark,
+            "--launch",
+            "ssh",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(_free()),
+            "--join-timeout",
+            "10min",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": f"{folder}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def ranks():
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = each.cmdline()
+                if mark in line and "--distributed" in line and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
+
+    end = time.monotonic() + 120
+    while not ranks():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    end = time.monotonic() + 60
+    while left := ranks():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_host_that_ssh_does_not_reach_ends_all(llama, staged, ssh):
     folder, _ = ssh
     (folder / "ssh").write_text(
-        '#!/bin/sh\ncase "$*" in *" b torchrun"*) echo "no route to b" >&2; exit 255;; esac\nexec sleep 60\n'
+        '#!/bin/sh\ncase "$*" in *" b sh -c"*) echo "no route to b" >&2; exit 255;; esac\nexec sleep 60\n'
     )
     result = devctl_alone("load", llama, "--map", staged, "--launch", "ssh", "--step-timeout", "2s", path=folder)
     assert result.returncode == 5
