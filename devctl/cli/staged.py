@@ -19,10 +19,9 @@ from devctl.distributed.launch import (
     Run,
     lines,
     notes,
-    run_local,
-    run_ssh,
 )
 from devctl.distributed.link import Limits
+from devctl.distributed.start import run_local, run_ssh
 from devctl.errors import UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages

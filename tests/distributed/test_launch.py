@@ -16,9 +16,10 @@ import jsonschema
 import psutil
 import pytest
 
-from devctl.distributed.launch import Launcher, Run, commands, lines, run_local
+from devctl.distributed.launch import Launcher, Run, commands, lines
 from devctl.distributed.link import Limits
 from devctl.distributed.seat import find_seat
+from devctl.distributed.start import run_local
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.parallel.records import Stage, Stages
 from tests.distributed import plans
