@@ -63,7 +63,7 @@ def parse_seconds(text: str) -> float:
     """Seconds in a duration like 60s, 500ms or 2min.
 
     Raises:
-        ValueError: it is none, has no unit, or is 0; "m" may be minutes or metres of a thousandth, and is no unit.
+        ValueError: it is none, has no unit, or is 0; "m" may be minutes or milliseconds, and is no unit.
     """
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)", text.strip(), re.ASCII)
     if found is None or len(found[1]) > 9:
