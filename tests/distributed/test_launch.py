@@ -16,6 +16,7 @@ import jsonschema
 import psutil
 import pytest
 
+from devctl.cli.staged import read_staged
 from devctl.distributed.launch import Launcher, Run, commands, lines
 from devctl.distributed.link import Limits
 from devctl.distributed.seat import find_seat
@@ -244,7 +245,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--verify",), "leave out --verify"),
         (("--no-padding",), "one sequence is not padded"),
         (("--max-new-tokens", "0"), "nothing of several ranks is proven"),
-        (("--step-timeout", "5"), "no time like 60s"),
+        (("--step-timeout", "5 days"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
         (("--master-port", "0"), "0 is not in the range"),
@@ -318,6 +319,12 @@ def test_bytes_of_other_ranks_are_wrong_usage(devctl, llama, tmp_path, said):
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
     assert result.code == 2
     assert "bytes_per_rank" in result.err
+
+
+def test_a_plain_map_may_have_a_module_called_stages(tmp_path):
+    assert read_staged(str(plans.write(tmp_path / "map.json", {"stages": 0, "head": "cpu"}))) is None
+    assert read_staged(str(plans.write(tmp_path / "plan.json", {"kind": "devctl.plan", "stages": None}))) is None
+    assert read_staged("cpu") is None
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"kind": "other"}, {"stages": []}, {"layers_in": ""}])
