@@ -56,16 +56,16 @@ def parse_count(text: str) -> int:
     return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2].lower()]
 
 
-_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds in a duration like 60s, 500ms or 2min.
+    """Seconds in a duration like 60s, 500ms or 2min; without a unit it is of seconds, as `sleep` and `timeout` have it.
 
     Raises:
-        ValueError: it is none, has no unit, or is 0; "m" may be minutes or metres of a thousandth, and is no unit.
+        ValueError: it is none, or is 0.
     """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)", text.strip(), re.ASCII)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|min|h|)", text.strip(), re.ASCII)
     if found is None or len(found[1]) > 9:
         raise ValueError(f"{text!r} is no time like 60s, 500ms or 2min")
     seconds = float(found[1]) * _SECONDS[found[2]]

@@ -3,7 +3,7 @@
 import pytest
 
 from devctl.placement.budget import parse_max_memory, parse_reserve, parse_speeds
-from devctl.units import AmbiguousSizeError, parse_count, parse_size
+from devctl.units import AmbiguousSizeError, parse_count, parse_seconds, parse_size
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,19 @@ def test_tokens_are_counted_in_thousands_as_the_names_of_models_do(text, count):
 def test_what_is_no_count_of_tokens_is_refused(text):
     with pytest.raises(ValueError, match="is not a count of tokens"):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("60s", 60), ("2min", 120), ("1.5h", 5400), ("500ms", 0.5), (" 3 s ", 3), ("60", 60), ("2m", 120)],
+)
+def test_durations_are_of_seconds_unless_they_have_another_unit(text, seconds):
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "5d", "2M", "-1s", "1e3s", "nan", "infs", "٣s", "0s", "0.0min", "1" * 40 + "s"]
+)
+def test_what_is_no_time_is_none(text):
+    with pytest.raises(ValueError):
+        parse_seconds(text)

@@ -19,10 +19,9 @@ from devctl.distributed.launch import (
     Run,
     lines,
     notes,
-    run_local,
-    run_ssh,
 )
 from devctl.distributed.link import Limits
+from devctl.distributed.start import run_local, run_ssh
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
@@ -126,10 +125,11 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     if '"stages"' not in text:
         return None
     document = parse_json(text, origin)
-    if not is_staged(document) or document["stages"] is None:  # a document says so of a plan without any
+    # a plain map may have a module of that name, and a document says null of a plan without any
+    if not is_staged(document) or document.get("kind") != KIND or document["stages"] is None:
         return None
-    if document.get("kind") != KIND or document.get("schema") != SCHEMA:
-        raise UsageError(f"{origin} has stages, and is no plan of schema {SCHEMA}, which this devctl reads")
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
     planned, shared = document.get("model"), document.get("tensor_parallel")
     return StagedPlan(
         path=argument,

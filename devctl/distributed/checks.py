@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device, DeviceType
-from devctl.distributed.architectures import objection
 from devctl.distributed.link import Link
 from devctl.distributed.pipeline import tensors_of_stages
 from devctl.distributed.seat import Seat
@@ -19,6 +18,7 @@ from devctl.loading.run.inputs import prepare as prepare_inputs
 from devctl.loading.weights import loader
 from devctl.models import decoding
 from devctl.models.files.resolve import generation_of
+from devctl.models.over_ranks import objection
 from devctl.placement.parallel.records import Rank, Stages
 from devctl.planning.model import open_skeleton
 from devctl.planning.request import ModelRequest

@@ -8,6 +8,7 @@ from typing import Any
 
 from devctl.errors import RefusedError
 from devctl.models.footprint import Footprint
+from devctl.models.over_ranks import objection
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.parallel.costs import Costs, Handed
@@ -266,6 +267,8 @@ def _told_model(tree: ModuleTree, layers: Layers, hosts: Sequence[NamedMachine])
             + ", ".join(odd[:3])
             + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
         )
+    elif (why := objection(tree.class_name, versions()["transformers"])) is not None:
+        yield f"`devctl load` refuses to run it in stages: {why}"
 
 
 def _told_communicators(hosts: Sequence[NamedMachine]) -> Iterator[str]:

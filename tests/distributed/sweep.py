@@ -1,4 +1,4 @@
-"""Small models of many architectures on two ranks, beside themselves in one process: what ``architectures.json`` says.
+"""Small models of many architectures on two ranks, beside themselves in one process: what ``over_ranks.json`` says.
 
 In stages each rank has some of the layers, shared it has a part of every one.
 
@@ -25,14 +25,14 @@ import transformers
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging
 
-import devctl.distributed
-from devctl.distributed.architectures import Outcome
+import devctl.models
 from devctl.distributed.pipeline import cut, generate
 from devctl.errors import first_line
+from devctl.models.over_ranks import Outcome
 from devctl.placement.parallel.records import Stage, Stages
 from tests import small_models
 
-TABLE = Path(devctl.distributed.__file__).with_name("architectures.json")
+TABLE = Path(devctl.models.__file__).with_name("over_ranks.json")
 LAYERS = 4
 CUTS = ((1, 3), (3, 1), (2, 2))
 PROMPTS = ((1, 5), (2, 24))

@@ -1,5 +1,6 @@
 """The lines that start ranks, and starting them from here."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,9 +16,11 @@ import jsonschema
 import psutil
 import pytest
 
-from devctl.distributed.launch import Launcher, Run, commands, lines, run_local
+from devctl.cli.staged import read_staged
+from devctl.distributed.launch import Launcher, Run, commands, lines
 from devctl.distributed.link import Limits
 from devctl.distributed.seat import find_seat
+from devctl.distributed.start import run_local
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.parallel.records import Stage, Stages
 from tests.distributed import plans
@@ -213,7 +216,8 @@ def staged(llama, tmp_path):
 
 
 def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
-    result = devctl("load", llama, "--map", staged, "--max-new-tokens", 4, "--step-timeout", "3min", "--json")
+    asked = ("--max-new-tokens", 4, "--step-timeout", "3min", "--json")
+    result = devctl("load", llama, "--map", staged, "--launch", "print", *asked)
     assert result.code == 0
     first, second = result.out.splitlines()
     assert shlex.split(first)[-8:] == [
@@ -242,7 +246,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--verify",), "leave out --verify"),
         (("--no-padding",), "one sequence is not padded"),
         (("--max-new-tokens", "0"), "nothing of several ranks is proven"),
-        (("--step-timeout", "5"), "no time like 60s"),
+        (("--step-timeout", "5 days"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
         (("--master-port", "0"), "0 is not in the range"),
@@ -316,6 +320,12 @@ def test_bytes_of_other_ranks_are_wrong_usage(devctl, llama, tmp_path, said):
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")
     assert result.code == 2
     assert "bytes_per_rank" in result.err
+
+
+def test_a_plain_map_may_have_a_module_called_stages(tmp_path):
+    assert read_staged(str(plans.write(tmp_path / "map.json", {"stages": 0, "head": "cpu"}))) is None
+    assert read_staged(str(plans.write(tmp_path / "plan.json", {"kind": "devctl.plan", "stages": None}))) is None
+    assert read_staged("cpu") is None
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"kind": "other"}, {"stages": []}, {"layers_in": ""}])
@@ -410,10 +420,64 @@ def test_each_hosts_line_is_started_by_ssh(llama, staged, ssh):
 
 
 @pytest.mark.slow
+def test_what_runs_on_other_hosts_ends_with_whoever_started_it(llama, staged, ssh):
+    folder, _ = ssh
+    # the second host's rank never comes, so that the first one's waits
+    (folder / "ssh").write_text(
+        (folder / "ssh")
+        .read_text()
+        .replace("exec sh", 'case "$*" in *node-rank\\ 1*|*"node-rank 1"*) exec sleep 300;; esac\nexec sh')
+    )
+    mark = f"{staged}"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "devctl",
+            "load",
+            str(llama),
+            "--map",
+            mark,
+            "--launch",
+            "ssh",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(_free()),
+            "--join-timeout",
+            "10min",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": f"{folder}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def ranks():
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = each.cmdline()
+                if mark in line and "--distributed" in line and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
+
+    end = time.monotonic() + 120
+    while not ranks():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    end = time.monotonic() + 60
+    while left := ranks():
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_host_that_ssh_does_not_reach_ends_all(llama, staged, ssh):
     folder, _ = ssh
     (folder / "ssh").write_text(
-        '#!/bin/sh\ncase "$*" in *" b torchrun"*) echo "no route to b" >&2; exit 255;; esac\nexec sleep 60\n'
+        '#!/bin/sh\ncase "$*" in *" b sh -c"*) echo "no route to b" >&2; exit 255;; esac\nexec sleep 60\n'
     )
     result = devctl_alone("load", llama, "--map", staged, "--launch", "ssh", "--step-timeout", "2s", path=folder)
     assert result.returncode == 5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devctl.distributed.architectures import Outcome, objection, table
+from devctl.models.over_ranks import Outcome, objection, table
 
 RELEASE = "5.23.0"
 
@@ -58,7 +58,7 @@ def test_the_sweep_finds_what_the_table_says(tmp_path):
     for outcome in Outcome:
         of_it = [name for name, row in rows.items() if row["stages"]["outcome"] == outcome]
         names += of_it[:: 8 if outcome == Outcome.EXACT else 4]
-    kept = tmp_path / "architectures.json"
+    kept = tmp_path / "over_ranks.json"
     kept.write_text('{"transformers": {}}')
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TORCH_CPP_LOG_LEVEL": "FATAL"}
     command = [sys.executable, "-m", "tests.distributed.sweep", "--table", str(kept), *names]

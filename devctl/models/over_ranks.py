@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 @cache
 def table() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
     """By release of transformers, class and way (stages, shared): its outcome, and why where it is not exact."""
-    text = resources.files("devctl.distributed").joinpath("architectures.json").read_text(encoding="utf-8")
+    text = resources.files("devctl.models").joinpath("over_ranks.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found["transformers"]  # type: ignore[no-any-return]
 
