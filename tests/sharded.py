@@ -45,6 +45,27 @@ SHARDED = {
         t.GptOssConfig(**_HEADS, num_local_experts=4, num_experts_per_tok=2, sliding_window=16),
     ),
     "deepseek-v3": lambda: (t.DeepseekV3ForCausalLM, t.DeepseekV3Config(**{**_TEXT, **_EXPERTS, **_LATENT})),
+    "deepseek-v2": lambda: (
+        t.DeepseekV2ForCausalLM,
+        t.DeepseekV2Config(
+            **{**_TEXT, **_EXPERTS, **_LATENT},
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
+        ),
+    ),
+    "qwen3-next": lambda: (
+        t.Qwen3NextForCausalLM,
+        t.Qwen3NextConfig(
+            **_HEADS,
+            **_EXPERTS,
+            num_experts=4,
+            shared_expert_intermediate_size=22,
+            layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=4,
+            linear_num_value_heads=8,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+    ),
     "phi3": lambda: (t.Phi3ForCausalLM, t.Phi3Config(**_TEXT)),
     "olmo2": lambda: (t.Olmo2ForCausalLM, t.Olmo2Config(**_TEXT)),
     "glm4-moe": lambda: (
@@ -56,7 +77,7 @@ SHARDED = {
 }
 """By name, a class and a config, made anew each time."""
 
-EXPERTS = ("mixtral", "qwen3-moe", "gpt-oss", "deepseek-v3", "glm4-moe")
+EXPERTS = ("mixtral", "qwen3-moe", "gpt-oss", "deepseek-v3", "deepseek-v2", "qwen3-next", "glm4-moe")
 """Those whose experts can be shared out."""
 
 

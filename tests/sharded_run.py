@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from tests.metered import peak_of, run
 
@@ -23,10 +24,9 @@ def ids_of(tokens, batch=2):
 
 
 def kept_bytes(cache):
-    """Bytes of the keys and values of a cache."""
-    return sum(
-        t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values) if t is not None
-    )
+    """Bytes of what the layers of a cache keep: keys and values, or states."""
+    held = [leaf for layer in cache.layers for leaf in tree_leaves(vars(layer)) if isinstance(leaf, torch.Tensor)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in held if tensor.is_floating_point())
 
 
 def alone(folder, tokens):

@@ -401,6 +401,7 @@ def _ways_out(question: Question, ranks: Ranks, devices: Sequence[Device], runti
         other = Ranks(size=size, experts=size if ranks.dispatches else 1)
         on = [Device(devices[0].type, number) for number in range(size)]
         if fits(other, on, replace(question.budgets, devices=tuple((device, smallest) for device in on))):
-            yield f"{size} ranks fit, on as many accelerators with {format_bytes(smallest)} for each"
+            option = f"--tp {size}" + (f" --ep {size}" if ranks.dispatches else "")
+            yield f"{option} fits, on {size} accelerators with {format_bytes(smallest)} for each rank"
             return
         size *= 2

@@ -130,6 +130,7 @@ def test_what_is_on_every_rank_is_said(devctl):
         ("llama-3.1-8b", ["cpu=64GiB", "--tp", "2"], "needs an accelerator for each of 2 ranks, and there is none"),
         ("mixtral-8x7b", ["3xH100", "--tp", "3"], "32 attention heads can't be shared out evenly among 3 ranks"),
         ("llama-3.1-405b", ["8xH100", "--tp", "8"], "cuda:0 is given 94.5 GiB"),
+        ("gemma-2-27b", ["4x24GiB", "--tp", "2", "--context-length", "4k"], "--tp 4 fits, on 4 accelerators"),
         ("llama-3.1-8b", ["2xH100", "--tp", "2", "--max-memory", "1=1GiB"], "cuda:1 is given 7.48 GiB"),
     ],
 )

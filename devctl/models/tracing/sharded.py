@@ -69,6 +69,7 @@ def shard(model: Any, sharding: Sharding | None, workload: Workload) -> Any:
         if style is not None:
             _install(module, style, ranks, last)
     model.register_forward_hook(last.let_go)
+    model._tp_size = ranks  # generate divides a static cache by it
     return model
 
 

@@ -64,8 +64,12 @@ def test_two_ranks_hold_what_is_said(tmp_path):
 @pytest.mark.parametrize("name", [name for name in SHARDED if name != "llama"])
 def test_so_they_do_of_other_architectures(name, tmp_path):
     found, whole = holds(name, tmp_path)
-    keeps_all = name in ("gpt-oss", "deepseek-v3", "phi3", "olmo2")
-    assert found[0]["cache"] == (whole["cache"] if keeps_all else whole["cache"] // 2)
+    if name in ("gpt-oss", "deepseek-v3", "deepseek-v2", "phi3", "olmo2"):
+        assert found[0]["cache"] == whole["cache"], "its plan does not cut it"
+    elif name == "qwen3-next":
+        assert whole["cache"] // 2 < found[0]["cache"] < whole["cache"], "states of linear attention are whole"
+    else:
+        assert found[0]["cache"] == whole["cache"] // 2
 
 
 @pytest.mark.slow
