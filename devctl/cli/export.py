@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def export(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="What `devctl plan` wrote; - is stdin.")],
-    model: Annotated[str | None, typer.Argument(help="The model of a plain map; a plan names its own.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Of a plain map; a plan names its own.")] = None,
     *,
     to: Annotated[str, typer.Option(metavar="ENGINE", help="vllm, sglang or llama.cpp.")],
     host: Annotated[str | None, typer.Option(metavar="NAME", help="The line of one host alone.")] = None,
