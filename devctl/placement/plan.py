@@ -9,7 +9,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError
-from devctl.models.footprint import Footprint, Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel
@@ -132,8 +132,14 @@ class Plan:
 
     @property
     def engine(self) -> str:
-        """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
-        return f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
+        """What the plan holds for: how transformers runs the model. Other engines hold other things in memory.
+
+        Of a model that sees, for a text alone where no image is counted.
+        """
+        runs = f"transformers' {'generate' if _WRITES.search(self.model.class_name) else 'forward'}"
+        told = () if self.runtime is None else self.runtime.footprint.notes
+        without = any(note.startswith((IMAGES_NOT_COUNTED, WITHOUT_IMAGE)) for note in told)
+        return f"{runs} of a text without an image" if without else runs
 
     @property
     def attention(self) -> str | None:

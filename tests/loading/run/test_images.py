@@ -307,3 +307,21 @@ def test_many_images_are_not_traced_one_by_one(saved):
     assert {each.batch_size for each in model.footprints._found} <= {1, 2, 3, 16}
     traced = [model.footprints.of(each) for each in (two, few)]
     assert peak_bytes(many) >= 1024 * (peak_bytes(traced[1]) - peak_bytes(traced[0])) // 14
+
+
+@pytest.mark.parametrize(
+    ("asked", "holds"),
+    [
+        (["--context-length", 10], "transformers' generate of a text without an image"),
+        (["--context-length", 100, "--images", 0], "transformers' generate of a text without an image"),
+        (["--context-length", 100], "transformers' generate"),
+        ([], "transformers' generate"),
+    ],
+)
+def test_a_verdict_says_that_it_is_of_a_text_where_no_image_fits(devctl, saved, asked, holds):
+    """An image takes 16 tokens of a text."""
+    done = devctl("plan", saved("llava"), *CPU, *asked, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["engine"] == holds
+    assert f"holds for: {holds}" in done.err.splitlines()
+    assert ("images are not counted: an image is 16 tokens long" in done.err) == (asked[-1:] == [10])
