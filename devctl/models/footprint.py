@@ -22,6 +22,10 @@ FORMAT = 7
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
+IMAGES_NOT_COUNTED, WITHOUT_IMAGE = "images are not counted", "counted without an image"
+"""How notes begin that a model which sees is counted with a text alone: for a reason, and because that is asked for."""
+
+
 class Kernels(StrEnum):
     """Whose kernels the model runs with: they differ in what they allocate for themselves, for attention above all."""
 

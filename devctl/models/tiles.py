@@ -128,7 +128,7 @@ def _best_fit(height: int, width: int, side: int, most: int, *, largest: bool) -
     """
     import numpy as np
 
-    grids = [(rows, cut // rows) for cut in range(most, 0, -1) for rows in range(1, cut + 1) if cut % rows == 0]
+    grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
     single = np.float32
     scales = [
         min(single(rows * side) / single(height), single(columns * side) / single(width)) for rows, columns in grids

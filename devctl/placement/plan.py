@@ -9,7 +9,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError
-from devctl.models.footprint import Footprint, Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
@@ -144,14 +144,21 @@ class Plan:
 
     @property
     def engine(self) -> str:
-        """What the plan holds for: how transformers runs the model. Other engines hold other things in memory."""
+        """What the plan holds for: how transformers runs the model. Other engines hold other things in memory.
+
+        Of a model that sees, for a text alone where no image is counted.
+        """
         if self.tensor_parallel is not None:
-            return "transformers' tensor parallelism"
-        if self.stages is not None:
+            runs = "transformers' tensor parallelism"
+        elif self.stages is not None:
             layers = layers_of(self.tree)
             is_known = not isinstance(layers, str) and not layers.odd
-            return "transformers' pipeline parallelism" if is_known else "stages of whole layers"
-        return f"transformers' {'generate' if writes(self.model.class_name) else 'forward'}"
+            runs = "transformers' pipeline parallelism" if is_known else "stages of whole layers"
+        else:
+            runs = f"transformers' {'generate' if writes(self.model.class_name) else 'forward'}"
+        told = () if self.runtime is None else self.runtime.footprint.notes
+        without = any(note.startswith((IMAGES_NOT_COUNTED, WITHOUT_IMAGE)) for note in told)
+        return f"{runs} of a text without an image" if without else runs
 
     @property
     def attention(self) -> str | None:

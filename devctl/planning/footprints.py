@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ _MOST_TOKENS = 2**20
 _FAR = (64, 1024, 4096)
 """Sequences that are traced to see how many of them grow."""
 
+_MOST_IMAGES = 32
+"""Images in all that are traced: models go over them one after another."""
+
 _FEW = 64
 """Integers, at most, by whose values an input is known."""
 
@@ -49,9 +53,21 @@ class Footprints:
         Raises:
             UntracedError: its code can't be run on fake tensors.
         """
-        if workload.batch_size > _anchors(workload)[1] and workload.batch_size * workload.context_length > _MOST_TOKENS:
+        batch = workload.batch_size
+        if batch > _anchors(workload)[1] and (
+            batch * workload.context_length > _MOST_TOKENS or batch > self._most_with_images(workload)
+        ):
             return self.scaled(workload)
         return self._exact(workload)
+
+    def _most_with_images(self, workload: Workload) -> float:
+        """The most sequences whose images are traced; without images, there is no end."""
+        if workload.images is not None:
+            images = workload.images.count
+        else:
+            # a few sequences are never many images: whether there are any is known from one
+            images = int(workload.batch_size > _MOST_IMAGES and self._exact(_one(workload)).image_tokens > 0)
+        return max(_anchors(workload)[1] + 1, _MOST_IMAGES // images) if images else math.inf
 
     def of_run(self, workload: Workload, given: Mapping[str, torch.Tensor]) -> Footprint:
         """The same on ``given`` inputs, which ``workload`` has the sizes of.
@@ -76,9 +92,13 @@ class Footprints:
         far = next((b for b in _FAR if b >= workload.batch_size), 0)
         if far * workload.context_length > _MOST_TOKENS:
             far = max(anchors[1] + 1, _MOST_TOKENS // workload.context_length)
+        most = self._most_with_images(workload)
+        far = int(min(far, most))
         many = self._exact(replace(workload, batch_size=far))
         straight = between(one, two, far)
-        if workload.batch_size > far or is_met(straight, many):
+        # where images are what is many, fewer were traced than there are, and tell whether the line holds
+        beyond = workload.batch_size > far and far != most
+        if beyond or is_met(straight, many):
             return between(one, two, workload.batch_size)
         return between(two, many, workload.batch_size)
 
@@ -165,6 +185,10 @@ class Footprints:
 def _as_known(workload: Workload) -> Workload:
     """The same by the one name that it is known by: one sequence is never padded."""
     return replace(workload, padded=False) if workload.batch_size == 1 else workload
+
+
+def _one(workload: Workload) -> Workload:
+    return replace(workload, batch_size=1)
 
 
 def _anchors(workload: Workload) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.models import attention
-from devctl.models.footprint import Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
@@ -196,7 +196,7 @@ def _way_to_run(question: Question, traced: Workload) -> WayToRun:
 def told_beside_text(question: Question, workload: Workload) -> tuple[str, ...]:
     """What is counted beside the text, or is not though the model takes it, as notes."""
     footprint = question.footprints.of(workload)
-    uncounted = (note for note in footprint.notes if note.startswith("images are not counted"))
+    uncounted = (note for note in footprint.notes if note.startswith(IMAGES_NOT_COUNTED))
     return (*uncounted, *([footprint.beside_text] if footprint.beside_text else []))
 
 

@@ -189,3 +189,9 @@ def test_what_can_not_be_known_is_refused(kind):
     with pytest.raises(ValueError, match="tiles of 448 pixels a side, and the config has 364×364"):
         tiles_of(config, asked(9, 9, height=448, tile=448), (364, 364))
     assert tiles_of(SimpleNamespace(model_type="llava"), Images(count=1, height=9, width=9), (9, 9)) is None
+
+
+@pytest.mark.parametrize("kind", ["internvl", "llama4"])
+def test_as_many_tiles_as_anybody_writes_are_counted(kind):
+    found = tiles_of(SimpleNamespace(model_type=kind), asked(16384, 16384, max_patches=4096), (336, 336))
+    assert 1 < found.count <= 4097

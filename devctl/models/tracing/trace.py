@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import TooFewTokensError, UntracedError, UsageError, first_line
-from devctl.models.footprint import BlockFootprint, Footprint, Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, BlockFootprint, Footprint, Workload
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _require_images(model: FakeModel, workload: Workload) -> None:
 def _told(model: FakeModel, workload: Workload) -> str:
     """What is counted beside a text; empty where that is nothing, and nothing else is to be expected."""
     if workload.images is not None and not workload.images.count:
-        return "counted without an image"
+        return WITHOUT_IMAGE
     beside_text = model.prompts.told(images=model.images)
     return f"counted with {beside_text}" if beside_text else ""
 
@@ -205,7 +205,7 @@ def _first_that_works(model: FakeModel, workload: Workload, notes: list[str]) ->
             notes += told
             why = first_line(failed) if failed and had_images and not images else model.no_images
             if why:
-                notes.append(f"images are not counted: {why}")
+                notes.append(f"{IMAGES_NOT_COUNTED}: {why}")
             return prefill, last
     assert failed is not None
     raise failed

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import transformers as t
 
 import devctl as library
 from devctl.errors import UsageError
+from devctl.models.footprint import Workload, peak_bytes
+from devctl.models.images import Images
 from tests import small_models
 from tests.conftest import CONFIGS
 
@@ -254,3 +257,71 @@ def test_a_plan_keeps_the_limits_of_the_processor_for_a_load_and_a_check(devctl,
     assert any(note.startswith(said) for note in json.loads(done.out)["notes"])
     other = devctl("load", model, "--map", document, "--images", "1x64x32", "--max-new-tokens", 0, "--json")
     assert any(note.startswith("run with an image of 64×32") for note in json.loads(other.out)["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [TWO, "0"])
+def test_every_question_counts_the_images_that_are_asked_for(saved, images):
+    """Two images take 68 tokens of each sequence, so that no context below 70 is told to fit."""
+    model, asked = library.open_model(saved("qwen2-vl")), {"images": images, "overhead": 0}
+    least, said = (70, "2 images of 64×32") if images == TWO else (2, "counted without an image")
+    found = library.capacity(model, "8MiB,disk", context_length=100, **asked)
+    assert any(said in note for note in found.notes)
+    assert all(case.context_length >= least for case in found.what_if)
+    assert found.what_if[0].fits is (found.what_if[0].context_length <= found.max_context)
+    most = library.plan(model, "8MiB,disk", max_context=True, **asked)
+    assert any(said in note for note in most.notes)
+    assert least <= most.max_context.optimal <= found.max_context
+    filled = library.plan(model, "8MiB,disk", target_context=100, **asked)
+    assert filled.runtime.footprint.workload.batch_size == found.max_batch > 0
+    assert any(said in note for note in filled.notes)
+    more = library.plan(model, "8MiB,disk", context_length=100, batch_size=found.max_batch + 1, offload=False, **asked)
+    assert filled.fits
+    assert not more.fits
+
+
+def test_the_table_says_which_images_each_sequence_carries(devctl, saved):
+    question = ["--devices", "1MiB,disk", "--overhead", "0B", "--what-if", "--images", TWO]
+    done = devctl("plan", saved("qwen2-vl"), *question, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["workload"]["images"]["count"] == 2
+    assert "2 images of 64×32" in done.err
+    assert all(case["context_length"] >= 70 for case in document["cases"])
+
+
+@pytest.mark.parametrize("question", [["--target-context", 60], ["--context-length", 60]])
+def test_a_context_that_holds_no_image_is_refused_by_every_question(devctl, saved, question):
+    done = devctl("plan", saved("qwen2-vl"), "--devices", "1GiB,disk", *question, "--images", TWO)
+    assert (done.code, done.out) == (2, "")
+    assert f"--images {TWO} takes 68 tokens of each sequence" in done.err
+
+
+def test_many_images_are_not_traced_one_by_one(saved):
+    """A model goes over its images one after another: of a thousand sequences, few are traced."""
+    model = library.open_model(saved("qwen2-vl"))
+    work = Workload(context_length=100, batch_size=1024, images=Images(count=2, height=64, width=32))
+    few, two = (replace(work, batch_size=batch) for batch in (16, 2))
+    many = model.footprints.of(work)
+    assert many.workload.batch_size == 1024
+    assert {each.batch_size for each in model.footprints._found} <= {1, 2, 3, 16}
+    traced = [model.footprints.of(each) for each in (two, few)]
+    assert peak_bytes(many) >= 1024 * (peak_bytes(traced[1]) - peak_bytes(traced[0])) // 14
+
+
+@pytest.mark.parametrize(
+    ("asked", "holds"),
+    [
+        (["--context-length", 10], "transformers' generate of a text without an image"),
+        (["--context-length", 100, "--images", 0], "transformers' generate of a text without an image"),
+        (["--context-length", 100], "transformers' generate"),
+        ([], "transformers' generate"),
+    ],
+)
+def test_a_verdict_says_that_it_is_of_a_text_where_no_image_fits(devctl, saved, asked, holds):
+    """An image takes 16 tokens of a text."""
+    done = devctl("plan", saved("llava"), *CPU, *asked, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["engine"] == holds
+    assert f"holds for: {holds}" in done.err.splitlines()
+    assert ("images are not counted: an image is 16 tokens long" in done.err) == (asked[-1:] == [10])
