@@ -119,7 +119,10 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     Raises:
         UsageError: its stages can't be.
     """
-    if argument is None or argument == "-" or not Path(argument).is_file():
+    try:
+        if argument is None or argument == "-" or not Path(argument).is_file():
+            return None
+    except OSError:  # a name that no file can have
         return None
     text, origin = read_text(Path(argument), "the plan", "write one with `devctl plan MODEL --hosts …`")
     if '"stages"' not in text:
