@@ -202,6 +202,7 @@ def test_any_module_is_planned_and_one_tensor_counts_once():
     assert spread.to_hf() == {"0": 0, "1": "cpu", "2": "cpu"}, "room for the largest is kept free for what is offloaded"
 
 
+@pytest.mark.slow
 def test_several_threads_plan_at_once():
     lengths = [600, 700, 800, 900]
     alone = {n: devctl.plan(LLAMA, BOX, context_length=n, cache=False).to_document() for n in lengths[:2]}

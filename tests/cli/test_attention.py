@@ -83,6 +83,7 @@ def test_nothing_is_told_of_attention_where_it_is_not_eager(devctl):
     assert "--attn-implementation" not in done.err
 
 
+@pytest.mark.slow
 def test_questions_that_place_many_times_take_it(devctl):
     for question in ("--what-if", "--max-context", "--compare"):
         more = WORK if question == "--compare" else ()

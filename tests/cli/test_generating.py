@@ -90,7 +90,7 @@ def test_a_generation_config_that_can_not_be_meant_is_refused(devctl, told):
 
 
 @pytest.mark.parametrize(
-    "question", [["--what-if"], ["--compare", *WORK[2:]], *slow(["--max-context"], ["--target-context", 128])]
+    "question", [["--compare", *WORK[2:]], *slow(["--what-if"], ["--max-context"], ["--target-context", 128])]
 )
 def test_other_questions_take_them(devctl, question):
     answers = []
@@ -110,6 +110,7 @@ def test_the_library_takes_them():
         library.capacity(str(TINY), "1GiB", context_length=64, decode="no")
 
 
+@pytest.mark.slow
 def test_the_first_way_out_of_a_long_prompt_is_to_read_it_in_chunks(devctl):
     work = (
         "--devices",
@@ -183,8 +184,10 @@ RUN = ["--decode", "beam:2", "--prefill-chunk-size", 16, "--attn-implementation"
         (["--what-if", "--devices", "64MiB"], "batches unpadded"),
         (["--compare", *WORK, "--batch-size", 3], "a batch of 3, unpadded"),
         (["--fits-on", "1GiB", *WORK[2:], "--batch-size", 3], "a batch of 3, unpadded"),
-        (["--max-context", "--devices", "64MiB", "--batch-size", 3], "a batch of 3, unpadded"),
-        (["--target-context", 64, "--devices", "64MiB"], "a batch of "),
+        *slow(
+            (["--max-context", "--devices", "64MiB", "--batch-size", 3], "a batch of 3, unpadded"),
+            (["--target-context", 64, "--devices", "64MiB"], "a batch of "),
+        ),
         (["--batch-size", 3, *WORK], "a batch of 3, unpadded"),
     ],
     ids=lambda each: each[0] if isinstance(each, list) else "",

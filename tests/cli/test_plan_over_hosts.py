@@ -276,6 +276,7 @@ def test_compare_shows_even_cuts_beside_ours(devctl):
     assert "transformers" in devctl("plan", TINY, *options).out
 
 
+@pytest.mark.slow
 def test_the_longest_context_fits_and_no_longer_one(devctl):
     options = ["--devices", "a:12MiB;b:12MiB", "--overhead", "0B"]
     document = planned(devctl("plan", TINY, *options, "--max-context"))

@@ -210,6 +210,7 @@ def test_what_makes_no_sense_beside_ranks_is_refused(devctl, options, said):
     assert said in " ".join(done.err.split())
 
 
+@pytest.mark.slow
 def test_the_longest_context_is_of_ranks(devctl, small):
     folder = small("llama", max_position_embeddings=65536)
     document, said = planned(

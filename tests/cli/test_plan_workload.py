@@ -116,6 +116,7 @@ def test_the_room_beside_what_is_offloaded(devctl):
     assert document["max_context"]["optimal"] >= document["max_context"]["this_map"]
 
 
+@pytest.mark.slow
 def test_target_context_where_the_weights_alone_are_offloaded(devctl):
     _, err = plan(devctl, "--devices", "12GiB,cpu=64GiB", "--target-context", 384)
     assert "sequences fit at once, of 384 tokens" in err or "1 sequence fits at once" in err
@@ -132,6 +133,7 @@ def test_the_room_is_about_the_most_tokens(devctl, name, box):
     assert int(told.replace(",", "")) == pytest.approx(int(note.split()[0]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_max_context(devctl, tmp_path):
     done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--max-context")
     (note,) = [line for line in done.err.splitlines() if "the most tokens" in line]

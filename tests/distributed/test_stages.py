@@ -55,6 +55,7 @@ def test_texts_of_one_length_are_run_at_once(launch, llama):
     assert len(ranks[0].report["ranks"][1]["ids"]) == 2
 
 
+@pytest.mark.slow
 def test_a_plan_that_counts_other_bytes_is_found_out(launch, llama):
     plan = plans.document(llama, (2, 2), "ab")
     plan["stages"][1]["used"] -= 64

@@ -179,6 +179,7 @@ def test_a_malformed_plan_is_wrong_usage(weights, devctl, tmp_path, change):
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_plan_of_every_kind_agrees_with_itself():
     machines = {"llama-3.1-8b": "2x12GiB,cpu=64GiB", "t5-11b": "16GiB,8GiB,cpu=64GiB", "whisper-large-v3": "cpu=64GiB"}
     for name, machine in machines.items():

@@ -65,6 +65,7 @@ def test_a_board_that_does_not_answer_loses_no_other(machine, monkeypatch, alone
     assert not found.cuda_order_certain
 
 
+@pytest.mark.slow
 def test_boards_behind_a_slow_one_are_asked_meanwhile_and_none_is_lost(machine, monkeypatch):
     monkeypatch.setattr(nvidia_apart, "_PATIENCE", 0.05)
     slow = "".join(boxes.board(n, slow=1500 if n in (0, 2) else 0) for n in range(4)) + boxes.pair(
@@ -77,6 +78,7 @@ def test_boards_behind_a_slow_one_are_asked_meanwhile_and_none_is_lost(machine, 
     assert (found.accelerators, found.links, found.notes) == (question.accelerators, question.links, ())
 
 
+@pytest.mark.slow
 def test_silences_of_several_boards_do_not_add_up(machine, monkeypatch):
     begun = []
     ask = nvidia_apart.Question._ask

@@ -132,6 +132,7 @@ def test_what_ssh_leaves_in_the_background_is_not_waited_for(ssh):
     assert time.monotonic() - begun < 100
 
 
+@pytest.mark.slow
 def test_an_answer_without_end_is_cut_off(ssh):
     assert errors("flood", timeout=120) == {"flood": "answered with more than 16 MiB"}
 

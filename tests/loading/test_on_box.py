@@ -38,6 +38,7 @@ def judge(found):
     assert max(enough["measured"].values()) > 0.98 * enough["limit"], f"{name}: with less it would have run out"
 
 
+@pytest.mark.slow
 def test_llama_holds_where_its_weights_alone_run_out():
     judge(told_by("on_box", "--json", "llama"))
 

@@ -25,8 +25,7 @@ TEXT = {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "d
 """Made as long as is asked."""
 
 FEW = [
-    *slow("AltCLIPModel", "VideoMAEModel"),
-    "DepthAnythingForDepthEstimation",
+    *slow("AltCLIPModel", "DepthAnythingForDepthEstimation", "VideoMAEModel"),
     "Gemma3ForConditionalGeneration",
     "JanusForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",

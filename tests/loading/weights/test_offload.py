@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from tests.conftest import CONFIGS, DEVCTL
+from tests.marks import slow
 
 MIB = 2**20
 ROOT = Path(__file__).parents[3]
@@ -42,7 +43,7 @@ def save_large(folder, *, pickled, layers=12):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted as Linux does")
-@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("pickled", [False, *slow(True)])
 def test_weights_on_disk_are_not_in_memory(pickled, tmp_path):
     folder = save_large(tmp_path / "model", pickled=pickled)
     done = subprocess.run(

@@ -55,6 +55,7 @@ def holds(name, folder, *, experts=False):
     return found, whole
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_what_is_said(tmp_path):
     found, whole = holds("llama", tmp_path)
     assert found[0]["cache"] == whole["cache"] // 2
