@@ -128,7 +128,8 @@ def test_target_context_where_the_weights_alone_are_offloaded(devctl):
 )
 def test_the_room_is_about_the_most_tokens(devctl, name, box):
     """Scores that grow with the square of the text are told from what grows with its length."""
-    told = devctl("plan", CONFIGS / name, "--devices", box).err.split(", about ")[1].split(" tokens")[0]
+    # a model that is kept from before, whose text is not, is not built anew for it
+    told = devctl("plan", CONFIGS / name, "--devices", box, "--no-cache").err.split(", about ")[1].split(" tokens")[0]
     note = devctl("plan", CONFIGS / name, "--devices", box, "--max-context").err.split("the most tokens: ")[1]
     assert int(told.replace(",", "")) == pytest.approx(int(note.split()[0]), rel=0.05)
 
@@ -175,7 +176,8 @@ def test_what_if(devctl):
         assert not fits or cases.get((context, batch // 2), True)
     table = devctl("plan", LLAMA, "--devices", "2x24GiB", "--what-if").out.splitlines()
     assert table[1].split() == ["tokens", "\\", "batch", "1", "2", "4", "8", "16", "32", "64"]
-    assert table[-2].split()[:2] == ["131072", "–"]
+    (longest,) = [line.split() for line in table if line.startswith("131072")]
+    assert longest[:2] == ["131072", "–"]
 
 
 def test_the_ways_out_count_it_too(devctl):

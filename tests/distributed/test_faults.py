@@ -318,7 +318,18 @@ def pasted(llama, hosts, tmp_path):
     def paste(plan, *options, stop=None):
         staged = plans.write(tmp_path / "plan.json", plan)
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        devctl = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(staged), *options]
+        devctl = [
+            sys.executable,
+            "-m",
+            "devctl",
+            "load",
+            str(llama),
+            "--map",
+            str(staged),
+            "--launch",
+            "print",
+            *options,
+        ]
         printed = subprocess.run(
             [*devctl, "--master-addr", "10.77.9.1"], capture_output=True, text=True, env=environment, check=True
         ).stdout.splitlines()
