@@ -161,9 +161,9 @@ def plan(
 
     Raises:
         ModelError: the model can't be read.
-        RefusedError: the model can't be shared by so many ranks.
+        RefusedError: the model can't be shared by so many ranks; over hosts, it has no stages, or the accelerators are
+            too many or do not work together.
         UsageError: an argument can't be meant, or changes nothing beside the others.
-        RefusedError: over hosts: the model has no stages, or the accelerators are too many or do not work together.
     """
     asked = {
         "context_length": context_length,

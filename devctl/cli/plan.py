@@ -1,6 +1,7 @@
 """``devctl plan``: where each layer should go."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from devctl.cli.groups import given, grouped
 from devctl.cli.options import (
@@ -18,8 +19,24 @@ from devctl.planning.request import JudgeMap, Objective
 from devctl.writing import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devctl.placement.explain import Explanation
-    from devctl.placement.plan import Plan
+    from devctl.placement.plan import Comparison, Plan, WhatIf
+    from devctl.planning.fits_on import FitsOn
+
+_Answer = TypeVar("_Answer", "Comparison", "WhatIf", "FitsOn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """All that was given."""
+
+    model: PlannedModelOptions
+    machine: MachineOptions
+    goal: GoalOptions
+    workload: WorkloadOptions
+    output: OutputOptions
 
 
 @grouped
@@ -43,8 +60,9 @@ def plan(
     streams.clean_logs()
     about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
+    options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
     if machine.over_hosts:
-        _over_hosts(model, machine, goal, workload, output)
+        _over_hosts(options)
         return
 
     from devctl.planning.machine import open_machine  # which the help does without
@@ -52,10 +70,10 @@ def plan(
     from devctl.planning.plan import compare_strategies, goal_of, make_plan, what_fits
 
     if goal.fits_on is not None:
-        _fits_on(model, machine, goal, workload, output)
+        _fits_on(options)
         return
     if goal.tp is not None:
-        _of_ranks(model, machine, goal, workload, output)
+        _of_ranks(options)
         return
     wanted = goal_of(strategy=goal.strategy, objective=goal.objective, target_context=goal.target_context)
     asked = workload.request()
@@ -68,84 +86,67 @@ def plan(
     opened = open_model(model.request())
     if goal.what_if:
         table = what_fits(opened, here, asked)
-        streams.answer(streams.dumps(table.to_document()) if output.json else show.what_if_table(table))
-        show.say_notes(table.notes)
+        _tell(table, show.what_if_table, output)
     elif goal.compare:
-        comparison = compare_strategies(opened, here, asked)
-        streams.answer(streams.dumps(comparison.to_document()) if output.json else show.comparison(comparison))
-        show.say_notes(comparison.notes)
+        _tell(compare_strategies(opened, here, asked), show.comparison, output)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
 
 
-def _over_hosts(
-    model: PlannedModelOptions,
-    machine: MachineOptions,
-    goal: GoalOptions,
-    workload: WorkloadOptions,
-    output: OutputOptions,
-) -> None:
+def _over_hosts(asked: _Options) -> None:
     """Print the stages over several hosts."""
     from devctl.planning.hosts import open_hosts
     from devctl.planning.model import open_model
     from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
 
-    asked = workload.request()
-    hosts = open_hosts(machine.several())
-    opened = open_model(model.request())
-    if goal.compare:
-        comparison = compare_over_hosts(opened, hosts, asked)
-        streams.answer(streams.dumps(comparison.to_document()) if output.json else show.comparison(comparison))
-        show.say_notes(comparison.notes)
+    workload = asked.workload.request()
+    hosts = open_hosts(asked.machine.several())
+    opened = open_model(asked.model.request())
+    if asked.goal.compare:
+        _tell(compare_over_hosts(opened, hosts, workload), show.comparison, asked.output)
     else:
-        _show(plan_over_hosts(opened, hosts, asked, max_context=goal.max_context), output)
+        _show(plan_over_hosts(opened, hosts, workload, max_context=asked.goal.max_context), asked.output)
 
 
-def _fits_on(
-    model: PlannedModelOptions,
-    machine: MachineOptions,
-    goal: GoalOptions,
-    workload: WorkloadOptions,
-    output: OutputOptions,
-) -> None:
+def _fits_on(asked: _Options) -> None:
     """Print on how many of each board the model runs."""
     from devctl.planning.fits_on import find_boards, fits_on
     from devctl.planning.model import open_model
 
+    goal = asked.goal
     assert goal.fits_on is not None, "asked where it is given"
-    asked, here = workload.request(), machine.request(timed=False)
+    workload, here = asked.workload.request(), asked.machine.request(timed=False)
     boards = find_boards(goal.fits_on)
     found = fits_on(
-        open_model(model.request()),
+        open_model(asked.model.request()),
         boards,
-        asked,
+        workload,
         strategy=goal.strategy or Strategy.AUTO,
         max_memory=here.max_memory,
         reserve=here.reserve,
     )
-    streams.answer(streams.dumps(found.to_document()) if output.json else show.fits_on_table(found))
-    show.say_notes(found.notes)
+    _tell(found, show.fits_on_table, asked.output)
 
 
-def _of_ranks(
-    model: PlannedModelOptions,
-    machine: MachineOptions,
-    goal: GoalOptions,
-    workload: WorkloadOptions,
-    output: OutputOptions,
-) -> None:
+def _of_ranks(asked: _Options) -> None:
     """Print the plan of a model that ranks share: always the document, as no map says it."""
     from devctl.planning.machine import open_machine
+    from devctl.planning.model import open_model
     from devctl.planning.parallel import plan_of_ranks
     from devctl.planning.request import ByRanks
 
+    goal = asked.goal
     assert goal.tp is not None, "asked where it is given"
-    wanted, asked = ByRanks(size=goal.tp, experts=goal.ep), workload.request()
-    here = open_machine(machine.request(timed=False))
-    from devctl.planning.model import open_model
+    wanted, workload = ByRanks(size=goal.tp, experts=goal.ep), asked.workload.request()
+    here = open_machine(asked.machine.request(timed=False))
+    opened = open_model(asked.model.request())
+    _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
 
-    plan = plan_of_ranks(open_model(model.request()), here, asked, wanted, max_context=goal.max_context)
-    _show(plan, output)
+
+def _tell(found: "_Answer", table: "Callable[[_Answer], str]", output: OutputOptions) -> None:
+    """Print an answer that is no map, and its notes."""
+    streams.answer(streams.dumps(found.to_document()) if output.json else table(found))
+    show.say_notes(found.notes)
 
 
 def _show(plan: "Plan", output: OutputOptions) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from devctl.cli.groups import given, refuse_clashes
 from devctl.cli.show import streams
 from devctl.distributed.launch import (
     DEFAULT_PORT,
@@ -51,8 +52,8 @@ class HostsOptions:
         Launch | None,
         typer.Option(
             "--launch",
-            help="Print each host's line, start all ranks on this machine, or start them by ssh.  [default: print; "
-            "local where the plan has one host]",
+            help="Print each host's line, start all ranks on this machine, or start them by ssh.  [default: refuse, "
+            "and tell the lines; local where the plan has one host]",
         ),
     ] = None
     launcher: Annotated[
@@ -169,14 +170,15 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
         DevctlError: as `devctl.distributed.worker.run_rank`.
     """
     if hosts.distributed:
-        clashes.refuse(clashes.OF_RANK, _given(hosts))
+        refuse_clashes(clashes.OF_RANK, hosts)
         _be_rank(plan, hosts, run)
         return
     several = len(plan.stages.hosts) > 1
     launch = hosts.launch or (Launch.PRINT if several else Launch.LOCAL)
-    clashes.refuse(clashes.OF_LAUNCH, {*_given(hosts), f"launch {launch}"})
-    request = _request(plan, hosts, run)
-    _require_run(request)
+    clashes.refuse(clashes.OF_LAUNCH, {*given(hosts), f"launch {launch}"})
+    from devctl.distributed.checks import require_run  # which the help does without
+
+    require_run(_request(plan, hosts, run))
     started = Run(
         stages=plan.stages,
         arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),
@@ -196,22 +198,15 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
             )
         streams.answer("".join(f"{line}\n" for line in found))
         return
-    say = _say
     if launch is Launch.SSH:
-        answer = run_ssh(started, hosts.limits, say)
+        answer = run_ssh(started, hosts.limits, _say)
     else:
-        answer = run_local(started, hosts.limits, say, port=hosts.master_port)
+        answer = run_local(started, hosts.limits, _say, port=hosts.master_port)
     streams.answer(answer.decode(errors="replace"))
 
 
 def _say(line: str) -> None:
     streams.say(f"{streams.clean(line)}\n")
-
-
-def _given(hosts: HostsOptions) -> set[str]:
-    from devctl.cli.groups import given
-
-    return set(given(hosts))
 
 
 def _request(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> Any:
@@ -231,12 +226,6 @@ def _request(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> Any:
         decode=run.decode,
         verify_weights=hosts.verify_weights,
     )
-
-
-def _require_run(request: Any) -> None:
-    from devctl.distributed.checks import require_run
-
-    require_run(request)
 
 
 def _be_rank(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:

@@ -56,8 +56,7 @@ class Run:
     @property
     def counts(self) -> dict[str, int]:
         """Ranks of each host."""
-        ranks = tuple(self.stages.ranks())
-        return {host: sum(rank.host == host for rank in ranks) for host in self.stages.hosts}
+        return {host: len(self.stages.devices_on(host)) for host in self.stages.hosts}
 
     @property
     def meeting(self) -> str:
@@ -151,9 +150,8 @@ def _torchrun(run: Run, number: int) -> tuple[str, ...]:
 
 
 def _srun(host: str, run: Run) -> tuple[str, ...]:
-    devices = {rank.device for rank in run.stages.ranks() if rank.host == host}
     # a step sees the first of them, and the plan may have others
-    gpus = max(Device.from_str(device).id or 0 for device in devices) + 1
+    gpus = max(Device.from_str(device).id or 0 for device in run.stages.devices_on(host)) + 1
     return ("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--gpus-per-node={gpus}", "--kill-on-bad-exit=1")
 
 

@@ -42,10 +42,16 @@ def export(plan: Exportable) -> Export | Unsayable:
     # devices of other hosts come before one's own, so that the server runs on the last host
     *workers, head = hosts
     serve = ("rpc-server", "--host", "0.0.0.0", "--port", str(PORT))  # noqa: S104 - for the user's own network
-    commands = [Command(host=host, environment=_order(plan, host), words=serve) for host in workers]
+    commands = [
+        Command(host=host, environment=visible_devices(plan.stages.devices_on(host)), words=serve) for host in workers
+    ]
     if workers:
         words += ["--rpc", ",".join(f"{host}:{PORT}" for host in workers)]
-    commands.append(Command(host=head if workers else "", environment=_order(plan, head), words=tuple(words)))
+    commands.append(
+        Command(
+            host=head if workers else "", environment=visible_devices(plan.stages.devices_on(head)), words=tuple(words)
+        )
+    )
     return Export(engine="llama.cpp", release=RELEASE, commands=tuple(commands), notes=_notes(plan))
 
 
@@ -63,11 +69,6 @@ def device_of(layer: int, layers: int, gpu_layers: int, split: tuple[int, ...]) 
     total = sum(split)
     ends = [number / total for number in accumulate(split)]
     return bisect_right(ends, (layer - start) / on_devices)
-
-
-def _order(plan: Exportable, host: str) -> dict[str, str]:
-    order = visible_devices(tuple(each.device for each in plan.stages.ranks() if each.host == host))
-    return {} if order is None else {"CUDA_VISIBLE_DEVICES": order}
 
 
 def _file(plan: Exportable) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from devctl.devices import Device, DeviceType
@@ -46,14 +47,15 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
     if model is not None and document and model != name:
         raise UsageError(f"{origin} is a plan for {name}, not for {model}", hint="leave MODEL out")
     workload = _object(document, "workload", origin)
-    split: Stages | Unsayable | _Split
-    split = parse_stages(document, origin) if is_staged(document) else _split(document, map_of(data, origin), origin)
+    if is_staged(document):
+        split: _Split | Unsayable = _of_stages(parse_stages(document, origin))
+    else:
+        split = _split(document, map_of(data, origin), origin)
     if not name.isprintable() or name.startswith("-"):
         raise UsageError(f"{origin} names a model {name!r}, which no command takes")
     if isinstance(split, Unsayable):
         return split
-    stages = split if isinstance(split, Stages) else split.stages
-    for each in stages.hosts:
+    for each in split.stages.hosts:
         if not _NAME.fullmatch(each):
             raise UsageError(f"{origin} names a host {each!r}, which is no host's name")
     return Exportable(
@@ -61,21 +63,28 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         revision=_word(about, "revision", origin),
         dtype=_word(about, "dtype", origin),
         quantisation=_word(about, "quantisation", origin),
-        layers=stages.stages[-1].layers[1] if isinstance(split, Stages) else split.layers,
-        stages=stages,
-        on_cpu=None if isinstance(split, Stages) else split.on_cpu,
-        cpu_bytes=0 if isinstance(split, Stages) else split.cpu_bytes,
+        layers=split.layers,
+        stages=split.stages,
+        on_cpu=split.on_cpu,
+        cpu_bytes=split.cpu_bytes,
         context_length=_count(workload, "context_length", origin),
         batch_size=_count(workload, "batch_size", origin) or 1,
         kv_dtype=_word(workload, "kv_dtype", origin),
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Split:
-    """Stages of a map of one machine, and what is on its CPU."""
+    """Where layers are, as `Exportable` has it."""
 
-    def __init__(self, stages: Stages, layers: int | None, on_cpu: tuple[int, int] | None, cpu_bytes: int) -> None:
-        self.stages, self.layers, self.on_cpu, self.cpu_bytes = stages, layers, on_cpu, cpu_bytes
+    stages: Stages
+    layers: int | None
+    on_cpu: tuple[int, int] | None = None
+    cpu_bytes: int = 0
+
+
+def _of_stages(stages: Stages) -> _Split:
+    return _Split(stages=stages, layers=stages.stages[-1].layers[1])
 
 
 def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str) -> _Split | Unsayable:
@@ -90,7 +99,7 @@ def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin
         if where:
             return Unsayable(tuple(where))
         stage = _stage(0, computing[0], (0, 1), uses)
-        return _Split(Stages(container="", stages=(stage,)), None, None, _bytes_on_cpu(uses))
+        return _Split(stages=Stages(container="", stages=(stage,)), layers=None, cpu_bytes=_bytes_on_cpu(uses))
     at, split = _devices_of_layers(container, [*device_map, *blocks], FrozenMap.of(device_map))
     reasons = [*where, *split]
     runs = _runs(at)
@@ -107,7 +116,12 @@ def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin
         count = last - first
         stages.append(_stage(number, device, (end, end + count), uses))
         end += count
-    return _Split(Stages(container=container, stages=tuple(stages)), len(at), on_cpu, _bytes_on_cpu(uses))
+    return _Split(
+        stages=Stages(container=container, stages=tuple(stages)),
+        layers=len(at),
+        on_cpu=on_cpu,
+        cpu_bytes=_bytes_on_cpu(uses),
+    )
 
 
 def _reasons_of_devices(device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]) -> Iterator[str]:

@@ -112,9 +112,9 @@ class Unsayable:
     reasons: tuple[str, ...]
 
 
-def visible_devices(devices: tuple[str, ...]) -> str | None:
-    """``CUDA_VISIBLE_DEVICES`` that puts ``devices`` in this order; None where an engine takes them so by itself."""
+def visible_devices(devices: tuple[str, ...]) -> dict[str, str]:
+    """The variable that puts ``devices`` in this order; none where an engine takes them so by itself."""
     numbers = [device.partition(":")[2] for device in devices]
     if any(not device.startswith("cuda:") for device in devices) or numbers == [str(n) for n in range(len(numbers))]:
-        return None
-    return ",".join(numbers)
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}

@@ -191,6 +191,7 @@ def _indexed(
     root: Module, ties: tuple[tuple[str, str], ...], untied: frozenset[str], no_split: frozenset[str]
 ) -> TreeIndex:
     targets = {target for target, _ in ties}
+    tied = targets - untied
     modules: dict[str, Module] = {}
     found: list[Tensor] = []
     places: dict[str, int] = {}
@@ -256,7 +257,7 @@ def _indexed(
         brought=brought,
         making=_most((t.name, t.loading) for t in made),
         making_whole=_most((t.name, t.loading + held_bytes(t)) for t in made),
-        until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in targets - untied),
+        until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in tied),
         unsplit=tuple(module.name for module in modules.values() if module.class_name in no_split),
         parts=tuple(parts),
         same=same,

@@ -153,6 +153,8 @@ def _handed_on(footprint: Footprint) -> Collection[str]:
     if not footprint.workload.new_tokens:
         return ()
     given = {other for block in footprint.blocks for other, first, last in block.apart if first > 0 and last > 0}
+    if not given:
+        return ()
     return {block.name for block in footprint.blocks if block.name in given and block.state and not block.decode}
 
 

@@ -17,6 +17,7 @@ from devctl.models.sharding import CUTS, KEY_HEADS, Sharding
 from devctl.models.tree import Module, ModuleTree, walk
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of
 from devctl.placement.device_map import FrozenMap
+from devctl.placement.parallel.layers import is_list
 from devctl.placement.parallel.records import Stage, Stages
 from devctl.placement.parallel.tensor import Ranks, TensorParallel, rank_trees, style_bytes
 from devctl.placement.placement import DeviceUse, Placement, over_budget, weigh
@@ -281,7 +282,7 @@ def _shared(tree: ModuleTree, ranks: Ranks, uses: Sequence[DeviceUse]) -> Tensor
 def _stages(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
     """All layers as one stage, whose devices are those of the ranks."""
     fullest = max(uses, key=lambda use: use.total - (use.budget or 0))
-    layers = layer_list(tree)
+    layers = _layer_list(tree)
     return Stages(
         container=layers.name,
         stages=(
@@ -300,19 +301,13 @@ def _stages(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
     )
 
 
-def layer_list(tree: ModuleTree) -> Module:
+def _layer_list(tree: ModuleTree) -> Module:
     """The module whose children are the layers: the largest of those with nothing but numbered children.
 
     Raises:
         RefusedError: there is none.
     """
-    lists = [
-        module
-        for module in walk(tree.root)
-        if module.name
-        and module.children
-        and all(child.name.rpartition(".")[2].isdecimal() for child in module.children)
-    ]
+    lists = [module for module in walk(tree.root) if module.name and is_list(module)]
     if not lists:
         raise RefusedError(f"{tree.class_name} has no list of layers")
     return max(lists, key=lambda module: tree.index.held[module.name])

@@ -86,6 +86,9 @@ def make_plan(
     if most is not None:
         notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
+    run = None if runtime is None else way_to_run(runtime.footprint, model.tree)
+    if run is None and most is not None:
+        run = _way_to_run(question, question.workload)
     return Plan(
         model=model.planned,
         tree=model.tree,
@@ -95,11 +98,7 @@ def make_plan(
         runtime=runtime,
         room=capacity.room(question, placement) if runtime is None and refusal is None else None,
         max_context=most,
-        run=way_to_run(runtime.footprint, model.tree)
-        if runtime is not None
-        else None
-        if most is None
-        else _way_to_run(question, question.workload),
+        run=run,
         refusal=refusal,
     )
 

@@ -77,7 +77,7 @@ def test_vllm_has_the_options_and_shares_out_layers_so(wheel):
     assert {"--headless", "--kv-cache-memory-bytes", "--cpu-offload-gb"} <= asked
     assert asked <= known, f"vLLM has no {sorted(asked - known)}"
     caches = strings(archive, "vllm/config/cache.py")
-    assert {each for each in vllm._KV_DTYPES.values() if each} <= caches
+    assert {each for each in vllm.SERVER.kv_dtypes.values() if each} <= caches
     for partition, counts in (("20,60", (20, 60)), ("9,23", (9, 23))):
         indices = function(
             archive,

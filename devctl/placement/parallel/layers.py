@@ -75,12 +75,17 @@ def layers_of(tree: ModuleTree) -> Layers | str:
     )
 
 
+def is_list(module: Module) -> bool:
+    """Whether a module has numbered children, and no others."""
+    return bool(module.children) and all(child.name.rpartition(".")[2].isdecimal() for child in module.children)
+
+
 def _lists(module: Module, no_split: frozenset[str]) -> Iterator[Module]:
     """The topmost modules whose children are numbered, and of which one is a block that is not to be split, or has
     modules within: a vision tower's layers are such, whether or not its class names its blocks.
     """
     children = module.children
-    if children and all(child.name.rpartition(".")[2].isdecimal() for child in children):
+    if is_list(module):
         if any(child.class_name in no_split or child.children for child in children):
             yield module
         return

@@ -109,6 +109,10 @@ class Stages:
         """Ranks that share each stage."""
         return len(self.stages[0].devices)
 
+    def devices_on(self, host: str) -> tuple[str, ...]:
+        """The accelerators of a host that have a rank, in the order of their ranks."""
+        return tuple(device for stage in self.stages if stage.host == host for device in stage.devices)
+
     def ranks(self) -> Iterator[Rank]:
         """Every process, stage by stage."""
         order = self.hosts
