@@ -398,20 +398,7 @@ def ssh(tmp_path):
 @pytest.mark.slow
 def test_each_hosts_line_is_started_by_ssh(llama, staged, ssh):
     folder, log = ssh
-    result = devctl_alone(
-        "load",
-        llama,
-        "--map",
-        staged,
-        "--launch",
-        "ssh",
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        _free(),
-        "--json",
-        path=folder,
-    )
+    result = devctl_alone(*_by_ssh(llama, staged), "--json", path=folder)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["reference"] == "equal"
     called = log.read_text().splitlines()
@@ -430,23 +417,7 @@ def test_what_runs_on_other_hosts_ends_with_whoever_started_it(llama, staged, ss
     )
     mark = f"{staged}"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "devctl",
-            "load",
-            str(llama),
-            "--map",
-            mark,
-            "--launch",
-            "ssh",
-            "--master-addr",
-            "127.0.0.1",
-            "--master-port",
-            str(_free()),
-            "--join-timeout",
-            "10min",
-        ],
+        [sys.executable, "-m", "devctl", *map(str, _by_ssh(llama, mark)), "--join-timeout", "10min"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": f"{folder}:{os.environ['PATH']}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -489,20 +460,14 @@ def test_a_host_that_ssh_does_not_reach_ends_all(llama, staged, ssh):
 def test_the_code_of_a_rank_comes_through_torchrun(llama, ssh, tmp_path):
     folder, _ = ssh
     staged = plans.write(tmp_path / "plan.json", _longer(llama))
-    result = devctl_alone(
-        "load",
-        llama,
-        "--map",
-        staged,
-        "--launch",
-        "ssh",
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        _free(),
-        path=folder,
-    )
+    result = devctl_alone(*_by_ssh(llama, staged), path=folder)
     assert result.returncode == 2, result.stderr
+
+
+def _by_ssh(model, staged):
+    """The command that starts each host's line by ssh, to meet on this machine."""
+    meeting = ("--master-addr", "127.0.0.1", "--master-port", _free())
+    return ("load", model, "--map", staged, "--launch", "ssh", *meeting)
 
 
 def _free():
