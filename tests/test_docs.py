@@ -94,9 +94,11 @@ def test_every_exit_code_is_documented():
 
 
 def typed(page):
-    """The commands of devctl that a page's blocks type, each with its arguments."""
-    fenced = re.findall(r"^```(sh|console|text|yaml).*?\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    for kind, block in fenced:
+    """The commands of devctl that a page's blocks and text type, each with its arguments."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(sh|console|text|yaml).*?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    inline = [("sh", code) for code in re.findall(r"(?<!`)`((?:\w+=\$\()?devctl [a-z]+ [^`]+)`", text)]
+    for kind, block in [*fenced, *inline]:
         for line in block.replace("\\\n", " ").splitlines():
             if "devctl " not in line or (kind in ("console", "text") and not line.startswith("$ ")):
                 continue
