@@ -28,7 +28,7 @@ MAY_IMPORT = {
 }
 WINGS = {
     "inventory": {"probes"},
-    "models": {"files", "quantised", "tracing"},
+    "models": {"files", "gguf", "quantised", "tracing"},
     "placement": {"greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
