@@ -56,7 +56,8 @@ def plan(
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
 
-    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
+    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host. So it is of a
+    GGUF file, or of a folder of one, whose layers are placed for llama.cpp: --to llama.cpp says how it is run.
     """
     streams.clean_logs()
     about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
