@@ -17,6 +17,7 @@ from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError
 from devctl.inventory import Inventory
 from devctl.inventory.requirements import Requirements, Verdict
+from devctl.models.gguf.files import gguf_at
 from devctl.placement.document import map_of
 from devctl.placement.plan import Comparison, Plan
 from devctl.placement.strategy import Strategy
@@ -68,7 +69,8 @@ def open_model(
     """The model without its weights, to be planned with again and again.
 
     Args:
-        model: a folder, a config.json, a model id on the hub, or a live module, on the meta device or with weights.
+        model: a folder, a config.json, a model id on the hub, a GGUF file or a folder of one, or a live module, on the
+            meta device or with weights.
         dtype: "auto" is the checkpoint's own; else float32, float16, bfloat16 or float64.
         model_class: a class of transformers; None is the config's first architecture.
         trust_remote_code: run Python code that the model brings.
@@ -197,6 +199,7 @@ def plan(
         "no-offload": not offload,
         "no-disk": not disk,
         clashes.OVER_HOSTS: hosts is not None,
+        clashes.GGUF: _is_gguf(model),
     }
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
@@ -490,15 +493,22 @@ def load(
         return prepare(request).run()
 
 
+def _is_gguf(model: str | PathLike[str] | torch.nn.Module | Model) -> bool:
+    """Whether the model is in a GGUF file, or in a folder of such."""
+    if isinstance(model, Model):
+        return model.gguf is not None
+    return isinstance(model, str | PathLike) and gguf_at(fspath(model)) is not None
+
+
 def devices_by_name(device_map: MapLike) -> dict[str, Device]:
     """A map in any of its forms as the device of each name.
 
     Raises:
         UsageError: it is no map, or a value is no device.
-        RefusedError: it is a plan of several processes.
+        RefusedError: it is a plan of several processes, or of a GGUF file.
     """
     if isinstance(device_map, Plan):
-        device_map.require_one_process()
+        device_map.require_loadable()
         return dict(device_map.placement.device_map)
     plain = {name: str(d) if isinstance(d, Device) else d for name, d in dict(device_map).items()}
     return map_of(plain, "the map")
@@ -510,9 +520,11 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
-    devices = devices_by_name(device_map)
-    facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices, facts=facts)
+    if not isinstance(device_map, Plan):
+        return MapFile(device_map=devices_by_name(device_map))
+    device_map.require_one_process()
+    facts = parse_facts(device_map.to_document(), "the plan")
+    return MapFile(device_map=dict(device_map.placement.device_map), facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:

@@ -13,6 +13,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.models.gguf.files import gguf_at
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
@@ -55,11 +56,13 @@ def plan(
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
 
-    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
+    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host. So it is of a
+    GGUF file, or of a folder of one, whose layers are placed for llama.cpp: --to llama.cpp says how it is run.
     """
     streams.clean_logs()
-    about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
-    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
+    about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
+    about |= {clashes.GGUF} if gguf_at(model.model) is not None else set()
+    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about)
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
     if machine.over_hosts:
         _over_hosts(options)
@@ -172,8 +175,8 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
         streams.say(_summary(plan))
         print_export(exported, json=output.json)
         return
-    # a map of several hosts is no device_map that anything loads
-    is_whole = output.json or plan.stages is not None
+    # what is no device_map that anything loads: of several hosts, or of a GGUF file
+    is_whole = output.json or not plan.has_map
     streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
     streams.say(_summary(plan))
     if output.explain:

@@ -10,6 +10,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
+from devctl.export.llama_cpp import GGUF
 from devctl.export.records import Exportable, Unsayable
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
@@ -50,7 +51,7 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
     if is_staged(document):
         split: _Split | Unsayable = _of_stages(parse_stages(document, origin))
     else:
-        split = _split(document, map_of(data, origin), origin)
+        split = _split(document, map_of(data, origin), origin, may_be_on_cpu=about.get("dtype") == GGUF)
     if not name.isprintable() or name.startswith("-"):
         raise UsageError(f"{origin} names a model {name!r}, which no command takes")
     if isinstance(split, Unsayable):
@@ -87,10 +88,14 @@ def _of_stages(stages: Stages) -> _Split:
     return _Split(stages=stages, layers=stages.stages[-1].layers[1])
 
 
-def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str) -> _Split | Unsayable:
+def _split(
+    document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str, *, may_be_on_cpu: bool = False
+) -> _Split | Unsayable:
     blocks = _names_of_blocks(document, origin)
     container = _container([*device_map, *blocks])
     uses = _uses(document, origin)
+    if may_be_on_cpu and container is not None and set(device_map.values()) == {Device.cpu()}:
+        return _all_on_cpu(container, [*device_map, *blocks], device_map, uses)
     where = [*_reasons_of_devices(device_map, uses)]
     computing = list(dict.fromkeys(d for d in device_map.values() if is_accelerator(d)))
     if container is None:
@@ -122,6 +127,16 @@ def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin
         on_cpu=on_cpu,
         cpu_bytes=_bytes_on_cpu(uses),
     )
+
+
+def _all_on_cpu(
+    container: str, names: list[str], device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]
+) -> _Split:
+    """A model whose every layer is on the CPU, for an engine that runs it there."""
+    at, _ = _devices_of_layers(container, names, FrozenMap.of(device_map))
+    stage = _stage(0, Device.cpu(), (0, len(at)), uses)
+    stages = Stages(container=container, stages=(stage,))
+    return _Split(stages=stages, layers=len(at), on_cpu=(0, len(at)), cpu_bytes=_bytes_on_cpu(uses))
 
 
 def _reasons_of_devices(device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]) -> Iterator[str]:

@@ -127,6 +127,19 @@ def of_several(stages: Stages, origin: str) -> RefusedError:
     )
 
 
+def of_gguf(origin: str) -> RefusedError:
+    """Why the plan of a GGUF file is not loaded as a map, and what works.
+
+    Args:
+        origin: where the plan came from.
+    """
+    file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
+    return RefusedError(
+        f"{origin} is a plan of a GGUF file, whose layers no device_map of transformers names",
+        hint=f"`devctl export {file} --to llama.cpp` says how it is run",
+    )
+
+
 def normal(device: Device) -> Device:
     """The one spelling of a device: numbered kinds have an id, the others have none.
 

@@ -12,7 +12,7 @@ from devctl.errors import RefusedError
 from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
-from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
+from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_gguf, of_several
 from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
@@ -122,6 +122,8 @@ class Plan:
         refusal: why this is not what was asked for; None where it is.
         stages: the layers over ranks; None for a plan of one process.
         tensor_parallel: what each rank has, where ranks share layers.
+        other_engine: what the plan holds for, where transformers is not what runs the model; its map is then none that
+            ``from_pretrained`` takes.
     """
 
     model: PlannedModel
@@ -136,6 +138,7 @@ class Plan:
     refusal: Refusal | None = None
     stages: Stages | None = None
     tensor_parallel: TensorParallel | None = None
+    other_engine: str | None = None
 
     @property
     def fits(self) -> bool:
@@ -148,6 +151,8 @@ class Plan:
 
         Of a model that sees, for a text alone where no image is counted.
         """
+        if self.other_engine is not None:
+            return self.other_engine
         if self.tensor_parallel is not None:
             runs = "transformers' tensor parallelism"
         elif self.stages is not None:
@@ -186,9 +191,9 @@ class Plan:
         """The map as ``from_pretrained(device_map=…)`` takes it.
 
         Raises:
-            RefusedError: it is a plan of several processes.
+            RefusedError: it is a plan of several processes, or of a GGUF file.
         """
-        self.require_one_process()
+        self.require_loadable()
         return to_hf(self.placement.device_map)
 
     def require_one_process(self) -> None:
@@ -199,6 +204,21 @@ class Plan:
         """
         if self.stages is not None:
             raise of_several(self.stages, "the plan")
+
+    @property
+    def has_map(self) -> bool:
+        """Whether it has a map that ``from_pretrained`` takes."""
+        return self.stages is None and self.other_engine is None
+
+    def require_loadable(self) -> None:
+        """Refuse a plan whose map nothing of transformers loads.
+
+        Raises:
+            RefusedError: it is of several processes, or of a GGUF file.
+        """
+        self.require_one_process()
+        if self.other_engine is not None:
+            raise of_gguf("the plan")
 
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""

@@ -13,6 +13,7 @@ from devctl.errors import DevctlError, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 from devctl.inventory.requirements import Requirements, disk_use, judge
 from devctl.inventory.verdict import Finding, Verdict
+from devctl.models.gguf.files import gguf_at
 from devctl.planning.map_file import MapFile
 from devctl.planning.request import ModelRequest, WorkloadRequest
 from devctl.units import format_bytes
@@ -59,6 +60,11 @@ def check_machine(
         UsageError: nothing is asked for, or a model without a map.
         ModelError: the model can't be read.
     """
+    if model is not None and gguf_at(str(model.model)) is not None:
+        raise UsageError(
+            f"MODEL {model.model} is in a GGUF file: what it needs is in its plan",
+            hint=f"`devctl plan {model.model} > plan.json`, then `devctl check --map plan.json`",
+        )
     if model is not None and file is None:
         raise UsageError(f"MODEL {model.model!r} is only for --map", hint="write --map map.json MODEL")
     if wanted == Requirements() and file is None:

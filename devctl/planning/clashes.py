@@ -31,6 +31,12 @@ _SHOWN = ("to", "report", "explain", "svg", "html")
 _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 
+WHAT_WORKS = (
+    "what works: --devices, --max-memory, --reserve, --context-length, --batch-size, --kv-dtype, --max-context, "
+    "--to llama.cpp"
+)
+"""Of a GGUF file."""
+
 _ASKED = ("timeout", "remote-command")
 
 LATENCY = "objective latency"
@@ -39,7 +45,40 @@ LATENCY = "objective latency"
 OVER_HOSTS = "over several hosts"
 """Stands for several machines, however they are given."""
 
+GGUF = "a GGUF file"
+"""Stands for a MODEL that is one, or a folder of such."""
+
 OF_PLAN = (
+    Clash(
+        "a GGUF file is planned for llama.cpp, as it is and in whole layers",
+        (
+            *_WAYS,
+            "speed",
+            "map",
+            "tp",
+            "ep",
+            "compare",
+            "what-if",
+            "fits-on",
+            "target-context",
+            "explain",
+            "no-disk",
+            "dtype",
+            "model-class",
+            "trust-remote-code",
+            "revision",
+            "quantize",
+            "no-cache",
+            "new-tokens",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+            "images",
+        ),
+        beside=(GGUF,),
+        hint=WHAT_WORKS,
+    ),
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
     Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
     Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devctl.devices import Device
 from devctl.errors import UsageError
-from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
+from devctl.placement.document import KIND, SCHEMA, map_of, normal, of_gguf, parse_json
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
 from devctl.planning.planned_run import Run, parse_run
@@ -91,6 +91,7 @@ def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
 
     Raises:
         UsageError: as `read_map`.
+        RefusedError: it is the plan of a GGUF file.
     """
     if argument in (*Strategy, "disk"):
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
@@ -99,6 +100,8 @@ def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
         return {"": bare_device(argument)}, None
     except ValueError:
         found = read_map_file(Path(argument))
+        if found.facts is not None and found.facts.is_of_gguf:
+            raise of_gguf(argument if argument != "-" else "standard input") from None
         return dict(found.device_map), found.run
 
 

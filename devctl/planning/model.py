@@ -7,20 +7,23 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import DevctlError
+from devctl.errors import DevctlError, UsageError
 from devctl.models.cache import load_tree, store_tree, tree_key, unusable
 from devctl.models.files.resolve import ModelSource, generation_of
+from devctl.models.gguf.files import gguf_at
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
 from devctl.placement.document import PlannedModel
 from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
 from devctl.planning.footprints import Footprints
+from devctl.planning.gguf import OpenedGguf, open_gguf
 from devctl.planning.installed import planner_for
 from devctl.planning.progress import reporter
-from devctl.planning.request import ModelRequest
+from devctl.planning.request import Dtype, ModelRequest
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
@@ -40,6 +43,7 @@ class Model:
         installed: the planner of the transformers that is installed, to be held against; None of a live module.
         experts_per_token: experts of a layer that a token is sent to; None where its config does not say.
         has_encoder: whether an encoder runs before it decodes.
+        gguf: what its headers say, where it is in a GGUF file; None of a model that transformers builds.
     """
 
     request: ModelRequest
@@ -51,6 +55,7 @@ class Model:
     installed: Installed | None = None
     experts_per_token: int | None = None
     has_encoder: bool = False
+    gguf: OpenedGguf | None = None
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -67,6 +72,8 @@ class Model:
     @property
     def planned(self) -> PlannedModel:
         """What a plan document says of it."""
+        if self.gguf is not None:
+            return self.gguf.planned
         return PlannedModel(
             name=self.request.model if isinstance(self.request.model, str) else self.tree.class_name,
             revision=self.source.revision if self.source is not None else None,
@@ -129,6 +136,8 @@ def open_model(request: ModelRequest) -> Model:
     """
     if request.is_live:
         return _open_live(request)
+    if (path := gguf_at(str(request.model))) is not None:
+        return _open_gguf(request, path)
     source = find_source(request)
     key = _key(source, request) if request.cache else None
     if key is not None:
@@ -184,6 +193,27 @@ def _key(source: ModelSource, request: ModelRequest, *, unpacked: bool = False) 
         trust_remote_code=request.trust_remote_code,
         quantize=request.quantize,
         unpacked=unpacked,
+    )
+
+
+def _open_gguf(request: ModelRequest, path: Path) -> Model:
+    changed = {
+        "--dtype": request.dtype != Dtype.AUTO,
+        "--model-class": request.model_class is not None,
+        "--trust-remote-code": request.trust_remote_code,
+        "--revision": request.revision is not None,
+        "--quantize": request.quantize is not None,
+    }
+    if wrong := [option for option, is_given in changed.items() if is_given]:
+        raise UsageError(f"{wrong[0]}: {path} is a GGUF file, which is as it is", hint="leave it out")
+    opened = open_gguf(path)
+    return Model(
+        request=request,
+        source=None,
+        tree=opened.layout.tree,
+        made_for=opened.made_for,
+        footprints=Footprints(request, None),
+        gguf=opened,
     )
 
 

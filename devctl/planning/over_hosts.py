@@ -33,6 +33,7 @@ from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, Room, w
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.building import hidden_size
+from devctl.planning.gguf import refuse_gguf
 from devctl.planning.hosts import NamedMachine, require_one_kind
 from devctl.planning.model import Model
 from devctl.planning.other_runs import in_chunks, other_attention
@@ -191,6 +192,7 @@ def _asked(
     model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest, *, counts: bool, group: int = 1
 ) -> _Asked:
     """The question, with what can't be asked refused."""
+    refuse_gguf(model.gguf, "several hosts")
     layers = _layers(model)
     with_boards = [each for each in hosts if each.accelerators]
     if not with_boards:

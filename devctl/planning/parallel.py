@@ -24,6 +24,7 @@ from devctl.placement.placement import DeviceUse, Placement, over_budget, weigh
 from devctl.placement.plan import MostTokens, Plan, Refusal, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.capacity import largest, margin
+from devctl.planning.gguf import refuse_gguf
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.plan import require_counted, runtime_of, told_beside_text, versions
@@ -66,6 +67,7 @@ def plan_of_ranks(
             accelerators, or its code does not run on a part of it.
         UsageError: the workload is none for this model.
     """
+    refuse_gguf(model.gguf, "--tp")
     ranks = goal.ranks
     if why := refusal(model.tree, ranks):
         raise why.error()

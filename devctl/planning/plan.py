@@ -18,6 +18,8 @@ from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WayToRu
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.gates import map_refusal, room_refusal
+from devctl.planning.gguf import refuse_gguf
+from devctl.planning.gguf_plan import plan_gguf
 from devctl.planning.installed import remember
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
@@ -55,6 +57,10 @@ def make_plan(
     Raises:
         UsageError: the workload is none for this model.
     """
+    if model.gguf is not None:
+        if goal != ByStrategy():
+            refuse_gguf(model.gguf, "--strategy, --objective, --target-context and --map")
+        return plan_gguf(model.gguf, machine, workload, limits, max_context=max_context)
     model = as_held(model, machine)
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
@@ -116,6 +122,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
+    refuse_gguf(model.gguf, "--compare")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
@@ -145,6 +152,7 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    refuse_gguf(model.gguf, "--what-if")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     cases = capacity.what_if(question)
@@ -161,6 +169,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    refuse_gguf(model.gguf, "capacity")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(

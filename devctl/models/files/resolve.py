@@ -14,6 +14,8 @@ from typing import Any
 
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, MOST_CONFIG, fetch, fetch_if_there
+from devctl.models.gguf.files import SUFFIX as GGUF
+from devctl.models.gguf.files import gguf_at
 from devctl.reading import read_document
 
 MOST_LAYERS = 10_000
@@ -123,6 +125,12 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 def _resolve_here(model: str) -> ModelSource | None:
     path = Path(model).expanduser()
+    if gguf_at(model) is not None:
+        what = "a folder of GGUF files" if path.is_dir() else "a GGUF file"
+        raise ModelError(
+            f"{model} is {what}, which llama.cpp runs: devctl plans it, and loads what transformers does",
+            hint=f"`devctl plan {model} --to llama.cpp` says how it is run",
+        )
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
@@ -194,7 +202,7 @@ def _numbers(config: object) -> Iterator[tuple[str, int]]:
 
 
 def _looks_like_a_path(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", "/"))
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", GGUF, "/"))
 
 
 def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
