@@ -29,7 +29,7 @@ from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
 from devctl.planning.hosts import HostsRequest, open_hosts
 from devctl.planning.machine import open_machine
-from devctl.planning.map_file import MapFile, read_map_file
+from devctl.planning.map_file import MapFile, read_map_file, require_loadable
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
 from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
@@ -64,6 +64,7 @@ def open_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     quantize: str | None = None,
+    adapters: Sequence[str | PathLike[str]] = (),
     cache: bool = True,
 ) -> Model:
     """The model without its weights, to be planned with again and again.
@@ -76,6 +77,7 @@ def open_model(
         trust_remote_code: run Python code that the model brings.
         revision: branch, tag or commit of a model on the hub.
         quantize: as ``from_pretrained`` would quantise the weights while loading: "int8", "nf4", …
+        adapters: LoRAs that PEFT loads beside it, folders or ids on the hub: their bytes count, too.
         cache: keep what is found for the next time, and use what was kept.
 
     Raises:
@@ -93,6 +95,7 @@ def open_model(
                 trust_remote_code=trust_remote_code,
                 revision=revision,
                 quantize=quantize,
+                adapters=tuple(fspath(each) for each in ([adapters] if isinstance(adapters, str) else adapters)),
                 cache=cache,
             )
         )
@@ -194,6 +197,7 @@ def plan(
         "tp": tp is not None,
         "ep": ep is not None,
         "quantize": of_model.get("quantize") is not None,
+        "adapter": bool(of_model.get("adapters") or (isinstance(model, Model) and model.adapters)),
         "max-memory": max_memory is not None,
         "visible": visible is not None,
         "no-offload": not offload,
@@ -259,6 +263,7 @@ def compare(
     with _naming_keywords():
         if hosts is not None:
             about = {clashes.OVER_HOSTS, *(["max-memory"] if max_memory is not None else [])}
+            about |= {"adapter"} if of_model.get("adapters") or (isinstance(model, Model) and model.adapters) else set()
             clashes.refuse(clashes.OF_PLAN, about if padding else {*about, "no-padding"})
         workload = _workload(
             context_length=context_length,
@@ -380,6 +385,7 @@ def check(
     *,
     device_map: MapLike | PathLike[str] | None = None,
     model: str | PathLike[str] | None = None,
+    adapters: Sequence[str | PathLike[str]] = (),
     inventory: Inventory | None = None,
 ) -> Verdict:
     """Whether this machine meets what a job asks for; every reason is in the verdict.
@@ -388,6 +394,7 @@ def check(
         requirements: what it asks for; None for nothing but the map.
         device_map: a map or plan, or the path of one: does it fit here as the machine is now?
         model: with a map: the model, to know the bytes of its layers.
+        adapters: with a model: the LoRAs that PEFT loads beside it.
         inventory: another machine than this one, now.
 
     Raises:
@@ -395,7 +402,10 @@ def check(
         ModelError: the model can't be read.
     """
     with _naming_keywords():
-        request = None if model is None else ModelRequest(model=fspath(model))
+        if adapters and model is None:
+            raise UsageError("--adapter is beside a model", hint="give the model, too")
+        beside = tuple(fspath(each) for each in ([adapters] if isinstance(adapters, str) else adapters))
+        request = None if model is None else ModelRequest(model=fspath(model), adapters=beside)
         return check_machine(requirements or Requirements(), map_file(device_map), request, inventory)[0]
 
 
@@ -452,11 +462,13 @@ def load(
 
     Raises:
         LoadError: it can't run. That a proof fails is in the report: ``ok`` is False then.
-        RefusedError: the map does not hold, or fit, on this machine.
+        RefusedError: the map does not hold, or fit, on this machine; or it is a plan with adapters.
         ModelError, UsageError: as `plan`.
     """
     from devctl.trying import LoadRequest, prepare
 
+    if isinstance(device_map, Plan):
+        require_loadable(device_map.model.to_document(), "the plan")
     with _naming_keywords():
         request = LoadRequest(
             model=ModelRequest(
@@ -580,6 +592,7 @@ _KEYWORDS = {
     "--machine": "machine",
     "--map": "device_map",
     "--fits-on": "boards",
+    "--adapter": "adapters",
 }
 
 

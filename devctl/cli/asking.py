@@ -1,4 +1,4 @@
-"""Options of commands that ask other hosts."""
+"""Options of several commands: those that ask other hosts, and of adapters."""
 
 from typing import Annotated
 
@@ -21,5 +21,14 @@ RemoteCommand = Annotated[
     str | None,
     typer.Option(
         "--remote-command", metavar="COMMAND", help="What is run on each host.  [default: devctl list --json]"
+    ),
+]
+
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER|ID",
+        help="Count a LoRA that PEFT loads beside the model too: its folder, or its id on the hub; may be repeated.",
     ),
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from devctl.cli.asking import Adapters
 from devctl.cli.groups import Json, grouped, refuse_clashes
 from devctl.cli.show import streams
 from devctl.errors import RefusedError, UsageError
@@ -83,6 +84,7 @@ class HostOptions:
             "--map", metavar="FILE", help="A device map or plan document ('-': stdin): does it still fit here?"
         ),
     ] = None
+    adapter: Adapters = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +118,14 @@ def check(
 
     refuse_clashes(clashes.OF_CHECK, gpu, output)
     wanted = _requirements(gpu, host)
+    if host.adapter and model is None:
+        raise UsageError("--adapter is beside a MODEL", hint="give the model, too: --map FILE MODEL --adapter FOLDER")
     request = None
     if model is not None:
         from devctl.planning.request import ModelRequest
 
         streams.clean_logs()
-        request = ModelRequest(model=model)
+        request = ModelRequest(model=model, adapters=tuple(host.adapter or ()))
     file = None if host.map_ is None else read_map_file(host.map_)
     verdict, inventory = check_machine(wanted, file, request, called=f"--map {host.map_}")
     _show(

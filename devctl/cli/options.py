@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from devctl.cli.asking import Hosts, RemoteCommand, Timeout
+from devctl.cli.asking import Adapters, Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
@@ -163,6 +163,7 @@ class PlannedModelOptions(ModelOptions):
             "-int2, -float8.",
         ),
     ] = None
+    adapter: Adapters = None
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")
     ] = False
@@ -170,7 +171,12 @@ class PlannedModelOptions(ModelOptions):
     def request(self) -> ModelRequest:
         """The same, checked."""
         # super() knows no class that dataclass has made anew for its slots
-        return replace(ModelOptions.request(self), quantize=self.quantize, cache=not self.no_cache)
+        return replace(
+            ModelOptions.request(self),
+            quantize=self.quantize,
+            adapters=tuple(self.adapter or ()),
+            cache=not self.no_cache,
+        )
 
 
 def _help_on_devices(context: typer.Context, value: str | None) -> str | None:

@@ -27,7 +27,7 @@ from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
-from devctl.planning.map_file import read_text
+from devctl.planning.map_file import read_text, require_loadable
 from devctl.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
     planned, shared = document.get("model"), document.get("tensor_parallel")
+    if isinstance(planned, dict):
+        require_loadable(planned, origin)
     return StagedPlan(
         path=argument,
         text=text,

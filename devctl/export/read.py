@@ -56,6 +56,8 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         raise UsageError(f"{origin} names a model {name!r}, which no command takes")
     if isinstance(split, Unsayable):
         return split
+    if about.get("adapters"):
+        return Unsayable(("it counts an adapter, which engines load by rules of their own",))
     for each in split.stages.hosts:
         if not _NAME.fullmatch(each):
             raise UsageError(f"{origin} names a host {each!r}, which is no host's name")

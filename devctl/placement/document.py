@@ -14,14 +14,30 @@ KIND = "devctl.plan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedAdapter:
+    """An adapter that a plan counts.
+
+    Attributes:
+        name: the folder or id, as it was asked for.
+        revision: the hub's commit; None for files.
+        nbytes: bytes that it holds beside the model.
+    """
+
+    name: str
+    revision: str | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedModel:
     """Which model a plan is for.
 
     Attributes:
         name: the MODEL argument.
         revision: the hub's commit; None for files.
-        nbytes: bytes of all weights and buffers.
+        nbytes: bytes of all weights and buffers, and of adapters beside them.
         quantisation: how the weights are quantised; None where they are not.
+        adapters: those that PEFT loads beside it.
     """
 
     name: str
@@ -30,6 +46,7 @@ class PlannedModel:
     dtype: str
     nbytes: int
     quantisation: str | None = None
+    adapters: tuple[PlannedAdapter, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """What documents say of it."""
@@ -40,6 +57,9 @@ class PlannedModel:
             "dtype": self.dtype,
             "quantisation": self.quantisation,
             "bytes": self.nbytes,
+            "adapters": [
+                {"name": each.name, "revision": each.revision, "bytes": each.nbytes} for each in self.adapters
+            ],
         }
 
 

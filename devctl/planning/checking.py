@@ -155,7 +155,17 @@ def _open_as_planned(
         for name, value in now.items()
         if name in said and said[name] != value
     ]
-    return opened, differs
+    return opened, [*differs, *_other_adapters(opened, said.get("adapters"))]
+
+
+def _other_adapters(opened: Model, said: object) -> Iterator[str]:
+    """How the adapters that a plan counts are not those that the model is opened with, by their bytes."""
+    counted = said if isinstance(said, list) else []
+    there = {each.get("name"): each.get("bytes") for each in counted if isinstance(each, dict)}
+    here = {each.name: each.nbytes for each in opened.planned.adapters}
+    if sorted(map(str, there.values())) != sorted(map(str, here.values())):
+        named = " and ".join(map(str, there)) or "no adapter"
+        yield f"it is a plan with {named}, and {opened.request.model} is given with {' and '.join(here) or 'none'}"
 
 
 def _open_there(request: ModelRequest, inventory: Inventory | None) -> Model:

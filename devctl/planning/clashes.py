@@ -137,6 +137,9 @@ OF_PLAN = (
         beside=("tp",),
     ),
     Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
+    Clash("how adapters are cut for --tp is not known", ("adapter",), beside=("tp",)),
+    Clash("what runs layers in stages over several hosts loads no adapter", ("adapter",), beside=(OVER_HOSTS,)),
+    Clash("engines load adapters by rules of their own", ("adapter",), beside=("to",)),
     Clash("--ep is for ranks of --tp", ("ep",), without=("tp",), hint="or give as many with --tp"),
     Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
     Clash(

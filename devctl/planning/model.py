@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, UsageError
+from devctl.models.adapted import adapted, find_beside
+from devctl.models.adapters import Adapter, read_adapter
 from devctl.models.cache import load_tree, store_tree, tree_key, unusable
 from devctl.models.files.resolve import ModelSource, generation_of
 from devctl.models.gguf.files import gguf_at
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
-from devctl.placement.document import PlannedModel
-from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
+from devctl.placement.document import PlannedAdapter, PlannedModel
+from devctl.planning.building import BUILDING, experts_per_token, find_planned, find_source, made_for, read
 from devctl.planning.footprints import Footprints
 from devctl.planning.gguf import OpenedGguf, open_gguf
 from devctl.planning.installed import planner_for
@@ -44,6 +46,7 @@ class Model:
         experts_per_token: experts of a layer that a token is sent to; None where its config does not say.
         has_encoder: whether an encoder runs before it decodes.
         gguf: what its headers say, where it is in a GGUF file; None of a model that transformers builds.
+        adapters: what PEFT loads beside it, which ``tree`` has among its bytes.
     """
 
     request: ModelRequest
@@ -56,6 +59,7 @@ class Model:
     experts_per_token: int | None = None
     has_encoder: bool = False
     gguf: OpenedGguf | None = None
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -81,6 +85,10 @@ class Model:
             dtype=self.tree.dtype,
             nbytes=self.tree.index.held[""],
             quantisation=self.tree.quantisation,
+            adapters=tuple(
+                PlannedAdapter(name=each.name, revision=each.revision, nbytes=find_beside(self.tree, each).total)
+                for each in self.adapters
+            ),
         )
 
     @property
@@ -117,7 +125,8 @@ class Model:
         key = _key(self.source, self.request, unpacked=True) if self.request.cache else None
         build = partial(read, self.source, self.request, Purpose.UNPACKED)
         tree, skeleton = _tree(key, build)
-        return replace(self, tree=tree, key=key, installed=planner_for(key, tree, skeleton, build))
+        installed = planner_for(key, tree, skeleton, build)
+        return replace(self, tree=adapted(tree, *self.adapters), key=key, installed=installed)
 
 
 @functools.cache
@@ -131,29 +140,32 @@ def open_model(request: ModelRequest) -> Model:
     """The model of ``request``; one whose tree was kept needs no torch.
 
     Raises:
-        ModelError: it can't be read.
+        ModelError: it can't be read, or an adapter does not fit it.
         UsageError: it is not what the request says: no such class, or quantised already.
     """
     if request.is_live:
         return _open_live(request)
     if (path := gguf_at(str(request.model))) is not None:
         return _open_gguf(request, path)
-    source = find_source(request)
+    request, source = find_planned(request)
+    adapters = tuple(read_adapter(name) for name in request.adapters)
     key = _key(source, request) if request.cache else None
     if key is not None:
         _tell_of_cache(unusable())
     build = partial(_build, source, request)
     tree, skeleton = _tree(key, build)
+    footprints = Footprints(request, source, skeleton if tree.quantisation is None else None, adapters)
     return Model(
         request=request,
         source=source,
-        tree=tree,
+        tree=adapted(tree, *adapters),
         made_for=made_for(source.config),
-        footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
+        footprints=footprints,
         key=key,
         installed=planner_for(key, tree, skeleton, build),
         experts_per_token=experts_per_token(source.config),
         has_encoder=source.config.get("is_encoder_decoder") is True,
+        adapters=adapters,
     )
 
 
@@ -203,6 +215,7 @@ def _open_gguf(request: ModelRequest, path: Path) -> Model:
         "--trust-remote-code": request.trust_remote_code,
         "--revision": request.revision is not None,
         "--quantize": request.quantize is not None,
+        "--adapter": bool(request.adapters),
     }
     if wrong := [option for option, is_given in changed.items() if is_given]:
         raise UsageError(f"{wrong[0]}: {path} is a GGUF file, which is as it is", hint="leave it out")

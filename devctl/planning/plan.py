@@ -38,6 +38,12 @@ from devctl.planning.request import (
 from devctl.planning.unpacked import as_held, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
 
+ANEW = (
+    "PEFT places a model anew that has layers off the accelerators: give PeftModel.from_pretrained this map, too, as "
+    "device_map, each name with base_model.model. before it"
+)
+"""Of a plan with adapters."""
+
 
 def make_plan(
     model: Model,
@@ -92,6 +98,8 @@ def make_plan(
     if most is not None:
         notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
+    if model.adapters and placement.offloaded:
+        notes += (ANEW,)
     run = None if runtime is None else way_to_run(runtime.footprint, model.tree)
     if run is None and most is not None:
         run = _way_to_run(question, question.workload)

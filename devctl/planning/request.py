@@ -91,6 +91,7 @@ class ModelRequest:
         revision: branch, tag or commit, of a model on the hub.
         quantize: as ``from_pretrained`` would quantise the weights while loading.
         cache: keep the module tree and footprints for the next time, and use those that were kept.
+        adapters: folders or ids of adapters that PEFT loads beside it.
 
     Raises:
         UsageError: there is no such dtype or method, or a live module is to be built anew.
@@ -103,6 +104,7 @@ class ModelRequest:
     revision: str | None = None
     quantize: Quantize | str | None = None
     cache: bool = True
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", one_of(Dtype, self.dtype, "--dtype"))
@@ -115,6 +117,7 @@ class ModelRequest:
             "--model-class": self.model_class is not None,
             "--revision": self.revision is not None,
             "--quantize": self.quantize is not None,
+            "--adapter": bool(self.adapters),
         }
         if wrong := [option for option, is_given in changed.items() if is_given]:
             raise UsageError(f"{wrong[0]}: a module that is there already is not built anew", hint="leave it out")

@@ -45,7 +45,7 @@ def fetch(model: str, name: str, revision: str | None) -> Path:
     except ModelError:
         raise
     except Exception as error:  # besides its own, those of the HTTP library that it happens to use
-        raise _explained(error, model, name, revision) from error
+        raise explained(error, model, name, revision) from error
 
 
 def fetch_if_there(model: str, name: str, revision: str | None) -> Path | None:
@@ -65,6 +65,18 @@ def fetch_if_there(model: str, name: str, revision: str | None) -> Path | None:
         return fetch(model, name, revision)
     except NoSuchFileError:
         return None
+
+
+def in_cache(model: str, name: str, revision: str | None) -> Path | None:
+    """The file ``name`` of ``model`` where it is in the cache; None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        known = try_to_load_from_cache(model, name, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(known) if isinstance(known, str) else None
 
 
 def fetch_weights(model: str, revision: str | None) -> Path:
@@ -142,8 +154,8 @@ def _require_space(model: str, names: tuple[str, ...], revision: str | None) -> 
         )
 
 
-def _explained(error: Exception, model: str, name: str, revision: str | None) -> DevctlError:
-    """What a failed download means."""
+def explained(error: Exception, model: str, name: str, revision: str | None) -> DevctlError:
+    """What a failed download of the file ``name`` of ``model`` means."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
