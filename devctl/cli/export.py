@@ -30,11 +30,11 @@ def export(
     print_export(to_engine(read_exportable(plan, model), to, host), json=json)
 
 
-def print_export(found: "Export", *, json: bool) -> None:
-    """Print the commands, or the document of them; what to know of them is part of the conversation."""
+def print_export(found: "Export", *, json: bool, path: Path | None = None) -> None:
+    """Print the commands, or the document of them, or write it to ``path``; notes are part of the conversation."""
     for note in found.notes:
         streams.say(f"note: {streams.clean(note)}\n")
     if json:
-        streams.answer(streams.dumps(found.to_document()))
+        streams.deliver(streams.dumps(found.to_document()), path)
     else:
-        streams.answer("".join(f"{command.line}\n" for command in found.commands))
+        streams.deliver("".join(f"{command.line}\n" for command in found.commands), path)

@@ -115,7 +115,7 @@ def _several(
         from devctl.planning.machine import read_machine
 
         found = together([HostFound(name=name_of_file(path), inventory=read_machine(path)) for path in files])
-    width, styled = streams.answer_style()
+    width, styled = streams.answer_style(sys.stdout)
     streams.answer(streams.dumps(found.to_document()) if json else cluster_text(found, width=width, styled=styled))
     silent = found.silent
     if silent and (require_all or len(silent) == len(found.hosts)):
@@ -128,7 +128,7 @@ def _several(
 def _text(inventory: Inventory, *, json: bool) -> str:
     if json:
         return show_inventory.to_json(inventory)
-    width, styled = streams.answer_style()
+    width, styled = streams.answer_style(sys.stdout)
     return show_inventory.to_text(inventory, width=width, styled=styled)
 
 

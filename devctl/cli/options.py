@@ -1,5 +1,6 @@
 """The options of commands about models, as frozen groups."""
 
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from devctl.cli.asking import Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
+from devctl.errors import UsageError
 from devctl.models.quantised.quantise import Quantize
 from devctl.placement.strategy import Strategy
 from devctl.planning.request import (
@@ -399,8 +401,14 @@ class OutputOptions:
 
     PANEL: ClassVar[str] = "Output"
 
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE|-", help="Write what is asked for to FILE; - prints it, on terminals too."
+        ),
+    ] = None
     json: Annotated[
-        bool, typer.Option("--json", help="Print the plan document instead of the map; with others, theirs as JSON.")
+        bool, typer.Option("--json", help="The plan document instead of the map; with others, theirs as JSON.")
     ] = False
     to: Annotated[
         str | None,
@@ -416,3 +424,24 @@ class OutputOptions:
         Path | None,
         typer.Option("--html", metavar="FILE", help="Also draw the plan, as a page with a table of all blocks."),
     ] = None
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether what is asked for is printed."""
+        return self.output is None or str(self.output) == streams.STDOUT
+
+    def require_apart(self) -> None:
+        """Refuse two answers in one file.
+
+        Raises:
+            UsageError: naming both options.
+        """
+        wanted = {"--output": self.output, "--report": self.report, "--svg": self.svg, "--html": self.html}
+        seen: dict[Path, str] = {}
+        for option, path in wanted.items():
+            if path is None or (option == "--output" and self.on_stdout):
+                continue
+            where = Path(os.path.realpath(path))
+            if where in seen and not (where.exists() and not where.is_file()):  # a device takes all of them
+                raise UsageError(f"{seen[where]} and {option} both write {path}", hint="give them two files")
+            seen[where] = option

@@ -1,5 +1,6 @@
 """``devctl plan``: where each layer should go."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,7 @@ from devctl.writing import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
     from devctl.placement.explain import Explanation
     from devctl.placement.plan import Comparison, Plan, WhatIf
@@ -60,6 +62,7 @@ def plan(
     streams.clean_logs()
     about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
+    output.require_apart()
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
     if machine.over_hosts:
         _over_hosts(options)
@@ -143,9 +146,10 @@ def _of_ranks(asked: _Options) -> None:
     _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
 
 
-def _tell(found: "_Answer", table: "Callable[[_Answer], str]", output: OutputOptions) -> None:
-    """Print an answer that is no map, and its notes."""
-    streams.answer(streams.dumps(found.to_document()) if output.json else table(found))
+def _tell(found: "_Answer", table: "Callable[[_Answer, TextIO | None], str]", output: OutputOptions) -> None:
+    """Print or write an answer that is no map, and its notes."""
+    seen = sys.stdout if output.on_stdout else None
+    streams.deliver(streams.dumps(found.to_document()) if output.json else table(found, seen), output.output)
     show.say_notes(found.notes)
 
 
@@ -169,25 +173,32 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     if exported is not None:
         from devctl.cli.export import print_export
 
-        streams.say(_summary(plan))
-        print_export(exported, json=output.json)
+        streams.say(_summary(plan, output, sys.stderr))
+        print_export(exported, json=output.json, path=output.output)
         return
     # a map of several hosts is no device_map that anything loads
     is_whole = output.json or plan.stages is not None
-    streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
-    streams.say(_summary(plan))
-    if output.explain:
-        from devctl.cli.show.explain import explanation
+    if output.output is None and not output.json and streams.is_terminal(sys.stdout):
+        # a person looks, who has asked for no JSON
+        what = "plan" if is_whole else "map"
+        hint = f"the {what}: -o {what}.json writes it, -o - prints it\n"
+        streams.answer(_summary(plan, output, sys.stdout) + hint)
+        return
+    streams.deliver(streams.dumps(plan.to_document() if is_whole else plan.to_hf()), output.output)
+    streams.say(_summary(plan, output, sys.stderr))
 
-        streams.say(explanation(_why(plan)))
 
+def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> str:
+    """What a person should know of the plan, and why it is so where that is asked for."""
+    if plan.tensor_parallel is not None:
+        from devctl.cli.show.ranks import summary_of
 
-def _summary(plan: "Plan") -> str:
-    if plan.tensor_parallel is None:
-        return show.summary_of(plan)
-    from devctl.cli.show.ranks import summary_of
+        return summary_of(plan, stream)
+    if not output.explain or output.to is not None:
+        return show.summary_of(plan, stream)
+    from devctl.cli.show.explain import explanation
 
-    return summary_of(plan)
+    return show.summary_of(plan, stream) + explanation(_why(plan), stream)
 
 
 def _why(plan: "Plan") -> "Explanation":

@@ -328,4 +328,4 @@ def require_between(option: str, number: int | None, least: int, most: int = MOS
 
 def _require_countable(tokens: int) -> None:
     if tokens > MOST_TOKENS:
-        raise UsageError(f"{tokens} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS}")
+        raise UsageError(f"{tokens:,} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS:,}")
