@@ -20,7 +20,9 @@ def export(
     host: Annotated[str | None, typer.Option(metavar="NAME", help="The line of one host alone.")] = None,
     json: Json = False,
 ) -> None:
-    """Print the commands that run a plan with another engine, one line a host, ready to paste.
+    """Print the commands that run a plan with another engine, ready to paste.
+
+    There is one line a host.
 
     Refused (exit code 3), with every reason, is what the engine can't run, or would silently run otherwise.
     """

@@ -49,8 +49,9 @@ def plan(
     workload: WorkloadOptions,
     output: OutputOptions,
 ) -> None:
-    """Print a device map for MODEL as JSON, and a summary of it on stderr.
+    """Say whether MODEL fits, and where each of its layers goes.
 
+    On a terminal that is a summary; redirected, piped or with -o it is the map, as JSON.
     The map is the one that transformers makes for device_map=STRATEGY, or the best there is (optimal). No weight is
     read or downloaded, only the config and the headers of the weights' files. Load it with
     from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
