@@ -104,7 +104,9 @@ def _is_typers(error: Exception) -> bool:
 def _explain(error: Any, ctx: Any) -> None:
     """A wrong command line, in two lines as every error."""
     where = getattr(error, "ctx", None) or ctx
-    streams.message(error.format_message().rstrip("."), f"see `{where.command_path} --help`")
+    from devctl.cli.wrong import explained
+
+    streams.message(explained(error, COMMANDS), f"see `{where.command_path} --help`")
 
 
 app = typer.Typer(

@@ -22,6 +22,7 @@ from devctl.planning.request import (
     Objective,
     WorkloadRequest,
     names_hosts,
+    not_one,
 )
 from devctl.units import parse_count
 
@@ -38,26 +39,25 @@ def tokens(least: int) -> dict[str, Any]:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         if count < least:
-            raise typer.BadParameter(f"{count} is not in the range x>={least}.")
+            raise typer.BadParameter(f"{count}: it is at least {least}")
         return count
 
     return {"parser": parse, "metavar": "TOKENS"}
 
 
-def dtypes(kind: type[StrEnum]) -> dict[str, Any]:
-    """How Typer reads an option that is a dtype of ``kind``, by torch's name or a short one like bf16."""
+def named(kind: type[StrEnum], metavar: str = "DTYPE") -> dict[str, Any]:
+    """How Typer reads an option that is a member of ``kind``, by its name or another that it is known by, like bf16."""
 
     def parse(text: str) -> StrEnum:
         try:
             return kind(text)
         except ValueError:
-            names = ", ".join(repr(str(member)) for member in kind)
-            raise typer.BadParameter(f"{text!r} is not one of {names}.") from None
+            raise typer.BadParameter(not_one(kind, text)) from None
 
     def offered() -> list[str]:
         return list(kind)
 
-    return {"parser": parse, "metavar": "DTYPE", "autocompletion": offered}
+    return {"parser": parse, "metavar": metavar, "autocompletion": offered}
 
 
 MaxMemory = Annotated[
@@ -97,8 +97,7 @@ PrefillChunkSize = Annotated[
     int | None,
     typer.Option(
         "--prefill-chunk-size",
-        metavar="TOKENS",
-        min=1,
+        **tokens(1),
         help="Read the prompt in chunks, as generate can.",
     ),
 ]
@@ -120,7 +119,7 @@ class ModelOptions:
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", **dtypes(Dtype), help="bf16, fp16, fp32, fp64, or auto: its own.")
+        Dtype, typer.Option("--dtype", **named(Dtype), help="bf16, fp16, fp32, fp64, or auto: its own.")
     ] = Dtype.AUTO
     model_class: Annotated[
         str | None,
@@ -156,7 +155,7 @@ class PlannedModelOptions(ModelOptions):
         Quantize | None,
         typer.Option(
             "--quantize",
-            metavar="METHOD",
+            **named(Quantize, "METHOD"),
             help="As from_pretrained would: int8, nf4, fp4 (bitsandbytes), fp8, mxfp4 (transformers' own), "
             "fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, -float8.",
         ),
@@ -282,7 +281,7 @@ class WorkloadOptions:
     ] = None
     kv_dtype: Annotated[
         KvDtype | None,
-        typer.Option("--kv-dtype", **dtypes(KvDtype), help="bf16, fp16, fp32, fp8, int8; else the model's."),
+        typer.Option("--kv-dtype", **named(KvDtype), help="bf16, fp16, fp32, fp8, int8; else the model's."),
     ] = None
     overhead: Annotated[
         str | None,

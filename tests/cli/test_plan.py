@@ -105,7 +105,7 @@ def test_another_machine(devctl, tmp_path):
     ("text", "said"),
     [
         (None, "cannot read the machine"),
-        ("", "describes no machine: Expecting value"),
+        ("", "it is empty"),
         ("[]", "describes no machine: not an inventory"),
         ('{"": 0}', "describes no machine: not an inventory"),
         ('{"kind": "devctl.inventory", "schema": 99}', "this devctl reads schema 1"),
