@@ -1,5 +1,6 @@
 """``devctl plan``: where each layer should go."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from devctl.writing import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
     from devctl.placement.explain import Explanation
     from devctl.placement.plan import Comparison, Plan, WhatIf
@@ -48,8 +50,9 @@ def plan(
     workload: WorkloadOptions,
     output: OutputOptions,
 ) -> None:
-    """Print a device map for MODEL as JSON, and a summary of it on stderr.
+    """Say whether MODEL fits, and where each of its layers goes.
 
+    On a terminal that is a summary; redirected, piped or with -o it is the map, as JSON.
     The map is the one that transformers makes for device_map=STRATEGY, or the best there is (optimal). No weight is
     read or downloaded, only the config and the headers of the weights' files. Load it with
     from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
@@ -63,6 +66,7 @@ def plan(
     about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     about |= {clashes.GGUF} if gguf_at(model.model) is not None else set()
     clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about)
+    output.require_apart()
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
     if machine.over_hosts:
         _over_hosts(options)
@@ -146,9 +150,10 @@ def _of_ranks(asked: _Options) -> None:
     _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
 
 
-def _tell(found: "_Answer", table: "Callable[[_Answer], str]", output: OutputOptions) -> None:
-    """Print an answer that is no map, and its notes."""
-    streams.answer(streams.dumps(found.to_document()) if output.json else table(found))
+def _tell(found: "_Answer", table: "Callable[[_Answer, TextIO | None], str]", output: OutputOptions) -> None:
+    """Print or write an answer that is no map, and its notes."""
+    seen = sys.stdout if output.on_stdout else None
+    streams.deliver(streams.dumps(found.to_document()) if output.json else table(found, seen), output.output)
     show.say_notes(found.notes)
 
 
@@ -172,25 +177,32 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     if exported is not None:
         from devctl.cli.export import print_export
 
-        streams.say(_summary(plan))
-        print_export(exported, json=output.json)
+        streams.say(_summary(plan, output, sys.stderr))
+        print_export(exported, json=output.json, path=output.output)
         return
     # what is no device_map that anything loads: of several hosts, or of a GGUF file
     is_whole = output.json or not plan.has_map
-    streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
-    streams.say(_summary(plan))
-    if output.explain:
-        from devctl.cli.show.explain import explanation
+    if output.output is None and not output.json and streams.is_terminal(sys.stdout):
+        # a person looks, who has asked for no JSON
+        what = "plan" if is_whole else "map"
+        hint = f"the {what}: -o {what}.json writes it, -o - prints it\n"
+        streams.answer(_summary(plan, output, sys.stdout) + hint)
+        return
+    streams.deliver(streams.dumps(plan.to_document() if is_whole else plan.to_hf()), output.output)
+    streams.say(_summary(plan, output, sys.stderr))
 
-        streams.say(explanation(_why(plan)))
 
+def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> str:
+    """What a person should know of the plan, and why it is so where that is asked for."""
+    if plan.tensor_parallel is not None:
+        from devctl.cli.show.ranks import summary_of
 
-def _summary(plan: "Plan") -> str:
-    if plan.tensor_parallel is None:
-        return show.summary_of(plan)
-    from devctl.cli.show.ranks import summary_of
+        return summary_of(plan, stream)
+    if not output.explain or output.to is not None:
+        return show.summary_of(plan, stream)
+    from devctl.cli.show.explain import explanation
 
-    return summary_of(plan)
+    return show.summary_of(plan, stream) + explanation(_why(plan), stream)
 
 
 def _why(plan: "Plan") -> "Explanation":

@@ -52,20 +52,19 @@ class HostsOptions:
         Launch | None,
         typer.Option(
             "--launch",
-            help="Print each host's line, start all ranks on this machine, or start them by ssh.  [default: refuse, "
-            "and tell the lines; local where the plan has one host]",
+            help="print each host's line, or start all ranks: local, on this machine, or ssh.",
         ),
     ] = None
     launcher: Annotated[
         Launcher | None,
-        typer.Option("--launcher", help="What the printed lines start ranks with.  [default: torchrun]"),
+        typer.Option("--launcher", help="torchrun, slurm, deepspeed or kubernetes, for print."),
     ] = None
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="Be one rank of the plan, as the launcher has started it.")
-    ] = False
+    distributed: Annotated[bool, typer.Option("--distributed", help="Be one rank, as the launcher has started it.")] = (
+        False
+    )
     master_addr: Annotated[
         str | None,
-        typer.Option("--master-addr", metavar="HOST", help="Where the ranks meet.  [default: the plan's first host]"),
+        typer.Option("--master-addr", metavar="HOST", help="Where ranks meet; else on the plan's first host."),
     ] = None
     master_port: Annotated[
         int | None,
@@ -76,7 +75,7 @@ class HostsOptions:
     join_timeout: Annotated[
         float | None,
         typer.Option(
-            "--join-timeout", parser=seconds, metavar="TIME", help="How long ranks wait for each other.  [default: 60s]"
+            "--join-timeout", parser=seconds, metavar="TIME", help="How long ranks wait for others.  [default: 60s]"
         ),
     ] = None
     step_timeout: Annotated[
@@ -85,11 +84,11 @@ class HostsOptions:
             "--step-timeout",
             parser=seconds,
             metavar="TIME",
-            help="How long a rank may do nothing that is seen, in any step.  [default: 120s]",
+            help="How long a step may show nothing.  [default: 120s]",
         ),
     ] = None
     verify_weights: Annotated[
-        bool, typer.Option("--verify-weights", help="Compare the bytes of weights that several hosts read.")
+        bool, typer.Option("--verify-weights", help="Compare the bytes that several hosts read.")
     ] = False
 
     @property

@@ -192,7 +192,7 @@ class Footprints:
         from devctl.models.tracing.trace import trace_footprint
 
         try:
-            with reporter().status(f"tracing {workload.context_length} tokens"), contained():
+            with reporter().status(f"tracing what {workload.context_length:,} tokens hold in memory"), contained():
                 return trace_footprint(self._with_adapters(self.skeleton), workload, given=given)
         except ExitedError as error:
             raise UntracedError(str(error)) from error

@@ -49,12 +49,20 @@ def read_text(path: Path, what: str, hint: str) -> tuple[str, str]:
     origin = "standard input" if str(path) == "-" else str(path)
     try:
         if str(path) != "-":
-            return read_document(path), origin
+            text = read_document(path)
+            if not text.strip():
+                raise UsageError(f"cannot read {what} {origin}: it is empty", hint=hint)
+            return text, origin
         if sys.stdin is None:  # how Python shows one that was closed
             raise UsageError(f"cannot read {what}: standard input is closed", hint=hint)
         text = sys.stdin.read(MOST_TEXT + 1).removeprefix("\ufeff")
         if len(text) > MOST_TEXT:
             raise UsageError(f"cannot read {what}: standard input has more than {MOST_TEXT:,} characters", hint=hint)
+        if not text.strip():
+            raise UsageError(
+                f"cannot read {what}: standard input is empty, nothing came through the pipe",
+                hint="the command before it may have failed, or have written its answer elsewhere",
+            )
         return text, origin
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

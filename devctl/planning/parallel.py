@@ -88,7 +88,11 @@ def plan_of_ranks(
         *machine.budgets.notes,
         *_told_sharing(model.tree, shared),
         *_told_idle(machine, devices),
-        *((f"the most tokens of a sequence: {most.this_map or 'none'}",) if most is not None else ()),
+        *(
+            (f"the most tokens of a sequence: {f'{most.this_map:,}' if most.this_map else 'none'}",)
+            if most is not None
+            else ()
+        ),
         *(told_beside_text(question, question.workload) if most is not None else ()),
         *_told_cache(question, runtime),
         *((_TOLD_COMMUNICATORS,) if runtime is not None and workload.overhead is None else ()),

@@ -198,7 +198,7 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     except UntracedError as error:
         return None, (f"KV cache and activations are not counted: {error.message}",)
     made_for, asked = question.made_for, question.workload.context_length
-    beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
+    beyond = (f"the model is made for {made_for:,} tokens, and not {asked:,}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
 
 
@@ -254,15 +254,15 @@ def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[
         found = replace(question, workload=replace(question.workload, batch_size=batch))
         most = "at least " if batch == capacity.MOST_SEQUENCES else ""
         each = "sequence fits" if batch == 1 else "sequences fit"
-        return found, (f"{most}{batch} {each} at once, of {wanted} tokens",), None
+        return found, (f"{most}{batch:,} {each} at once, of {wanted:,} tokens",), None
     one = replace(question, workload=replace(question.workload, batch_size=1))
     context = capacity.largest_context(one, None, most=wanted)
     if not context:
         help_ = "more memory, or --quantize, may help" if may_quantise else "more memory may help"
-        refusal = Refusal(f"not one sequence fits, of {wanted} tokens or fewer", hint=help_)
+        refusal = Refusal(f"not one sequence fits, of {wanted:,} tokens or fewer", hint=help_)
         return one, (), refusal
     found = replace(one, workload=capacity.with_context(one.workload, context))
-    return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None
+    return found, (f"not one sequence of {wanted:,} tokens fits: planned for {context:,}, the longest that does",), None
 
 
 def told_tokens(
@@ -271,9 +271,9 @@ def told_tokens(
     """The most tokens, as a note; ``where`` says on what both of them are."""
     limit = question.made_for
     batch = question.workload.batch_size
-    each = "" if batch == 1 else f" for each of {batch} sequences"
+    each = "" if batch == 1 else f" for each of {batch:,} sequences"
     here, best = (
-        ("none" if not tokens else str(tokens)) + (" (all that the model is made for)" if tokens == limit else "")
+        ("none" if not tokens else f"{tokens:,}") + (" (all that the model is made for)" if tokens == limit else "")
         for tokens in (most.this_map, most.optimal)
     )
     return f"the most tokens{each}: {here} {where[0]}, {best} {where[1]}"

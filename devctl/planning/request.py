@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
 from devctl.devices import Device
-from devctl.errors import UsageError
+from devctl.errors import UsageError, did_you_mean
 from devctl.inventory.records import Inventory
 from devctl.models import attention, decoding
 from devctl.models.images import Images, parse_images
@@ -38,17 +38,38 @@ _SHORT_NAMES = {
     "fp32": "float32",
     "fp16": "float16",
     "bf16": "bfloat16",
+    "half": "float16",
+    "double": "float64",
     "fp8": "float8_e4m3fn",
 }
 """What dtypes are called for short; of those of eight bits keys and values are kept in one only."""
 
 
+_QUANTISED = {
+    "int8": (Quantize.INT8, Quantize.EETQ_INT8, Quantize.TORCHAO_INT8, Quantize.QUANTO_INT8),
+    "int4": (Quantize.NF4, Quantize.TORCHAO_INT4, Quantize.QUANTO_INT4),
+    "int2": (Quantize.QUANTO_INT2,),
+    "float8": (Quantize.FP8, Quantize.FBGEMM_FP8, Quantize.TORCHAO_FLOAT8, Quantize.QUANTO_FLOAT8),
+}
+_QUANTISED |= {
+    "8bit": _QUANTISED["int8"],
+    "8-bit": _QUANTISED["int8"],
+    "4bit": _QUANTISED["int4"],
+    "4-bit": _QUANTISED["int4"],
+    "fp8": _QUANTISED["float8"],
+    "float8_e4m3fn": _QUANTISED["float8"],
+    **{str(each): (each,) for each in Quantize if str(each) not in ("int8", "fp8")},
+}
+"""What is called so of the methods that quantise: several, of which one has to be named."""
+
+
 class _DtypeName(StrEnum):
-    """Torch's names of dtypes, which may be given by their short ones."""
+    """Torch's names of dtypes, which may be given by their short ones, and in capitals."""
 
     @classmethod
     def _missing_(cls, value: object) -> StrEnum | None:
-        wanted = _SHORT_NAMES.get(value) if isinstance(value, str) else None
+        name = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else ""
+        wanted = _SHORT_NAMES.get(name, name)
         return next((member for member in cls if member == wanted), None)
 
 
@@ -300,7 +321,20 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
     try:
         return kind(value)
     except ValueError:
-        raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+        raise UsageError(f"{option} {not_one(kind, str(value))}") from None
+
+
+def not_one(kind: type[StrEnum], value: str) -> str:
+    """Why ``value`` is no member of ``kind``, and what was probably meant."""
+    said = value.strip().lower().removeprefix("torch.")
+    methods = [str(each) for each in _QUANTISED.get(said, ())]
+    either = " or ".join(filter(None, (", ".join(methods[:-1]), *methods[-1:])))
+    if kind is Dtype and methods:
+        return f"{value!r} is no dtype that weights are built in: quantised, they are {either}, by --quantize"
+    if kind is Quantize and methods:
+        return f"{value!r} may be {either}: say which" if len(methods) > 1 else f"{value!r} is called {either}"
+    short = [name for name, whole in _SHORT_NAMES.items() if issubclass(kind, _DtypeName) and whole in list(kind)]
+    return f"{value!r} is not one of {', '.join(map(repr, map(str, kind)))}{did_you_mean(said, [*kind, *short])}"
 
 
 def images_of(value: str | Images | None) -> Images | None:
@@ -331,4 +365,4 @@ def require_between(option: str, number: int | None, least: int, most: int = MOS
 
 def _require_countable(tokens: int) -> None:
     if tokens > MOST_TOKENS:
-        raise UsageError(f"{tokens} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS}")
+        raise UsageError(f"{tokens:,} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS:,}")

@@ -249,7 +249,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--step-timeout", "5 days"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
-        (("--master-port", "0"), "0 is not in the range"),
+        (("--master-port", "0"), "0: it is from 1 to 65535"),
         (("--distributed",), "GROUP_RANK is not set"),
     ],
 )

@@ -116,6 +116,8 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
     """
     if not model:
         raise ModelError("MODEL is empty", hint=WHAT_TO_GIVE)
+    if model == "-":
+        raise ModelError("MODEL is '-', but a model is not read from standard input", hint=WHAT_TO_GIVE)
     try:
         found = _resolve_here(model)
     except (OSError, RuntimeError, ValueError) as error:  # no permission; no such user's home; a name that can't be
@@ -147,6 +149,8 @@ def _resolve_here(model: str) -> ModelSource | None:
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
+        if path.is_fifo():
+            raise ModelError(f"{model} is a pipe, which a model is not read from", hint=WHAT_TO_GIVE)
         if path.exists():
             raise ModelError(f"{model} is neither a file nor a folder", hint=WHAT_TO_GIVE)
         return None
