@@ -32,6 +32,7 @@ WINGS = {
     "models": {"files", "gguf", "quantised", "tracing"},
     "placement": {"greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
+    "planning": {"examining"},
     "cli": {"show"},
 }
 EVERYONE = {"as_json", "errors", "reading", "units", "writing"}

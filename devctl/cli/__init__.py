@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": "devctl.cli.plan:plan",
     "load": "devctl.cli.load:load",
     "export": "devctl.cli.export:export",
+    "doctor": "devctl.cli.doctor:doctor",
 }
 """Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
 
