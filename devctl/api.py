@@ -27,6 +27,7 @@ from devctl.planning.checking import check_machine
 from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
 from devctl.planning.hosts import HostsRequest, open_hosts
+from devctl.planning.hosts_question import ALONE
 from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file
 from devctl.planning.model import Model
@@ -37,6 +38,7 @@ from devctl.planning.plan_facts import parse_facts
 from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     ByRanks,
+    FillContext,
     Limits,
     MachineRequest,
     ModelRequest,
@@ -156,6 +158,7 @@ def plan(
             is one of the size that the model's config has, in a model that sees.
         max_context: also find the most tokens that fit on this map, and on the best one.
         tp: let so many ranks share every layer, each a process with an accelerator of its own; such a plan has no map.
+            Over hosts so many accelerators of a host share each stage.
         ep: let them share the experts out, too: as many.
         **of_model: the keywords of `open_model`.
 
@@ -201,8 +204,11 @@ def plan(
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
         if hosts is not None:
+            fill = None if target_context is None else FillContext(tokens=target_context)
+            ranks = ALONE if tp is None else ByRanks(size=tp, experts=ep).ranks
             there, wanted = open_hosts(hosts), _workload(**asked)
-            return plan_over_hosts(open_model(model, **of_model), there, wanted, max_context=max_context)
+            opened = open_model(model, **of_model)
+            return plan_over_hosts(opened, there, wanted, ranks=ranks, fill=fill, max_context=max_context)
         assert not isinstance(machine, Mapping), "these are hosts"
         here = open_machine(
             _machine_request(

@@ -19,6 +19,7 @@ from devctl.loading.weights import loader
 from devctl.models import decoding
 from devctl.models.files.resolve import generation_of
 from devctl.models.over_ranks import objection
+from devctl.placement.document import engines_that_can
 from devctl.placement.parallel.records import Rank, Stages
 from devctl.planning.model import open_skeleton
 from devctl.planning.request import ModelRequest
@@ -77,14 +78,18 @@ class RankRequest:
         each = self.shared.get("bytes_per_rank")
         if not self.is_shared or each is None:
             return rank.stage.used
-        good = isinstance(each, list) and len(each) == self.stages.tensor_parallel
-        if not good or not all(type(nbytes) is int for nbytes in each) or max(each) != rank.stage.used:
+        ranks = [*self.stages.ranks()]
+        good = isinstance(each, list) and len(each) == len(ranks) and all(type(nbytes) is int for nbytes in each)
+        if not good or rank.stage.used not in [each[other.rank] for other in ranks if other.stage == rank.stage]:
             raise UsageError('the plan\'s "bytes_per_rank" are not those of its ranks')
         return int(each[rank.rank])
 
 
-def require_run(request: RankRequest) -> None:
+def require_run(request: RankRequest, file: str = "FILE") -> None:
     """Refuse what needs no look at the model to be refused.
+
+    Args:
+        file: where the plan is.
 
     Raises:
         UsageError: nothing would be run or compared, or the plan contradicts itself.
@@ -98,10 +103,12 @@ def require_run(request: RankRequest) -> None:
     for rank in stages.ranks():
         request.used(rank)
     reasons = []
-    if request.is_shared and len(stages.stages) > 1:
+    hint = ""
+    if stages.is_for_engines:
         reasons.append(
             "transformers can't load stages whose layers are shared among accelerators (tensor and pipeline parallel)"
         )
+        hint = engines_that_can(file)
     elif request.is_shared and request.shared.get("expert_parallel", 1) != 1:
         reasons.append("experts that are spread over ranks (expert parallel) are not loaded by devctl")
     elif not request.is_shared and len(stages.stages) == 1:
@@ -115,7 +122,7 @@ def require_run(request: RankRequest) -> None:
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):
         reasons.append(f"--decode {request.decode}: each rank would choose its own tokens, so only greedy is run")
     if reasons:
-        raise RefusedError("this is not run over several ranks", findings=tuple(reasons))
+        raise RefusedError("this is not run over several ranks", findings=tuple(reasons), hint=hint)
 
 
 def device_of(name: str) -> Device:

@@ -45,7 +45,7 @@ OF_PLAN = (
     Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
     Clash(
         "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
-        (*_WAYS, "map", "no-offload", "no-disk", "target-context", "what-if", "fits-on", "speed"),
+        (*_WAYS, "map", "no-offload", "no-disk", "fits-on", "speed"),
         beside=(OVER_HOSTS,),
     ),
     Clash(
@@ -55,7 +55,6 @@ OF_PLAN = (
         hint="or keep something free on every one, with --reserve",
     ),
     Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
-    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",
@@ -96,6 +95,7 @@ OF_PLAN = (
             "fits-on",
         ),
         beside=("tp",),
+        without=(OVER_HOSTS,),
     ),
     Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
     Clash("--ep is for ranks of --tp", ("ep",), without=("tp",), hint="or give as many with --tp"),

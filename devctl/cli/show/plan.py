@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from devctl.placement.document import PlannedModel
+    from devctl.placement.parallel.records import Stages
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Comparison, Plan, Room, WayToRun, WhatIf
     from devctl.planning.fits_on import FitsOn
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 def summary_of(plan: Plan) -> str:
     """The summary of a plan, with what is left, what is counted, and what it holds for."""
     stages = plan.stages
-    how = "" if stages is None else _in_stages(len(stages.stages), len(stages.hosts))
+    how = "" if stages is None else in_stages(stages)
     return plan_summary(plan.model, plan.placement, room_line(plan.room), run_line(plan.run), plan.engine, how)
 
 
-def _in_stages(stages: int, hosts: int) -> str:
+def in_stages(found: Stages) -> str:
+    """How many stages there are, over how many hosts."""
+    stages, hosts = len(found.stages), len(found.hosts)
     return f"in {stages} stage{'s' * (stages > 1)} over {hosts} host{'s' * (hosts > 1)}"
 
 
@@ -232,7 +235,7 @@ def what_if_table(found: WhatIf) -> str:
         table.add_row(str(context), *row)
     model = found.model
     head = Text.assemble((model.class_name, "bold"), f" {format_bytes(model.nbytes)} in {model.dtype}")
-    percent = "percent: how full the fullest device is, placed by optimal; – does not fit"
+    percent = f"percent: how full the fullest device is, {found.placed}; – does not fit"
     lines = [Text(line) for line in (run_line(found.run, batches=True), percent) if line]
     return to_text(Group(head, table, *lines), sys.stdout)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.plan import run_line
+from devctl.cli.show.plan import in_stages, room_line, run_line
 from devctl.cli.show.streams import to_text
 from devctl.units import format_bytes
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from devctl.placement.document import PlannedModel
+    from devctl.placement.parallel.records import Stage, Stages
     from devctl.placement.parallel.tensor import StyleBytes, TensorParallel
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Plan
@@ -49,6 +50,55 @@ def ranks_summary(
         lines.append(Text(f"holds for: {engine}, in {shared.ranks.size} processes"))
     lines += [Text(f"note: {note}") for note in placement.notes]
     return to_text(Group(*lines), sys.stderr)
+
+
+def stages_summary(plan: Plan) -> str:
+    """The summary of a plan in stages that ranks share: a row a stage, or for each of its ranks that differ, then as
+    `ranks_summary`."""
+    from rich.console import Group
+    from rich.text import Text
+
+    stages, shared, model = plan.stages, plan.tensor_parallel, plan.model
+    assert stages is not None and shared is not None, "asked of such plans"
+    experts = " and experts" if shared.ranks.dispatches else ""
+    head = f" {format_bytes(model.nbytes)} in {model.dtype}, {in_stages(stages)}, "
+    lines: list[RenderableType] = [
+        Text.assemble((model.class_name, "bold"), f"{head}each shared by {shared.ranks.size} ranks{experts}"),
+        stage_table(stages, plan.placement.devices),
+        style_table(shared.sharded, ("all layers", "a rank's part")),
+    ]
+    told = (loading_line(plan.placement.devices), run_line(plan.run), room_line(plan.room), f"holds for: {plan.engine}")
+    lines += [Text(line) for line in told if line]
+    lines += [Text(f"note: {note}") for note in plan.notes]
+    return to_text(Group(*lines), sys.stderr)
+
+
+def stage_table(stages: Stages, devices: Sequence[DeviceUse]) -> RenderableType:
+    """What the ranks of each stage hold, and what is free there; those of a stage that hold as much are one row."""
+    from rich.table import Table
+
+    beside = any(use.total > use.used for use in devices)
+    titles = ("weights", "KV cache", "activations", "overhead", "free") if beside else ("weights", "free")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("layers", no_wrap=True)
+    table.add_column("devices", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    by_name = {str(use.device): use for use in devices}
+    for stage in stages.stages:
+        uses = [by_name[f"{stage.host}/{device}"] for device in stage.devices]
+        for first, last in folded(uses):
+            use = uses[first]
+            parts = (use.used, use.state, use.activations, use.overhead) if beside else (use.used,)
+            free = "" if use.budget is None else format_bytes(use.budget - use.total)
+            names = str(use.device) if first == last else f"{use.device} to {stage.devices[last]}"
+            table.add_row("" if first else _layers(stage), names, *map(format_bytes, parts), free)
+    return table
+
+
+def _layers(stage: Stage) -> str:
+    first, end = stage.layers
+    return f"{first}-{end - 1}" if end - first > 1 else str(first)
 
 
 def rank_table(devices: Sequence[DeviceUse]) -> RenderableType:
@@ -91,12 +141,12 @@ def _figures(use: DeviceUse) -> tuple[int | None, ...]:
     return use.used, use.state, use.activations, use.overhead, use.budget, use.loading
 
 
-def style_table(styles: Sequence[StyleBytes]) -> RenderableType:
+def style_table(styles: Sequence[StyleBytes], titles: tuple[str, str] = ("model", "a rank")) -> RenderableType:
     """What each style does: bytes in the model, bytes on a rank, and of which tensors."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for title in ("style", "model", "a rank"):
+    for title in ("style", *titles):
         table.add_column(title, justify="left" if title == "style" else "right", no_wrap=True)
     table.add_column("of", overflow="fold")
     for each in styles:
