@@ -138,7 +138,7 @@ def plan(
         objective: what optimal is best in: "headroom", or "latency", predicted seconds a token.
         device_map: judge this map instead of finding one.
         target_context: place for as many sequences of so many tokens as fit.
-        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk".
+        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk"; over hosts by names like "a:0".
         visible: ids of the accelerators to plan with.
         reserve: bytes, or a share like "10%", to keep free on every GPU, or by device.
         speed: bytes a second of a GPU's memory, of "link" and of "disk", for the objective latency.
@@ -181,7 +181,7 @@ def plan(
         "images": images,
     }
     latency = objective == "latency"
-    hosts = _hosts_request(machine, _entries(reserve))
+    hosts = _hosts_request(machine, _entries(reserve), _entries(max_memory))
     given = {
         "strategy": strategy is not None,
         "objective": objective is not None,
@@ -258,11 +258,10 @@ def compare(
     Raises:
         ModelError, UsageError, RefusedError: as `plan`.
     """
-    hosts = _hosts_request(machine, None)
+    hosts = _hosts_request(machine, None, _entries(max_memory))
     with _naming_keywords():
         if hosts is not None:
-            about = {clashes.OVER_HOSTS, *(["max-memory"] if max_memory is not None else [])}
-            clashes.refuse(clashes.OF_PLAN, about if padding else {*about, "no-padding"})
+            clashes.refuse(clashes.OF_PLAN, {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])})
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -529,13 +528,15 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _hosts_request(machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None) -> HostsRequest | None:
+def _hosts_request(
+    machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None, max_memory: tuple[str, ...] | None
+) -> HostsRequest | None:
     """The hosts that are meant; None for one machine."""
     if isinstance(machine, Mapping):
         machines = tuple((name, _machine_request(each)) for name, each in machine.items())
-        return HostsRequest(machines=machines, reserve=reserve)
+        return HostsRequest(machines=machines, reserve=reserve, max_memory=max_memory)
     if isinstance(machine, str) and names_hosts(machine):
-        return HostsRequest(devices=machine, reserve=reserve)
+        return HostsRequest(devices=machine, reserve=reserve, max_memory=max_memory)
     return None
 
 

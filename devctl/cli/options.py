@@ -212,7 +212,15 @@ class MachineOptions:
     hosts: Hosts = None
     timeout: Timeout = None
     remote_command: RemoteCommand = None
-    max_memory: MaxMemory = None
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max-memory",
+            metavar="DEVICE=SIZE,…",
+            help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB, or a:0=10GiB on one of several "
+            "hosts; may be repeated. Without it, what this machine has free.",
+        ),
+    ] = None
     visible: Annotated[
         str | None,
         typer.Option("--visible", metavar="ID,…", help="Plan with these accelerators alone, counted from 0, like 0,2."),
@@ -222,7 +230,7 @@ class MachineOptions:
         typer.Option(
             "--reserve",
             metavar="SIZE|SHARE",
-            help="Keep so much of every GPU free, like 1GiB or 10%, or 0=2GiB,cpu=10%.",
+            help="Keep so much of every GPU free, like 1GiB or 10%, or 0=2GiB,cpu=10%; of one host a:1GiB or a:0=2GiB.",
         ),
     ] = None
     speed: Annotated[
@@ -251,6 +259,7 @@ class MachineOptions:
             timeout=self.timeout,
             remote_command=self.remote_command,
             reserve=None if self.reserve is None else tuple(self.reserve),
+            max_memory=None if self.max_memory is None else tuple(self.max_memory),
         )
 
     def request(self, *, timed: bool) -> MachineRequest:

@@ -50,9 +50,10 @@ OF_PLAN = (
     ),
     Clash(
         "devices are numbered on each host anew",
-        ("max-memory", "visible"),
+        ("visible",),
         beside=(OVER_HOSTS,),
-        hint="or keep something free on every one, with --reserve",
+        hint="or say how many each host gives: like 'a:2xH100;b:4xH100', by slots of a hostfile, or by "
+        "CUDA_VISIBLE_DEVICES where `devctl list --json` runs",
     ),
     Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),

@@ -140,7 +140,17 @@ def test_more_boards_than_layers_are_refused(devctl):
         (["--objective", "latency"], "leave out --objective"),
         (["--map", "x"], "leave out --map"),
         (["--no-offload"], "leave out --no-offload"),
-        (["--max-memory", "0=1GiB"], "leave out --max-memory"),
+        (["--max-memory", "0=1GiB"], "names none of the hosts, which are a, b"),
+        (["--max-memory", "a:0=1GiB,1=1GiB"], "'1=1GiB' names none of the hosts"),
+        (["--max-memory", "c:0=1GiB"], "'c:0=1GiB' names none of the hosts"),
+        (["--max-memory", "cuda:0=1GiB"], "'cuda:0=1GiB' names none of the hosts"),
+        (["--max-memory", "a:9=1GiB"], "a: --max-memory: cuda:9 is not among the devices given"),
+        (["--max-memory", "a:cpu=1GiB"], "over hosts nothing is on the CPU or a disk"),
+        (["--max-memory", "a:0=80G"], "a: --max-memory: "),
+        (["--max-memory", "a:"], "a: --max-memory: "),
+        (["--reserve", "c:1GiB"], "'c:1GiB' names none of the hosts"),
+        (["--reserve", "cpu=1GiB"], "over hosts nothing is on the CPU or a disk"),
+        (["--reserve", "a:9=1MiB"], "a: --reserve: cuda:9 is not among the devices"),
         (["--visible", "0"], "leave out --visible"),
         (["--context-length", "64", "--batch-size", "2", "--no-padding"], "leave out --no-padding"),
         (["--fits-on", "H100"], "leave out"),
@@ -301,6 +311,27 @@ def test_what_is_kept_free_is_so_on_every_host(devctl):
     assert [stage["budget"] for stage in document["stages"]] == [12 * 2**20] * 2
 
 
+def budgets(document):
+    return {f"{stage['host']}/{stage['devices'][0]}": stage["budget"] // 2**20 for stage in document["stages"]}
+
+
+def test_what_is_kept_free_and_what_boards_may_hold_is_said_of_one_host(devctl, tmp_path):
+    hosts = ["--devices", "a:2x16MiB;b:16MiB"]
+    some = planned(devctl("plan", TINY, *hosts, "--reserve", "a:1MiB,b:0=2MiB"))
+    assert budgets(some) == {"a/cuda:0": 15, "a/cuda:1": 15, "b/cuda:0": 14}
+    # what is on every host is said together with what is on one
+    both = planned(devctl("plan", TINY, *hosts, "--reserve", "1MiB,a:cuda:1=4MiB"))
+    assert budgets(both) == {"a/cuda:0": 15, "a/cuda:1": 12, "b/cuda:0": 15}
+    most = planned(devctl("plan", TINY, *hosts, "--max-memory", "a:1=8MiB", "--max-memory", "b:cuda:0=9MiB"))
+    assert budgets(most) == {"a/cuda:0": 16, "a/cuda:1": 8, "b/cuda:0": 9}
+    # of a machine that was listed, what is not named keeps what it has free
+    machines = ["--machine", box(tmp_path, "x", "2x16MiB"), "--machine", box(tmp_path, "y", "16MiB")]
+    listed = planned(devctl("plan", TINY, *machines, "--max-memory", "x:0=8MiB", "--reserve", "1MiB"))
+    assert budgets(listed) == {"x/cuda:0": 7, "x/cuda:1": 15, "y/cuda:0": 15}
+    without = planned(devctl("plan", TINY, *hosts, "--max-memory", "a:0=0B"))
+    assert set(budgets(without)) == {"a/cuda:1", "b/cuda:0"}
+
+
 @pytest.fixture
 def staged(devctl, tmp_path):
     path = tmp_path / "stages.json"
@@ -359,8 +390,10 @@ def test_the_library_plans_over_hosts(tmp_path):
         library.plan(TINY, {"a": "9x1GiB"})
     with pytest.raises(library.UsageError, match="leave out strategy"):
         library.plan(TINY, "a:8MiB;b:8MiB", strategy="auto")
-    with pytest.raises(library.UsageError, match="leave out max_memory"):
+    with pytest.raises(library.UsageError, match="max_memory: '0=1GiB' names none of the hosts"):
         library.compare(TINY, "a:8MiB;b:8MiB", max_memory={0: "1GiB"})
+    less = library.compare(TINY, "a:64MiB;b:64MiB", max_memory={"a:0": "16MiB"})
+    assert [use.budget for use in less.chosen.devices] == [16 * 2**20, 64 * 2**20]
 
 
 TOLD = ["--overhead", "0B"]

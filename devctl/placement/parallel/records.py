@@ -46,7 +46,8 @@ class Stage:
     Attributes:
         stage: its number; the first has the embedding.
         host: the name of the host.
-        devices: accelerators of that host, like "cuda:0", one for each rank of its tensor-parallel group.
+        devices: accelerators of that host, like "cuda:0", one for each rank of its tensor-parallel group; "cpu" for
+            each, in a plan that is changed to be tried without any.
         layers: (first, one past the last).
         used: bytes of weights and buffers on the fullest of its devices.
         state: bytes of KV cache and the like there.
@@ -280,7 +281,7 @@ def _fault(found: Stages) -> str | None:
         elif len(stage.devices) != found.tensor_parallel:
             wrong = f"stage {number} has {len(stage.devices)} devices, and stage 0 has {found.tensor_parallel}"
         for device in stage.devices:
-            if (stage.host, device) in devices:
+            if (stage.host, device) in devices and device != "cpu":  # which ranks may share
                 wrong = f"{device} of {stage.host} has two stages"
             devices.add((stage.host, device))
         if wrong is not None:
