@@ -28,6 +28,7 @@ from devctl.planning.checking import check_machine
 from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
 from devctl.planning.hosts import HostsRequest, open_hosts
+from devctl.planning.hosts_question import ALONE
 from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file, require_loadable
 from devctl.planning.model import Model
@@ -38,6 +39,7 @@ from devctl.planning.plan_facts import parse_facts
 from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     ByRanks,
+    FillContext,
     Limits,
     MachineRequest,
     ModelRequest,
@@ -141,7 +143,7 @@ def plan(
         objective: what optimal is best in: "headroom", or "latency", predicted seconds a token.
         device_map: judge this map instead of finding one.
         target_context: place for as many sequences of so many tokens as fit.
-        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk".
+        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk"; over hosts by names like "a:0".
         visible: ids of the accelerators to plan with.
         reserve: bytes, or a share like "10%", to keep free on every GPU, or by device.
         speed: bytes a second of a GPU's memory, of "link" and of "disk", for the objective latency.
@@ -161,6 +163,7 @@ def plan(
             is one of the size that the model's config has, in a model that sees.
         max_context: also find the most tokens that fit on this map, and on the best one.
         tp: let so many ranks share every layer, each a process with an accelerator of its own; such a plan has no map.
+            Over hosts so many accelerators of a host share each stage.
         ep: let them share the experts out, too: as many.
         **of_model: the keywords of `open_model`.
 
@@ -183,7 +186,7 @@ def plan(
         "images": images,
     }
     latency = objective == "latency"
-    hosts = _hosts_request(machine, _entries(reserve))
+    hosts = _hosts_request(machine, _entries(reserve), _entries(max_memory))
     given = {
         "strategy": strategy is not None,
         "objective": objective is not None,
@@ -208,8 +211,11 @@ def plan(
     with _naming_keywords():
         clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
         if hosts is not None:
+            fill = None if target_context is None else FillContext(tokens=target_context)
+            ranks = ALONE if tp is None else ByRanks(size=tp, experts=ep).ranks
             there, wanted = open_hosts(hosts), _workload(**asked)
-            return plan_over_hosts(open_model(model, **of_model), there, wanted, max_context=max_context)
+            opened = open_model(model, **of_model)
+            return plan_over_hosts(opened, there, wanted, ranks=ranks, fill=fill, max_context=max_context)
         assert not isinstance(machine, Mapping), "these are hosts"
         here = open_machine(
             _machine_request(
@@ -259,12 +265,12 @@ def compare(
     Raises:
         ModelError, UsageError, RefusedError: as `plan`.
     """
-    hosts = _hosts_request(machine, None)
+    hosts = _hosts_request(machine, None, _entries(max_memory))
     with _naming_keywords():
         if hosts is not None:
-            about = {clashes.OVER_HOSTS, *(["max-memory"] if max_memory is not None else [])}
+            about = {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])}
             about |= {"adapter"} if of_model.get("adapters") or (isinstance(model, Model) and model.adapters) else set()
-            clashes.refuse(clashes.OF_PLAN, about if padding else {*about, "no-padding"})
+            clashes.refuse(clashes.OF_PLAN, about)
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -547,13 +553,15 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _hosts_request(machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None) -> HostsRequest | None:
+def _hosts_request(
+    machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None, max_memory: tuple[str, ...] | None
+) -> HostsRequest | None:
     """The hosts that are meant; None for one machine."""
     if isinstance(machine, Mapping):
         machines = tuple((name, _machine_request(each)) for name, each in machine.items())
-        return HostsRequest(machines=machines, reserve=reserve)
+        return HostsRequest(machines=machines, reserve=reserve, max_memory=max_memory)
     if isinstance(machine, str) and names_hosts(machine):
-        return HostsRequest(devices=machine, reserve=reserve)
+        return HostsRequest(devices=machine, reserve=reserve, max_memory=max_memory)
     return None
 
 

@@ -212,7 +212,15 @@ class MachineOptions:
     hosts: Hosts = None
     timeout: Timeout = None
     remote_command: RemoteCommand = None
-    max_memory: MaxMemory = None
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max-memory",
+            metavar="DEVICE=SIZE,…",
+            help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB, or a:0=10GiB on one of several "
+            "hosts; may be repeated. Without it, what this machine has free.",
+        ),
+    ] = None
     visible: Annotated[
         str | None,
         typer.Option("--visible", metavar="ID,…", help="These accelerators alone, from 0, like 0,2."),
@@ -222,7 +230,7 @@ class MachineOptions:
         typer.Option(
             "--reserve",
             metavar="SIZE|SHARE",
-            help="Keep free on GPUs: 1GiB, 10%, 0=2GiB,cpu=10%.",
+            help="Keep free on GPUs: 1GiB, 10%, 0=2GiB,cpu=10%; on hosts a:1GiB, a:0=2GiB.",
         ),
     ] = None
     speed: Annotated[
@@ -250,6 +258,7 @@ class MachineOptions:
             timeout=self.timeout,
             remote_command=self.remote_command,
             reserve=None if self.reserve is None else tuple(self.reserve),
+            max_memory=None if self.max_memory is None else tuple(self.max_memory),
         )
 
     def request(self, *, timed: bool) -> MachineRequest:

@@ -103,16 +103,23 @@ def plan(
 def _over_hosts(asked: _Options) -> None:
     """Print the stages over several hosts."""
     from devctl.planning.hosts import open_hosts
+    from devctl.planning.hosts_question import ALONE
     from devctl.planning.model import open_model
-    from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
+    from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts, what_fits_over_hosts
+    from devctl.planning.request import ByRanks, FillContext
 
-    workload = asked.workload.request()
+    goal, workload = asked.goal, asked.workload.request()
+    ranks = ALONE if goal.tp is None else ByRanks(size=goal.tp, experts=goal.ep).ranks
+    fill = None if goal.target_context is None else FillContext(tokens=goal.target_context)
     hosts = open_hosts(asked.machine.several())
     opened = open_model(asked.model.request())
-    if asked.goal.compare:
-        _tell(compare_over_hosts(opened, hosts, workload), show.comparison, asked.output)
+    if goal.what_if:
+        _tell(what_fits_over_hosts(opened, hosts, workload, ranks=ranks), show.what_if_table, asked.output)
+    elif goal.compare:
+        _tell(compare_over_hosts(opened, hosts, workload, ranks=ranks), show.comparison, asked.output)
     else:
-        _show(plan_over_hosts(opened, hosts, workload, max_context=asked.goal.max_context), asked.output)
+        found = plan_over_hosts(opened, hosts, workload, ranks=ranks, fill=fill, max_context=goal.max_context)
+        _show(found, asked.output)
 
 
 def _fits_on(asked: _Options) -> None:
@@ -165,7 +172,7 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     """
     if plan.refusal is not None:
         # what is counted with is half of why it does not fit
-        show.say_notes(plan.budgets.notes if plan.tensor_parallel is None else plan.notes)
+        show.say_notes(plan.notes if plan.is_shared_whole else plan.budgets.notes)
         raise plan.refusal.error()
     exported = None
     if output.to is not None:  # before anything is written: an engine may refuse
@@ -195,7 +202,10 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
 def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> str:
     """What a person should know of the plan, and why it is so where that is asked for."""
     if plan.tensor_parallel is not None:
-        from devctl.cli.show.ranks import summary_of
+        from devctl.cli.show.ranks import stages_summary, summary_of
+
+        if not plan.is_shared_whole:
+            return stages_summary(plan, stream)
 
         return summary_of(plan, stream)
     if not output.explain or output.to is not None:
@@ -209,7 +219,8 @@ def _why(plan: "Plan") -> "Explanation":
     if plan.stages is not None:
         from devctl.placement.parallel.reasons import explain_stages
 
-        return explain_stages(plan.tree, plan.stages)
+        shared = plan.tensor_parallel
+        return explain_stages(plan.tree, plan.stages, None if shared is None else shared.ranks)
     from devctl.placement.explain import explain
 
     return explain(plan.tree, plan.budgets, plan.placement)

@@ -179,7 +179,7 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
     clashes.refuse(clashes.OF_LAUNCH, {*given(hosts), f"launch {launch}"})
     from devctl.distributed.checks import require_run  # which the help does without
 
-    require_run(_request(plan, hosts, run))
+    require_run(_request(plan, hosts, run), plan.path)
     started = Run(
         stages=plan.stages,
         arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),

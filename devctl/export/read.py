@@ -73,6 +73,7 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         context_length=_count(workload, "context_length", origin),
         batch_size=_count(workload, "batch_size", origin) or 1,
         kv_dtype=_word(workload, "kv_dtype", origin),
+        expert_parallel=_count(_object(document, "tensor_parallel", origin), "expert_parallel", origin) or 1,
     )
 
 

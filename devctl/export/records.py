@@ -29,6 +29,7 @@ class Exportable:
         context_length: tokens of each sequence; None where no workload was counted.
         batch_size: sequences at once.
         kv_dtype: torch's name of what keys and values are kept in; None for the model's.
+        expert_parallel: ranks of a stage that have experts of their own; 1 where each has a part of all.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Exportable:
     context_length: int | None = None
     batch_size: int = 1
     kv_dtype: str | None = None
+    expert_parallel: int = 1
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += ["--pipeline-parallel-size", str(len(stages.stages))]
     if stages.tensor_parallel > 1:
         words += ["--tensor-parallel-size", str(stages.tensor_parallel)]
+    if plan.expert_parallel > 1:
+        words.append("--enable-expert-parallel")
     if plan.context_length is not None:
         words += ["--max-model-len", str(plan.context_length), "--max-num-seqs", str(plan.batch_size)]
         words += ["--kv-cache-memory-bytes", str(cache_bytes(plan))]

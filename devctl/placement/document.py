@@ -141,10 +141,17 @@ def of_several(stages: Stages, origin: str) -> RefusedError:
     """
     where = f" on {len(stages.hosts)} hosts ({', '.join(stages.hosts)})" if len(stages.hosts) > 1 else ""
     file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
-    return RefusedError(
-        f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one",
-        hint=f"run it with `devctl load MODEL --map {file} --launch print`",
+    run = (
+        engines_that_can(file)
+        if stages.is_for_engines
+        else f"run it with `devctl load MODEL --map {file} --launch print`"
     )
+    return RefusedError(f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one", hint=run)
+
+
+def engines_that_can(file: str) -> str:
+    """What runs a plan in stages that ranks share, as a hint."""
+    return f"vLLM and SGLang can: `devctl export {file} --to vllm` writes their lines"
 
 
 def of_gguf(origin: str) -> RefusedError:

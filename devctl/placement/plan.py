@@ -146,6 +146,11 @@ class Plan:
         return self.refusal is None
 
     @property
+    def is_shared_whole(self) -> bool:
+        """Whether ranks of one machine share every layer, which are in no stages."""
+        return self.tensor_parallel is not None and self.placement.strategy is None
+
+    @property
     def engine(self) -> str:
         """What the plan holds for: how transformers runs the model. Other engines hold other things in memory.
 
@@ -153,7 +158,9 @@ class Plan:
         """
         if self.other_engine is not None:
             return self.other_engine
-        if self.tensor_parallel is not None:
+        if self.tensor_parallel is not None and self.stages is not None and len(self.stages.stages) > 1:
+            runs = "stages of whole layers, shared as transformers' tensor parallelism shares them"
+        elif self.tensor_parallel is not None:
             runs = "transformers' tensor parallelism"
         elif self.stages is not None:
             layers = layers_of(self.tree)
@@ -220,6 +227,14 @@ class Plan:
         if self.other_engine is not None:
             raise of_gguf("the plan")
 
+    def _map_of_document(self) -> Mapping[str, HfDevice]:
+        """The map; where ranks share modules, with their devices in it, which no one process could load it on."""
+        if self.tensor_parallel is None or self.stages is None:
+            return to_hf(self.placement.device_map)
+        if self.is_shared_whole:
+            return {"": ",".join(rank.device for rank in self.stages.ranks())}
+        return _of_groups(self.stages, dict(self.placement.device_map))
+
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
         placement = self.placement
@@ -246,7 +261,7 @@ class Plan:
             "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
-            "device_map": to_hf(placement.device_map) if self.tensor_parallel is None else _of_group(self.stages),
+            "device_map": self._map_of_document(),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
             **({} if self.stages is None else self.stages.to_document()),
@@ -254,9 +269,13 @@ class Plan:
         }
 
 
-def _of_group(stages: Stages | None) -> dict[str, str]:
-    """What stands for the map of a model that ranks share: no device that one process could load it on."""
-    return {"": ",".join(rank.device for rank in ([] if stages is None else stages.ranks()))}
+def _of_groups(stages: Stages, device_map: Mapping[str, Device]) -> dict[str, str]:
+    """The same of stages: each module is on all devices of its own."""
+    groups = {
+        f"{stage.host}/{stage.devices[0]}": ",".join(f"{stage.host}/{device}" for device in stage.devices)
+        for stage in stages.stages
+    }
+    return {name: groups[str(device)] for name, device in device_map.items()}
 
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
@@ -348,12 +367,14 @@ class WhatIf:
     Attributes:
         run: how each case is run; its context and batch are those of the case.
         notes: why accelerators of the machine are missing, and what is counted beside the text.
+        placed: how each case is placed, in words.
     """
 
     model: PlannedModel
     cases: tuple[Case, ...]
     run: WayToRun
     notes: tuple[str, ...] = ()
+    placed: str = "placed by optimal"
 
     def to_document(self) -> dict[str, Any]:
         """The cases as JSON values."""

@@ -84,17 +84,17 @@ OF_PLAN = (
     Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
     Clash(
         "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
-        (*_WAYS, "map", "no-offload", "no-disk", "target-context", "what-if", "fits-on", "speed"),
+        (*_WAYS, "map", "no-offload", "no-disk", "fits-on", "speed"),
         beside=(OVER_HOSTS,),
     ),
     Clash(
         "devices are numbered on each host anew",
-        ("max-memory", "visible"),
+        ("visible",),
         beside=(OVER_HOSTS,),
-        hint="or keep something free on every one, with --reserve",
+        hint="or say how many each host gives: like 'a:2xH100;b:4xH100', by slots of a hostfile, or by "
+        "CUDA_VISIBLE_DEVICES where `devctl list --json` runs",
     ),
     Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
-    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",
@@ -135,6 +135,7 @@ OF_PLAN = (
             "fits-on",
         ),
         beside=("tp",),
+        without=(OVER_HOSTS,),
     ),
     Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
     Clash("how adapters are cut for --tp is not known", ("adapter",), beside=("tp",)),

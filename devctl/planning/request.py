@@ -158,6 +158,7 @@ class MachineRequest:
         file: a file that ``devctl list --json`` wrote; "-" is standard input.
         inventory: a machine that is known. Without any of the three, this machine, now.
         max_memory: entries like "0=10GiB,cpu=30GiB"; None is what the machine has free.
+        keeps_others: whether devices that those do not name may hold what they have free, instead of nothing.
         visible: ids of the accelerators to plan with, like "0,2".
         reserve: entries like "1GiB", "10%" or "0=2GiB", kept free.
         speed: None where it does not matter how fast the machine is; else entries like "0=2TB,link=25GB", bytes a
@@ -171,6 +172,7 @@ class MachineRequest:
     file: str | PathLike[str] | None = None
     inventory: Inventory | None = None
     max_memory: tuple[str, ...] | None = None
+    keeps_others: bool = False
     visible: str | None = None
     reserve: tuple[str, ...] | None = None
     speed: tuple[str, ...] | None = None

@@ -1,5 +1,6 @@
 """What `devctl doctor` found, for people."""
 
+import sys
 import textwrap
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ _NARROWEST = 40
 
 def lines(found: Examination) -> str:
     """A line a finding, with the next step behind an arrow; folded where a terminal looks, one line each elsewhere."""
-    width, styled = answer_style()
+    width, styled = answer_style(sys.stdout)
     return "".join(f"{line}\n" for finding in found.findings for line in _lines(finding, width, styled=styled))
 
 

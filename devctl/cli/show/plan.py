@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from devctl.models.footprint import Workload
     from devctl.placement.document import PlannedModel
+    from devctl.placement.parallel.records import Stages
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Comparison, Plan, Room, WayToRun, WhatIf
     from devctl.planning.fits_on import FitsOn
@@ -31,7 +32,7 @@ _UNCOUNTED = "KV cache and activations are not counted"
 def summary_of(plan: Plan, stream: TextIO | None) -> str:
     """The summary of a plan: whether it fits, what is counted, what is where, and what it holds for."""
     stages = plan.stages
-    how = "" if stages is None else _in_stages(len(stages.stages), len(stages.hosts))
+    how = "" if stages is None else in_stages(stages)
     return plan_summary(
         plan.model,
         plan.placement,
@@ -44,7 +45,9 @@ def summary_of(plan: Plan, stream: TextIO | None) -> str:
     )
 
 
-def _in_stages(stages: int, hosts: int) -> str:
+def in_stages(found: Stages) -> str:
+    """How many stages there are, over how many hosts."""
+    stages, hosts = len(found.stages), len(found.hosts)
     return f"in {stages} stage{'s' * (stages > 1)} over {hosts} host{'s' * (hosts > 1)}"
 
 
@@ -415,7 +418,7 @@ def what_if_table(found: WhatIf, stream: TextIO | None) -> str:
         ]
         table.add_row(f"{context:,}", *row)
     width = room_of(stream)
-    percent = "percent: how full the fullest device is, placed by optimal; – does not fit"
+    percent = f"percent: how full the fullest device is, {found.placed}; – does not fit"
     lines = plain_lines([line for line in (run_line(found.run, batches=True), percent) if line], width)
     return to_text(Group(*model_lines(found.model, "", width), table, *lines), stream)
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from devctl.cli.show.plan import answer_of, counted, headline, model_lines, other_notes, plain_lines, run_line
+from devctl.cli.show.plan import (
+    answer_of,
+    counted,
+    headline,
+    in_stages,
+    model_lines,
+    other_notes,
+    plain_lines,
+    run_line,
+)
+from devctl.cli.show.plan import verdict_line as of_devices
 from devctl.cli.show.streams import cells, clean, in_lines, room_of, to_text
 from devctl.placement.placement import over_budget
 from devctl.units import format_bytes
@@ -14,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from devctl.placement.document import PlannedModel
+    from devctl.placement.parallel.records import Stage, Stages
     from devctl.placement.parallel.tensor import StyleBytes, TensorParallel
     from devctl.placement.placement import DeviceUse, Placement
     from devctl.placement.plan import Plan
@@ -81,6 +92,56 @@ def verdict_line(placement: Placement) -> str:
     return f"{head}, {least} left on each rank" + (f"; {asked}" if asked else "")
 
 
+def stages_summary(plan: Plan, stream: TextIO | None) -> str:
+    """The summary of a plan in stages that ranks share: a row a stage, or for each of its ranks that differ, then as
+    `ranks_summary`."""
+    from rich.console import Group
+
+    stages, shared = plan.stages, plan.tensor_parallel
+    assert stages is not None and shared is not None, "asked of such plans"
+    width = room_of(stream)
+    experts = " and experts" if shared.ranks.dispatches else ""
+    how = f"{in_stages(stages)}, each shared by {shared.ranks.size} ranks{experts}"
+    what = counted(plan.runtime.footprint.workload if plan.runtime is not None else None)
+    lines: list[RenderableType] = [
+        *headline(of_devices(plan.placement, plan.room), width),
+        *model_lines(plan.model, f"{how}, {what}", width),
+        stage_table(stages, plan.placement.devices),
+        style_table(shared.sharded, width, ("all layers", "a rank's part")),
+    ]
+    told = (loading_line(plan.placement.devices), run_line(plan.run), f"holds for: {plan.engine}")
+    lines += plain_lines((*(line for line in told if line), *other_notes(plan.notes)), width)
+    return to_text(Group(*lines), stream)
+
+
+def stage_table(stages: Stages, devices: Sequence[DeviceUse]) -> RenderableType:
+    """What the ranks of each stage hold, and what is free there; those of a stage that hold as much are one row."""
+    from rich.table import Table
+
+    beside = any(use.total > use.used for use in devices)
+    titles = ("weights", "KV cache", "activations", "overhead", "free") if beside else ("weights", "free")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("layers", no_wrap=True)
+    table.add_column("devices", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    by_name = {str(use.device): use for use in devices}
+    for stage in stages.stages:
+        uses = [by_name[f"{stage.host}/{device}"] for device in stage.devices]
+        for first, last in folded(uses):
+            use = uses[first]
+            parts = (use.used, use.state, use.activations, use.overhead) if beside else (use.used,)
+            free = "" if use.budget is None else format_bytes(use.budget - use.total)
+            names = str(use.device) if first == last else f"{use.device} to {stage.devices[last]}"
+            table.add_row("" if first else _layers(stage), names, *map(format_bytes, parts), free)
+    return table
+
+
+def _layers(stage: Stage) -> str:
+    first, end = stage.layers
+    return f"{first}-{end - 1}" if end - first > 1 else str(first)
+
+
 def rank_table(devices: Sequence[DeviceUse]) -> RenderableType:
     """What each rank holds on its device, and what is free there; ranks that hold as much are one row."""
     from rich.table import Table
@@ -121,19 +182,21 @@ def _figures(use: DeviceUse) -> tuple[int | None, ...]:
     return use.used, use.state, use.activations, use.overhead, use.budget, use.loading
 
 
-def style_table(styles: Sequence[StyleBytes], width: int | None) -> RenderableType:
+def style_table(
+    styles: Sequence[StyleBytes], width: int | None, titles: tuple[str, str] = ("model", "a rank")
+) -> RenderableType:
     """What each style does: bytes in the model, bytes on a rank, and of which tensors."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for title in ("style", "model", "a rank"):
+    for title in ("style", *titles):
         table.add_column(title, justify="left" if title == "style" else "right", no_wrap=True)
     table.add_column("of")
     rows = []
     for each in styles:
         name = each.style or "not in the plan"
         rows.append((name if each.is_cut else f"{name}: whole", format_bytes(each.nbytes), format_bytes(each.on_each)))
-    taken = sum(max(map(cells, column)) + 2 for column in zip(("style", "model", "a rank"), *rows, strict=True))
+    taken = sum(max(map(cells, column)) + 2 for column in zip(("style", *titles), *rows, strict=True))
     for row, each in zip(rows, styles, strict=True):
         table.add_row(
             *row, "\n".join(in_lines(clean(_tensors(each.rules)), None if width is None else max(16, width - taken)))
