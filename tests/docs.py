@@ -7,8 +7,10 @@ line is of commands whose figures differ from run to run, like seconds: only its
 The blocks of a page run in their order, in one folder with `tests/configs` and, where a command names ``models/NAME``,
 the small model of that name from `tests/small_models.py`, with random weights.
 
-``python -m tests.docs`` says which blocks show something else than what is printed, and exits with 1 if there are any;
-``--write`` writes what is printed into the pages.
+A comment ``<!-- devctl … --svg PATH -->`` names the command that draws the picture at that path.
+
+``python -m tests.docs`` says which blocks and pictures show something else than what is printed and drawn, and exits
+with 1 if there are any; ``--write`` writes the pages and pictures anew.
 """
 
 import argparse
@@ -31,6 +33,7 @@ SECONDS = 300
 """The most that a block may take."""
 
 _FENCED = re.compile(r"^```(console|text)\n(?=\$ )(.*?)^```$", re.MULTILINE | re.DOTALL)
+_DRAWN = re.compile(r"^<!-- (devctl .* --svg (\S+)) -->$", re.MULTILINE)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _SEPARATOR = "\x1e"
 _OURS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DEVCTL_CACHE_DIR", "TMPDIR", "SYSTEMROOT")
@@ -88,6 +91,19 @@ def run_page(text: str, folder: Path) -> list[str]:
     (folder / "tests/configs").symlink_to(ROOT / "tests/configs")
     (folder / "models").mkdir()
     return [run(block, folder) for block in blocks(text)]
+
+
+def pictures(text: str) -> list[tuple[str, Path]]:
+    """The pictures that a page has drawn: the command, and the path from the root."""
+    return [(command, Path(path)) for command, path in _DRAWN.findall(text)]
+
+
+def draw(command: str, path: Path, folder: Path) -> str:
+    """What the command draws in ``folder``, where `run_page` has been."""
+    (folder / path).parent.mkdir(exist_ok=True)
+    said = _on_terminal(["sh", "-c", command], folder)
+    assert (folder / path).exists(), said
+    return (folder / path).read_text(encoding="utf-8")
 
 
 def _make(name: str, folder: Path) -> None:
@@ -175,13 +191,21 @@ def main() -> int:
         text = page.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:
             printed = run_page(text, Path(folder))
+            drawn = [(command, ROOT / path, draw(command, path, Path(folder))) for command, path in pictures(text)]
         changed = [(block, now) for block, now in zip(blocks(text), printed, strict=True) if not block.holds(now)]
         for block, now in reversed(changed):
             text = text[: block.start] + now + text[block.end :]
             print(f"{page}: {block.commands[0]}")
+        old = [
+            (command, path, now) for command, path, now in drawn if not path.exists() or path.read_text("utf-8") != now
+        ]
+        for command, path, now in old:
+            print(f"{page}: {command}")
+            if arguments.write:
+                path.write_text(now, encoding="utf-8")
         if arguments.write and changed:
             page.write_text(text, encoding="utf-8")
-        different += len(changed)
+        different += len(changed) + len(old)
     return 1 if different and not arguments.write else 0
 
 

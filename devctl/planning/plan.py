@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from devctl import __version__
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.models import attention
@@ -283,7 +284,7 @@ def versions() -> dict[str, str]:
     """The versions that decide what a plan says."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("devctl", "transformers", "accelerate", "torch")}
+    return {"devctl": __version__, **{name: version(name) for name in ("transformers", "accelerate", "torch")}}
 
 
 def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
-from transformers.distributed import DistributedConfig
+from transformers.distributed import DistributedConfig  # type: ignore[attr-defined]
 from transformers.utils import logging
 
 import devctl.models
