@@ -209,7 +209,8 @@ def plan(
         clashes.GGUF: _is_gguf(model),
     }
     with _naming_keywords():
-        clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
+        told = {name for name, is_given in given.items() if is_given}
+        clashes.refuse(clashes.OF_PLAN, told)
         if hosts is not None:
             fill = None if target_context is None else FillContext(tokens=target_context)
             ranks = ALONE if tp is None else ByRanks(size=tp, experts=ep).ranks
@@ -237,6 +238,8 @@ def plan(
             device_map=None if device_map is None else devices_by_name(device_map),
         )
         opened = open_model(model, **of_model)
+        if opened.gguf is not None:  # of one on the hub that is known only now
+            clashes.refuse(clashes.OF_PLAN, {*told, clashes.GGUF})
         limits = Limits(offload=offload, disk=disk)
         return answers.make_plan(opened, here, workload, goal, limits, max_context=max_context)
 

@@ -65,7 +65,8 @@ def plan(
     streams.clean_logs()
     about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     about |= {clashes.GGUF} if gguf_at(model.model) is not None else set()
-    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about)
+    about |= given(model, machine, goal, workload, output)
+    clashes.refuse(clashes.OF_PLAN, about)
     output.require_apart()
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
     if machine.over_hosts:
@@ -91,6 +92,8 @@ def plan(
     from devctl.planning.model import open_model  # after the options are known to make sense
 
     opened = open_model(model.request())
+    if opened.gguf is not None:  # of one on the hub that is known only now
+        clashes.refuse(clashes.OF_PLAN, about | {clashes.GGUF})
     if goal.what_if:
         table = what_fits(opened, here, asked)
         _tell(table, show.what_if_table, output)

@@ -28,7 +28,7 @@ def export(plan: Exportable) -> Export | Unsayable:
         return Unsayable(reasons)
     hosts = plan.stages.hosts
     split = tensor_split(plan.counts)
-    words = ["llama-server", "--model", _file(plan)]
+    words = ["llama-server", *_which(plan)]
     if plan.on_cpu is not None and plan.on_cpu == (0, plan.layers):
         words += ["--gpu-layers", "0"]  # the output is there, too
     elif plan.layers is not None:
@@ -60,19 +60,32 @@ def export(plan: Exportable) -> Export | Unsayable:
     return Export(engine="llama.cpp", release=RELEASE, commands=tuple(commands), notes=_notes(plan))
 
 
-def fitting(file: str, tokens: int | None = None, kv_dtype: str | None = None) -> str:
+def fitting(file: str, tokens: int | None = None, kv_dtype: str | None = None, *, on_hub: bool = False) -> str:
     """The line that lets llama.cpp fit a file by itself: it builds the graphs, and so knows its buffers.
 
     Args:
         tokens: of all sequences together; None for what llama.cpp finds room for.
         kv_dtype: torch's name of what keys and values are kept in, where llama.cpp has it.
+        on_hub: whether ``file`` is one on a hub, org/name/file.
     """
-    words = ["llama-fit-params", "--model", file]
+    words = ["llama-fit-params", *(_on_hub(file) if on_hub else ["--model", file])]
     if tokens is not None:
         words += ["--ctx-size", str(tokens)]
     if (kept_in := _KV_DTYPES.get(kv_dtype)) is not None:
         words += ["--cache-type-k", kept_in, "--cache-type-v", kept_in]
     return shlex.join(words)
+
+
+def _which(plan: Exportable) -> list[str]:
+    """Options that say which file is run."""
+    if plan.dtype == GGUF and plan.revision is not None:
+        return _on_hub(plan.model)
+    return ["--model", _file(plan)]
+
+
+def _on_hub(file: str) -> list[str]:
+    organisation, name, inner = file.split("/", 2)
+    return ["--hf-repo", f"{organisation}/{name}", "--hf-file", inner]
 
 
 def tensor_split(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,6 +129,8 @@ def _reasons(plan: Exportable) -> tuple[str, ...]:
 def _notes(plan: Exportable) -> tuple[str, ...]:
     if plan.dtype == GGUF:
         notes = ["sizes are those of the file; llama.cpp's compute buffers are not counted"]
+        if plan.revision is not None:
+            notes.append(f"llama.cpp downloads the newest file of that name; planned was {plan.revision}")
     else:
         notes = ["a GGUF file's sizes are not those of the checkpoint that was planned; the split is by layers"]
     if not plan.model.endswith(".gguf"):

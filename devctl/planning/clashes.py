@@ -66,7 +66,6 @@ OF_PLAN = (
             "dtype",
             "model-class",
             "trust-remote-code",
-            "revision",
             "quantize",
             "no-cache",
             "new-tokens",

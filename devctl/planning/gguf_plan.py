@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.errors import UsageError
-from devctl.export.llama_cpp import RELEASE, fitting
+from devctl.export.llama_cpp import RELEASE
 from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
 from devctl.models.gguf.state import CACHE_TYPES
 from devctl.models.gguf.types import BlockType
@@ -238,14 +238,15 @@ class _Asked:
                 "there are layers"
             )
         if files.projector is not None:
-            path, nbytes = files.projector
-            beside = f"{path.name}, {format_bytes(nbytes)}, is not counted"
+            name, nbytes = files.projector
+            size_of = "" if nbytes is None else f", {format_bytes(nbytes)},"
+            beside = f"{name}{size_of} is not counted"
             yield f"{beside}: llama-server takes it with --mmproj, on the first GPU"
 
     def _told_buffers(self, placement: Placement) -> str:
         """That compute buffers are not counted, what is left for them, and what knows them."""
         gpus = [use for use in placement.devices if is_accelerator(use.device) and use.used and use.budget is not None]
-        line = fitting(str(self.opened.files.path), self._all_tokens, self.workload.kv_dtype)
+        line = self.opened.fitting(self._all_tokens, self.workload.kv_dtype)
         least = min(gpus, key=_left, default=None)
         left = ""
         if least is not None and placement.fits:

@@ -10,19 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import DevctlError, UsageError
+from devctl.errors import DevctlError, ModelError, UsageError
 from devctl.models.adapted import adapted, find_beside
 from devctl.models.adapters import Adapter, read_adapter
 from devctl.models.cache import load_tree, store_tree, tree_key, unusable
+from devctl.models.files.hub import NoSuchFileError
 from devctl.models.files.resolve import ModelSource, generation_of
 from devctl.models.gguf.files import gguf_at
+from devctl.models.gguf.hub import names_one_of_several
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
 from devctl.placement.document import PlannedAdapter, PlannedModel
 from devctl.planning.building import BUILDING, experts_per_token, find_planned, find_source, made_for, read
 from devctl.planning.footprints import Footprints
-from devctl.planning.gguf import OpenedGguf, open_gguf
+from devctl.planning.gguf import OpenedGguf, open_gguf, open_gguf_on_hub
 from devctl.planning.installed import planner_for
 from devctl.planning.progress import reporter
 from devctl.planning.request import Dtype, ModelRequest
@@ -145,9 +147,17 @@ def open_model(request: ModelRequest) -> Model:
     """
     if request.is_live:
         return _open_live(request)
-    if (path := gguf_at(str(request.model))) is not None:
-        return _open_gguf(request, path)
-    request, source = find_planned(request)
+    if (opened := _gguf_of(request)) is not None:
+        return _of_gguf(request, opened)
+    missing = None
+    try:
+        request, source = find_planned(request)
+    except NoSuchFileError as error:  # of a config, which a repository of GGUF files has none of
+        missing = error
+    if missing is not None:
+        if (opened := _gguf_on_hub(request)) is None:
+            raise missing
+        return _of_gguf(request, opened)
     adapters = tuple(read_adapter(name) for name in request.adapters)
     key = _key(source, request) if request.cache else None
     if key is not None:
@@ -208,18 +218,35 @@ def _key(source: ModelSource, request: ModelRequest, *, unpacked: bool = False) 
     )
 
 
-def _open_gguf(request: ModelRequest, path: Path) -> Model:
+def _gguf_of(request: ModelRequest) -> OpenedGguf | None:
+    """What is in a GGUF file by what MODEL is, or by how it is written: org/name:Q4_K_M."""
+    model = str(request.model)
+    if (path := gguf_at(model)) is not None:
+        return open_gguf(path)
+    if not names_one_of_several(model) or Path(model).exists():
+        return None
+    opened = _gguf_on_hub(request)
+    if opened is None:
+        raise ModelError(f"{model.partition(':')[0]} has no GGUF file", hint="leave out what is behind the colon")
+    return opened
+
+
+def _gguf_on_hub(request: ModelRequest) -> OpenedGguf | None:
+    with reporter().status(f"reading headers of {request.model}"):
+        return open_gguf_on_hub(str(request.model), request.revision)
+
+
+def _of_gguf(request: ModelRequest, opened: OpenedGguf) -> Model:
     changed = {
         "--dtype": request.dtype != Dtype.AUTO,
         "--model-class": request.model_class is not None,
         "--trust-remote-code": request.trust_remote_code,
-        "--revision": request.revision is not None,
+        "--revision": request.revision is not None and opened.files.revision is None,
         "--quantize": request.quantize is not None,
         "--adapter": bool(request.adapters),
     }
     if wrong := [option for option, is_given in changed.items() if is_given]:
-        raise UsageError(f"{wrong[0]}: {path} is a GGUF file, which is as it is", hint="leave it out")
-    opened = open_gguf(path)
+        raise UsageError(f"{wrong[0]}: {opened.files.name} is a GGUF file, which is as it is", hint="leave it out")
     return Model(
         request=request,
         source=None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from devctl.errors import ModelError, UsageError
 from devctl.models.files.index import DOWNLOAD_AGAIN
@@ -38,20 +39,23 @@ class GgufModel:
     """A model in one GGUF file or several.
 
     Attributes:
-        path: the file that llama.cpp is given; of a split model, its first part.
+        name: the file that llama.cpp is given, of a split model its first part: a path, or org/name/file on a hub.
         architecture: as llama.cpp calls it, like "llama" or "qwen3moe".
         metadata: of the first file.
         tensors: of all files, in their order.
         files: how many there are.
-        projector: a file beside it with what makes images into tokens, and the bytes of its tensors.
+        projector: a file beside it with what makes images into tokens, and the bytes of its tensors where they are
+            known.
+        revision: the hub's commit; None for files.
     """
 
-    path: Path
+    name: str
     architecture: str
     metadata: Mapping[str, Value]
     tensors: tuple[StoredTensor, ...]
     files: int = 1
-    projector: tuple[Path, int] | None = None
+    projector: tuple[str, int | None] | None = None
+    revision: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -99,28 +103,103 @@ def read_gguf(path: Path) -> GgufModel:
         ModelError: a file can't be read, is missing, broken, or holds no model.
         UsageError: a folder has several models.
     """
-    file, projector = _of_folder(path) if path.is_dir() else (path, None)
-    first = _first_part(file)
-    header = read_header(first)
+    if not path.is_dir():
+        return read_model(_Folder(path.parent), path.name)
+    folder = _Folder(path)
+    try:
+        names = sorted(each.name for each in _names(path))
+    except OSError as error:
+        raise ModelError(f"cannot look at {path}: {error.strerror}") from None
+    wholes = wholes_of(names)
+    if len(wholes) == 1:
+        return read_model(folder, wholes[0])
+    if len(wholes) > _MOST_READ:
+        raise several(str(path), wholes, folder.called(wholes[0]))
+    kinds = {name: kind_of(folder.header(name)) for name in wholes}
+    models = [name for name, kind in kinds.items() if kind is Kind.MODEL]
+    projectors = [name for name, kind in kinds.items() if kind is Kind.PROJECTOR]
+    if len(models) > 1:
+        raise several(str(path), models, folder.called(models[0]))
+    if not models:
+        raise ModelError(f"{path} has {len(kinds)} GGUF files, and no model among them: {_shown(list(kinds))}")
+    found = read_model(folder, models[0])
+    if not projectors:
+        return found
+    beside = folder.header(projectors[0])
+    return replace(found, projector=(projectors[0], sum(tensor.nbytes for tensor in beside.tensors)))
+
+
+class Place(Protocol):
+    """Where the files of a model are: a folder, or a repository on a hub."""
+
+    def called(self, name: str) -> str:
+        """The file ``name`` for messages, and for llama.cpp."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether it is there."""
+        ...
+
+    def header(self, name: str) -> Header:
+        """Its header.
+
+        Raises:
+            ModelError: it can't be read, or is broken.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+
+    def called(self, name: str) -> str:
+        return str(self.path / name)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def header(self, name: str) -> Header:
+        return read_header(self.path / name)
+
+
+def read_model(place: Place, name: str) -> GgufModel:
+    """The model that the file ``name`` is, or is a part of.
+
+    Raises:
+        ModelError: a file can't be read, is missing, broken, or holds no model.
+    """
+    first = _first_part(place, name)
+    header = place.header(first)
     kind = kind_of(header)
     if kind is not Kind.MODEL:
-        raise ModelError(f"{path} {_WHAT_IT_IS[kind]}", hint=_WHAT_TO_GIVE[kind])
-    headers = [header, *_other_parts(first, header)]
+        raise ModelError(f"{place.called(name)} {_WHAT_IT_IS[kind]}", hint=_WHAT_TO_GIVE[kind])
+    headers = [header, *_other_parts(place, first, header)]
     tensors = tuple(tensor for each in headers for tensor in each.tensors)
-    _check_whole(first, header, tensors)
-    beside = None
-    if projector is not None:
-        beside = projector, sum(tensor.nbytes for tensor in read_header(projector).tensors)
+    _check_whole(place.called(first), header, tensors)
     architecture = header.metadata["general.architecture"]
     assert isinstance(architecture, str), "a model has one"
     return GgufModel(
-        path=first,
+        name=place.called(first),
         architecture=architecture,
         metadata=header.metadata,
         tensors=tensors,
         files=len(headers),
-        projector=beside,
     )
+
+
+def wholes_of(names: Iterable[str]) -> list[str]:
+    """One name of each file that is by itself, and of each that has parts."""
+    wholes: dict[str, str] = {}
+    for name in names:
+        part = _PART.fullmatch(name)
+        wholes.setdefault(name if part is None else f"{part['base']}-of-{part['count']}", name)
+    return list(wholes.values())
+
+
+def several(where: str, models: Sequence[str], like: str) -> UsageError:
+    """Why one of several models has to be named."""
+    return UsageError(f"{where} holds {len(models)} models: {_shown(models)}", hint=f"give one of them, like {like}")
 
 
 _WHAT_IT_IS = {
@@ -150,64 +229,28 @@ def _names(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.suffix.lower() == SUFFIX and not path.name.startswith("."))
 
 
-def _of_folder(folder: Path) -> tuple[Path, Path | None]:
-    """The only model in a folder, and the projector beside it.
-
-    Raises:
-        ModelError: a file can't be read, or none holds a model.
-        UsageError: there are several models.
-    """
-    try:
-        paths = sorted(_names(folder))
-    except OSError as error:
-        raise ModelError(f"cannot look at {folder}: {error.strerror}") from None
-    wholes: dict[str, Path] = {}
-    for path in paths:
-        part = _PART.fullmatch(path.name)
-        wholes.setdefault(path.name if part is None else f"{part['base']}-of-{part['count']}", path)
-    if len(wholes) == 1:
-        return next(iter(wholes.values())), None
-    if len(wholes) > _MOST_READ:
-        raise _several(folder, list(wholes.values()))
-    kinds = {path: kind_of(read_header(path)) for path in wholes.values()}
-    models = [path for path, kind in kinds.items() if kind is Kind.MODEL]
-    projectors = [path for path, kind in kinds.items() if kind is Kind.PROJECTOR]
-    if len(models) > 1:
-        raise _several(folder, models)
-    if not models:
-        raise ModelError(f"{folder} has {len(kinds)} GGUF files, and no model among them: {_shown(list(kinds))}")
-    return models[0], projectors[0] if projectors else None
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_SHOWN
+    told = ", ".join(names[:_MOST_SHOWN])
+    return f"{told} and {more} more" if more > 0 else told
 
 
-def _several(folder: Path, models: Sequence[Path]) -> UsageError:
-    return UsageError(
-        f"{folder} holds {len(models)} models: {_shown(models)}",
-        hint=f"give one of them, like {folder / models[0].name}",
-    )
-
-
-def _shown(paths: Sequence[Path]) -> str:
-    more = len(paths) - _MOST_SHOWN
-    names = ", ".join(path.name for path in paths[:_MOST_SHOWN])
-    return f"{names} and {more} more" if more > 0 else names
-
-
-def _first_part(path: Path) -> Path:
-    """The first part of the model that the file at ``path`` is a part of; ``path`` itself where it is none."""
-    part = _PART.fullmatch(path.name)
+def _first_part(place: Place, name: str) -> str:
+    """The first part of the model that the file ``name`` is a part of; that itself where it is none."""
+    part = _PART.fullmatch(name)
     if part is None or int(part["number"]) < 2:
-        return path
-    first = _part_at(path, part["base"], 1, int(part["count"]))
-    if not first.exists():
-        raise ModelError(f"{path} is a part of a model, whose first, {first.name}, is not beside it")
+        return name
+    first = _part(part["base"], 1, int(part["count"]))
+    if not place.has(first):
+        raise ModelError(f"{place.called(name)} is a part of a model, whose first, {first}, is not beside it")
     return first
 
 
-def _part_at(beside: Path, base: str, number: int, count: int) -> Path:
-    return beside.with_name(f"{base}-{number:05}-of-{count:05}{SUFFIX}")
+def _part(base: str, number: int, count: int) -> str:
+    return f"{base}-{number:05}-of-{count:05}{SUFFIX}"
 
 
-def _other_parts(first: Path, header: Header) -> list[Header]:
+def _other_parts(place: Place, first: str, header: Header) -> list[Header]:
     """The headers of the parts behind the first one.
 
     Raises:
@@ -216,27 +259,30 @@ def _other_parts(first: Path, header: Header) -> list[Header]:
     count = _whole(header.metadata.get("split.count"), 1)
     if count < 2:
         return []
-    part = _PART.fullmatch(first.name)
+    part = _PART.fullmatch(first)
     if part is None or int(part["count"]) != count:
         raise ModelError(
-            f"{first} says that it is one of {count} parts, which its name does not",
+            f"{place.called(first)} says that it is one of {count} parts, which its name does not",
             hint=f"llama.cpp finds the others by names like model-00001-of-{count:05}{SUFFIX}",
         )
-    paths = [_part_at(first, part["base"], number, count) for number in range(2, count + 1)]
-    missing = [path for path in paths if not path.exists()]
+    names = [_part(part["base"], number, count) for number in range(2, count + 1)]
+    missing = [name for name in names if not place.has(name)]
     if missing:
         raise ModelError(
-            f"{len(missing)} of the {count} parts of {first} are not beside it: {_shown(missing)}", hint=DOWNLOAD_AGAIN
+            f"{len(missing)} of the {count} parts of {place.called(first)} are not beside it: {_shown(missing)}",
+            hint=DOWNLOAD_AGAIN,
         )
-    headers = [read_header(path) for path in paths]
-    for number, (path, each) in enumerate(zip([first, *paths], [header, *headers], strict=True)):
+    headers = [place.header(name) for name in names]
+    for number, (name, each) in enumerate(zip([first, *names], [header, *headers], strict=True)):
         said = each.metadata.get("split.no"), each.metadata.get("split.count")
         if said != (number, count):
-            raise ModelError(f"{path} is not part {number + 1} of {count}: its header says {said[0]} of {said[1]}")
+            raise ModelError(
+                f"{place.called(name)} is not part {number + 1} of {count}: its header says {said[0]} of {said[1]}"
+            )
     return headers
 
 
-def _check_whole(first: Path, header: Header, tensors: Sequence[StoredTensor]) -> None:
+def _check_whole(first: str, header: Header, tensors: Sequence[StoredTensor]) -> None:
     said = header.metadata.get("split.tensors.count", len(tensors))
     if said != len(tensors):
         raise ModelError(f"the parts of {first} have {len(tensors)} tensors, and should have {said}")

@@ -10,9 +10,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from devctl.errors import ModelError
 from devctl.models.files.index import DOWNLOAD_AGAIN
@@ -109,6 +109,18 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+class Bytes(Protocol):
+    """A file, or what stands for one on a hub, as far as a header is read from it."""
+
+    def read(self, count: int, /) -> bytes:
+        """The next ``count`` bytes; fewer only at its end."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place, from the start or (2) from the end, and say which from the start."""
+        ...
+
+
 def read_header(path: Path) -> Header:
     """The header of the file at ``path``, which has all bytes that it tells of.
 
@@ -117,15 +129,25 @@ def read_header(path: Path) -> Header:
     """
     try:
         with open_file(path) as file:
-            return _Reader(file).header()
+            return parse_header(file, str(path))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_header(file: Bytes, called: str) -> Header:
+    """The same of a file that is open.
+
+    Raises:
+        ModelError: it is none that llama.cpp reads, is cut off or broken.
+    """
+    try:
+        return _Reader(file).header()
     except _UnreadError as error:
-        raise ModelError(f"{path} {error}", hint=error.hint) from None
+        raise ModelError(f"{called} {error}", hint=error.hint) from None
     except _CutOffError as error:
-        raise ModelError(f"{path} is cut off: {error}", hint=DOWNLOAD_AGAIN) from None
+        raise ModelError(f"{called} is cut off: {error}", hint=DOWNLOAD_AGAIN) from None
     except ValueError as error:
-        raise ModelError(f"{path} is corrupt, its header is broken: {error}", hint=DOWNLOAD_AGAIN) from None
+        raise ModelError(f"{called} is corrupt, its header is broken: {error}", hint=DOWNLOAD_AGAIN) from None
 
 
 class _UnreadError(Exception):
@@ -139,7 +161,7 @@ class _UnreadError(Exception):
 class _Reader:
     """A file that is read from its start on, a window at a time, and no further than a header goes."""
 
-    def __init__(self, file: BufferedReader) -> None:
+    def __init__(self, file: Bytes) -> None:
         self._file = file
         self._size = file.seek(0, 2)
         file.seek(0)

@@ -111,14 +111,14 @@ def _count_of_layers(model: GgufModel, inside: dict[int, list[Tensor]], around: 
     other = next((name for name in around if re.match(r"(enc|dec)\.blk\.", name)), None)
     if other is not None:
         raise ModelError(
-            f"{model.path} has an encoder and a decoder ({other}…): such a model is not planned",
-            hint=f"`llama-fit-params --model {model.path}` fits it",
+            f"{model.name} has an encoder and a decoder ({other}…): such a model is not planned",
+            hint="llama.cpp runs it, and fits it by itself: `llama-fit-params`",
         )
     said = model.key("block_count")
     if type(said) is not int or not 0 < said <= _MOST_LAYERS:
-        raise ModelError(f"{model.path} does not say how many layers it has: its block_count is {said!r}")
+        raise ModelError(f"{model.name} does not say how many layers it has: its block_count is {said!r}")
     if set(inside) != set(range(said)):
         missing = sorted(set(range(said)) - set(inside))
         told = f"blk.{missing[0]} is not there" if missing else f"blk.{max(inside)} is one more"
-        raise ModelError(f"{model.path} has {len(inside)} layers, and says that it has {said}: {told}")
+        raise ModelError(f"{model.name} has {len(inside)} layers, and says that it has {said}: {told}")
     return said

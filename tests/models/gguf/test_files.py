@@ -37,7 +37,7 @@ def test_a_file_is_recognised_by_its_name_or_its_first_bytes(tmp_path):
 def test_a_file_knows_its_architecture_and_its_quantisation(tmp_path):
     found = read_gguf(files.write(tmp_path / "m.gguf", "qwen3moe", files.MOE, files.tensors(files.MOE, experts=4)))
     assert (found.architecture, found.file_type, found.files) == ("qwen3moe", "Q4_K_M", 1)
-    assert found.nbytes == sum(tensor.n_bytes for tensor in gguf.GGUFReader(found.path).tensors)
+    assert found.nbytes == sum(tensor.n_bytes for tensor in gguf.GGUFReader(found.name).tensors)
     assert found.key("block_count") == 4
     assert found.key("no") is None
 
@@ -51,7 +51,7 @@ def test_parts_are_one_model(split, tmp_path):
     whole = read_gguf(files.write(tmp_path / "m.gguf"))
     for given in (split, split.parent, sorted(split.parent.iterdir())[2]):
         found = read_gguf(given)
-        assert (found.path, found.files) == (split, 4)
+        assert (found.name, found.files) == (str(split), 4)
         assert {(t.name, t.nbytes) for t in found.tensors} == {(t.name, t.nbytes) for t in whole.tensors}
 
 
@@ -102,8 +102,8 @@ def test_a_projector_is_not_a_second_model(tmp_path):
     assert "--mmproj" in caught.value.hint
     path = files.write(tmp_path / "m.gguf")
     found = read_gguf(tmp_path)
-    assert found.path == path
-    assert found.projector == (clip, found.nbytes)
+    assert found.name == str(path)
+    assert found.projector == (clip.name, found.nbytes)
 
 
 def test_an_adapter_is_no_model(tmp_path):

@@ -12,7 +12,7 @@ F16, Q8_0 = TYPES[1], TYPES[8]
 
 def model(architecture, keys, tmp_path):
     named = {f"{architecture}.{name}": tuple(v) if isinstance(v, list) else v for name, v in keys.items()}
-    return GgufModel(path=tmp_path / "x.gguf", architecture=architecture, metadata=named, tensors=())
+    return GgufModel(name=str(tmp_path / "x.gguf"), architecture=architecture, metadata=named, tensors=())
 
 
 @pytest.fixture
