@@ -29,7 +29,7 @@ MAY_IMPORT = {
 WINGS = {
     "inventory": {"probes"},
     "models": {"files", "quantised", "tracing"},
-    "placement": {"greedy", "optimal", "parallel"},
+    "placement": {"engines", "greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "cli": {"show"},
 }

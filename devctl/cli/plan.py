@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from devctl.cli.groups import given, grouped
 from devctl.cli.options import (
+    EngineOptions,
     GoalOptions,
     MachineOptions,
     OutputOptions,
@@ -13,6 +14,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
@@ -36,6 +38,7 @@ class _Options:
     machine: MachineOptions
     goal: GoalOptions
     workload: WorkloadOptions
+    engine: EngineOptions
     output: OutputOptions
 
 
@@ -45,6 +48,7 @@ def plan(
     machine: MachineOptions,
     goal: GoalOptions,
     workload: WorkloadOptions,
+    engine: EngineOptions,
     output: OutputOptions,
 ) -> None:
     """Print a device map for MODEL as JSON, and a summary of it on stderr.
@@ -56,11 +60,16 @@ def plan(
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
 
     Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
+
+    With --engine vllm it is what fits in vLLM, in the plan document: its cache on each GPU, and how much of it holds.
     """
     streams.clean_logs()
     about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
-    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
-    options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
+    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, engine, output) | about_hosts)
+    options = _Options(model=model, machine=machine, goal=goal, workload=workload, engine=engine, output=output)
+    if engine.engine is Engine.VLLM:
+        _for_vllm(options)
+        return
     if machine.over_hosts:
         _over_hosts(options)
         return
@@ -91,6 +100,22 @@ def plan(
         _tell(compare_strategies(opened, here, asked), show.comparison, output)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
+
+
+def _for_vllm(asked: _Options) -> None:
+    """Print the plan for vLLM: always the document, as no map says it."""
+    from devctl.placement.engines.asking import HERE
+    from devctl.planning.engine import plan_for_vllm
+    from devctl.planning.hosts import NamedMachine, open_hosts
+    from devctl.planning.machine import open_machine
+    from devctl.planning.model import open_model
+
+    wanted, workload = asked.engine.request(asked.goal), asked.workload.request()
+    if asked.machine.over_hosts:
+        hosts = open_hosts(asked.machine.several())
+    else:
+        hosts = (NamedMachine(name=HERE, machine=open_machine(asked.machine.request(timed=False))),)
+    _show(plan_for_vllm(open_model(asked.model.request()), hosts, workload, wanted), asked.output)
 
 
 def _over_hosts(asked: _Options) -> None:
@@ -157,7 +182,8 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     """
     if plan.refusal is not None:
         # what is counted with is half of why it does not fit
-        show.say_notes(plan.budgets.notes if plan.tensor_parallel is None else plan.notes)
+        of_ranks = plan.tensor_parallel is not None or plan.fit_in is not None
+        show.say_notes(plan.notes if of_ranks else plan.budgets.notes)
         raise plan.refusal.error()
     exported = None
     if output.to is not None:  # before anything is written: an engine may refuse
@@ -183,6 +209,10 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
 
 
 def _summary(plan: "Plan") -> str:
+    if plan.fit_in is not None:
+        from devctl.cli.show.engine import summary_of as of_engine
+
+        return of_engine(plan)
     if plan.tensor_parallel is None:
         return show.summary_of(plan)
     from devctl.cli.show.ranks import summary_of

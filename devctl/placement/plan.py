@@ -13,6 +13,7 @@ from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
+from devctl.placement.engines.records import EngineFit
 from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
@@ -122,6 +123,8 @@ class Plan:
         refusal: why this is not what was asked for; None where it is.
         stages: the layers over ranks; None for a plan of one process.
         tensor_parallel: what each rank has, where ranks share layers.
+        fit_in: what fits in another engine, of a plan for one.
+        served: what it is asked to serve, of such a plan.
     """
 
     model: PlannedModel
@@ -136,6 +139,8 @@ class Plan:
     refusal: Refusal | None = None
     stages: Stages | None = None
     tensor_parallel: TensorParallel | None = None
+    fit_in: EngineFit | None = None
+    served: Workload | None = None
 
     @property
     def fits(self) -> bool:
@@ -148,6 +153,8 @@ class Plan:
 
         Of a model that sees, for a text alone where no image is counted.
         """
+        if self.fit_in is not None:
+            return f"{self.fit_in.name} {self.fit_in.release}"
         if self.tensor_parallel is not None:
             runs = "transformers' tensor parallelism"
         elif self.stages is not None:
@@ -197,6 +204,10 @@ class Plan:
         Raises:
             RefusedError: it is one.
         """
+        if self.fit_in is not None:
+            raise RefusedError(
+                f"the plan is for {self.engine}, which takes no device_map", hint="`devctl export PLAN --to vllm`"
+            )
         if self.stages is not None:
             raise of_several(self.stages, "the plan")
 
@@ -208,7 +219,7 @@ class Plan:
             "kind": KIND,
             "versions": dict(self.versions),
             "model": self.model.to_document(),
-            "engine": self.engine,
+            "engine": self.engine if self.fit_in is None else self.fit_in.to_document(),
             "strategy": placement.strategy,
             "devices": [
                 {
@@ -223,15 +234,25 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
+            "workload": self._workload(),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
-            "device_map": to_hf(placement.device_map) if self.tensor_parallel is None else _of_group(self.stages),
+            "device_map": _of_group(self.stages) if self._is_of_ranks else to_hf(placement.device_map),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
             **({} if self.stages is None else self.stages.to_document()),
             **({} if self.tensor_parallel is None else {"tensor_parallel": self.tensor_parallel.to_document()}),
         }
+
+    @property
+    def _is_of_ranks(self) -> bool:
+        """Whether no map says where a layer is, as each accelerator has a process of its own."""
+        return self.tensor_parallel is not None or (self.fit_in is not None and len(self.fit_in.devices) > 1)
+
+    def _workload(self) -> dict[str, Any] | None:
+        if self.served is not None:
+            return self.served.to_document() | {"attention": None, "exact": False, "output": 0, "blocks": []}
+        return None if self.runtime is None else _workload(self.runtime.footprint, self.attention)
 
 
 def _of_group(stages: Stages | None) -> dict[str, str]:

@@ -39,7 +39,45 @@ LATENCY = "objective latency"
 OVER_HOSTS = "over several hosts"
 """Stands for several machines, however they are given."""
 
+VLLM = "engine vllm"
+"""Stands for ``--engine`` with that value."""
+
 OF_PLAN = (
+    Clash(
+        "that is for vLLM",
+        ("gpu-memory-utilization", "max-num-batched-tokens", "max-num-seqs"),
+        without=(VLLM,),
+        hint="or add --engine vllm",
+    ),
+    Clash(
+        "vLLM places layers, reads prompts and attends in its own way",
+        (
+            *_WAYS,
+            *(each for each in _SHOWN if each not in ("to", "report")),
+            *_GATES,
+            "map",
+            "target-context",
+            "what-if",
+            "compare",
+            "fits-on",
+            "speed",
+            "new-tokens",
+            "overhead",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+            "images",
+        ),
+        beside=(VLLM,),
+    ),
+    Clash("the plan is for vLLM", ("to sglang", "to llama.cpp"), beside=(VLLM,), hint="or without --engine"),
+    Clash(
+        "vLLM quantises weights while it loads them to fp8 alone",
+        ("quantize",),
+        beside=(VLLM,),
+        without=("quantize fp8",),
+    ),
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
     Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
     Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
@@ -55,7 +93,7 @@ OF_PLAN = (
         hint="or keep something free on every one, with --reserve",
     ),
     Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
-    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,)),
+    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,), without=(VLLM,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",
@@ -97,7 +135,7 @@ OF_PLAN = (
         ),
         beside=("tp",),
     ),
-    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
+    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",), without=(VLLM,)),
     Clash("--ep is for ranks of --tp", ("ep",), without=("tp",), hint="or give as many with --tp"),
     Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
     Clash(
@@ -122,7 +160,7 @@ OF_PLAN = (
             "prefill-chunk-size",
             "images",
         ),
-        without=(*_WORKLOAD, "max-context", "what-if"),
+        without=(*_WORKLOAD, "max-context", "what-if", VLLM),
         hint="or count a workload, with --context-length",
     ),
 )
