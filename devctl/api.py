@@ -19,15 +19,18 @@ from devctl.inventory import Inventory
 from devctl.inventory.requirements import Requirements, Verdict
 from devctl.models.gguf.files import gguf_at
 from devctl.placement.document import map_of
+from devctl.placement.engines.asking import HERE
+from devctl.placement.engines.records import Engine
 from devctl.placement.plan import Comparison, Plan
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning import plan as answers
 from devctl.planning.capacity import Capacity
 from devctl.planning.checking import check_machine
+from devctl.planning.engine import plan_for_vllm
 from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
-from devctl.planning.hosts import HostsRequest, open_hosts
+from devctl.planning.hosts import HostsRequest, NamedMachine, open_hosts
 from devctl.planning.hosts_question import ALONE
 from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file, require_loadable
@@ -39,6 +42,7 @@ from devctl.planning.plan_facts import parse_facts
 from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     ByRanks,
+    EngineRequest,
     FillContext,
     Limits,
     MachineRequest,
@@ -130,6 +134,10 @@ def plan(
     max_context: bool = False,
     tp: int | None = None,
     ep: int | None = None,
+    engine: str | None = None,
+    gpu_memory_utilization: float | None = None,
+    max_num_batched_tokens: int | None = None,
+    max_num_seqs: int | None = None,
     **of_model: Any,
 ) -> Plan:
     """Where each layer should go. A plan that is not what was asked for does not fit, and says why in its ``refusal``.
@@ -165,6 +173,9 @@ def plan(
         tp: let so many ranks share every layer, each a process with an accelerator of its own; such a plan has no map.
             Over hosts so many accelerators of a host share each stage.
         ep: let them share the experts out, too: as many.
+        engine: whose memory is counted: "transformers" (the default), or "vllm", whose plan has no map; what its cache
+            holds is in ``fit_in``.
+        gpu_memory_utilization, max_num_batched_tokens, max_num_seqs: what vLLM is started with.
         **of_model: the keywords of `open_model`.
 
     Raises:
@@ -207,10 +218,35 @@ def plan(
         "no-disk": not disk,
         clashes.OVER_HOSTS: hosts is not None,
         clashes.GGUF: _is_gguf(model),
+        clashes.VLLM: engine == Engine.VLLM,
+        f"quantize {of_model.get('quantize')}": of_model.get("quantize") is not None,
+        "gpu-memory-utilization": gpu_memory_utilization is not None,
+        "max-num-batched-tokens": max_num_batched_tokens is not None,
+        "max-num-seqs": max_num_seqs is not None,
     }
     with _naming_keywords():
         told = {name for name, is_given in given.items() if is_given}
         clashes.refuse(clashes.OF_PLAN, told)
+        if engine is not None and one_of(Engine, engine, "--engine") is Engine.VLLM:
+            serving = EngineRequest(
+                utilisation=gpu_memory_utilization,
+                batched_tokens=max_num_batched_tokens,
+                sequences=max_num_seqs,
+                tp=tp,
+                ep=ep,
+            )
+            if hosts is not None:
+                machines = open_hosts(hosts)
+            else:
+                assert not isinstance(machine, Mapping), "these are hosts"
+                only = _machine_request(
+                    machine,
+                    max_memory=_entries(max_memory),
+                    visible=None if visible is None else ",".join(map(str, visible)),
+                    reserve=_entries(reserve),
+                )
+                machines = (NamedMachine(name=HERE, machine=open_machine(only)),)
+            return plan_for_vllm(open_model(model, **of_model), machines, _workload(**asked), serving)
         if hosts is not None:
             fill = None if target_context is None else FillContext(tokens=target_context)
             ranks = ALONE if tp is None else ByRanks(size=tp, experts=ep).ranks

@@ -30,7 +30,7 @@ MAY_IMPORT = {
 WINGS = {
     "inventory": {"probes"},
     "models": {"files", "gguf", "quantised", "tracing"},
-    "placement": {"greedy", "optimal", "parallel"},
+    "placement": {"engines", "greedy", "optimal", "parallel"},
     "loading": {"weights", "run", "proofs"},
     "planning": {"examining"},
     "cli": {"show"},

@@ -12,9 +12,11 @@ from devctl.cli.asking import Adapters, Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
 from devctl.errors import UsageError
 from devctl.models.quantised.quantise import Quantize
+from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
 from devctl.planning.request import (
     Dtype,
+    EngineRequest,
     KvDtype,
     Limits,
     MachineRequest,
@@ -393,6 +395,53 @@ class GoalOptions:
     def limits(self) -> Limits:
         """What a plan may do that fits."""
         return Limits(offload=not self.no_offload, disk=not self.no_disk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Whose memory is counted."""
+
+    PANEL: ClassVar[str] = "Engine"
+
+    engine: Annotated[
+        Engine | None,
+        typer.Option("--engine", help="What runs the model: its memory is counted.  [default: transformers]"),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-memory-utilization",
+            metavar="SHARE",
+            help="For vllm: the share of each GPU's memory that it may take.  [default: 0.9]",
+        ),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-num-batched-tokens",
+            **tokens(1),
+            help="For vllm: tokens that one step reads.  [default: 8192 from 70GiB on, else 2048]",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-num-seqs",
+            metavar="N",
+            min=1,
+            help="For vllm: sequences that one step runs.  [default: 1024 from 70GiB on, else 256]",
+        ),
+    ] = None
+
+    def request(self, goal: GoalOptions) -> EngineRequest:
+        """The same, checked, with the ranks of ``goal``."""
+        return EngineRequest(
+            utilisation=self.gpu_memory_utilization,
+            batched_tokens=self.max_num_batched_tokens,
+            sequences=self.max_num_seqs,
+            tp=goal.tp,
+            ep=goal.ep,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from devctl.cli.groups import given, grouped
 from devctl.cli.options import (
+    EngineOptions,
     GoalOptions,
     MachineOptions,
     OutputOptions,
@@ -15,6 +16,7 @@ from devctl.cli.options import (
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
 from devctl.models.gguf.files import gguf_at
+from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
@@ -39,6 +41,7 @@ class _Options:
     machine: MachineOptions
     goal: GoalOptions
     workload: WorkloadOptions
+    engine: EngineOptions
     output: OutputOptions
 
 
@@ -48,6 +51,7 @@ def plan(
     machine: MachineOptions,
     goal: GoalOptions,
     workload: WorkloadOptions,
+    engine: EngineOptions,
     output: OutputOptions,
 ) -> None:
     """Say whether MODEL fits, and where each of its layers goes.
@@ -61,14 +65,19 @@ def plan(
 
     Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host. So it is of a
     GGUF file, or of a folder of one, whose layers are placed for llama.cpp: --to llama.cpp says how it is run.
+
+    With --engine vllm it is what fits in vLLM, in the plan document: its cache on each GPU, and how much of it holds.
     """
     streams.clean_logs()
     about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     about |= {clashes.GGUF} if gguf_at(model.model) is not None else set()
-    about |= given(model, machine, goal, workload, output)
+    about |= given(model, machine, goal, workload, engine, output)
     clashes.refuse(clashes.OF_PLAN, about)
     output.require_apart()
-    options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
+    options = _Options(model=model, machine=machine, goal=goal, workload=workload, engine=engine, output=output)
+    if engine.engine is Engine.VLLM:
+        _for_vllm(options)
+        return
     if machine.over_hosts:
         _over_hosts(options)
         return
@@ -101,6 +110,22 @@ def plan(
         _tell(compare_strategies(opened, here, asked), show.comparison, output)
     else:
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
+
+
+def _for_vllm(asked: _Options) -> None:
+    """Print the plan for vLLM: always the document, as no map says it."""
+    from devctl.placement.engines.asking import HERE
+    from devctl.planning.engine import plan_for_vllm
+    from devctl.planning.hosts import NamedMachine, open_hosts
+    from devctl.planning.machine import open_machine
+    from devctl.planning.model import open_model
+
+    wanted, workload = asked.engine.request(asked.goal), asked.workload.request()
+    if asked.machine.over_hosts:
+        hosts = open_hosts(asked.machine.several())
+    else:
+        hosts = (NamedMachine(name=HERE, machine=open_machine(asked.machine.request(timed=False))),)
+    _show(plan_for_vllm(open_model(asked.model.request()), hosts, workload, wanted), asked.output)
 
 
 def _over_hosts(asked: _Options) -> None:
@@ -175,7 +200,8 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     """
     if plan.refusal is not None:
         # what is counted with is half of why it does not fit
-        show.say_notes(plan.notes if plan.is_shared_whole else plan.budgets.notes)
+        of_ranks = plan.is_shared_whole or plan.fit_in is not None
+        show.say_notes(plan.notes if of_ranks else plan.budgets.notes)
         raise plan.refusal.error()
     exported = None
     if output.to is not None:  # before anything is written: an engine may refuse
@@ -204,6 +230,10 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
 
 def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> str:
     """What a person should know of the plan, and why it is so where that is asked for."""
+    if plan.fit_in is not None:
+        from devctl.cli.show.engine import summary_of as of_engine
+
+        return of_engine(plan, stream)
     if plan.tensor_parallel is not None:
         from devctl.cli.show.ranks import stages_summary, summary_of
 

@@ -133,6 +133,11 @@ def read_staged(argument: str | None) -> StagedPlan | None:
         return None
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
+    if isinstance(engine := document.get("engine"), dict):
+        raise RefusedError(
+            f"{argument} is a plan for {engine.get('name')} {engine.get('release')}, and transformers loads here",
+            hint=f"`devctl export {argument} --to vllm` gives its lines",
+        )
     planned, shared = document.get("model"), document.get("tensor_parallel")
     if isinstance(planned, dict):
         require_loadable(planned, origin)

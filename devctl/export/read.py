@@ -15,12 +15,14 @@ from devctl.export.records import Exportable, Unsayable
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import KIND, SCHEMA, map_of
+from devctl.placement.engines.records import Serving
 from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
 from devctl.units import format_bytes
 
 _LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
 _NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
 """Of a host: no option of ssh or of an engine, and no variable of a shell."""
+_FLAGS = ("expert_parallel", "quantised_while_loading")
 _PARTS = ("used", "state", "activations", "overhead")
 
 
@@ -74,6 +76,31 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         batch_size=_count(workload, "batch_size", origin) or 1,
         kv_dtype=_word(workload, "kv_dtype", origin),
         expert_parallel=_count(_object(document, "tensor_parallel", origin), "expert_parallel", origin) or 1,
+        class_name=_word(about, "class", origin),
+        serving=_serving(document.get("engine"), origin),
+    )
+
+
+def _serving(engine: Any, origin: str) -> Serving | None:
+    """What a plan for an engine is started with; None of one for transformers.
+
+    Raises:
+        UsageError: it says what no engine takes.
+    """
+    if not isinstance(engine, dict):
+        return None
+    share, flags = engine.get("utilisation"), [engine.get(key, False) for key in _FLAGS]
+    tokens, sequences = (_count(engine, key, origin) for key in ("max_num_batched_tokens", "max_num_seqs"))
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(f'{origin}: "utilisation" is {share!r}, which is no share')
+    if not tokens or not sequences or not all(isinstance(flag, bool) for flag in flags):
+        raise UsageError(f'{origin}: "engine" does not say what vLLM is started with')
+    return Serving(
+        utilisation=share,
+        batched_tokens=tokens,
+        sequences=sequences,
+        expert_parallel=flags[0],
+        quantised_while_loading=flags[1],
     )
 
 

@@ -13,6 +13,7 @@ from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_gguf, of_several
+from devctl.placement.engines.records import EngineFit
 from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
@@ -124,6 +125,8 @@ class Plan:
         tensor_parallel: what each rank has, where ranks share layers.
         other_engine: what the plan holds for, where transformers is not what runs the model; its map is then none that
             ``from_pretrained`` takes.
+        fit_in: what fits in another engine, of a plan for one.
+        served: what it is asked to serve, of such a plan.
     """
 
     model: PlannedModel
@@ -139,6 +142,8 @@ class Plan:
     stages: Stages | None = None
     tensor_parallel: TensorParallel | None = None
     other_engine: str | None = None
+    fit_in: EngineFit | None = None
+    served: Workload | None = None
 
     @property
     def fits(self) -> bool:
@@ -156,6 +161,8 @@ class Plan:
 
         Of a model that sees, for a text alone where no image is counted.
         """
+        if self.fit_in is not None:
+            return f"{self.fit_in.name} {self.fit_in.release}"
         if self.other_engine is not None:
             return self.other_engine
         if self.tensor_parallel is not None and self.stages is not None and len(self.stages.stages) > 1:
@@ -209,6 +216,10 @@ class Plan:
         Raises:
             RefusedError: it is one.
         """
+        if self.fit_in is not None:
+            raise RefusedError(
+                f"the plan is for {self.engine}, which takes no device_map", hint="`devctl export PLAN --to vllm`"
+            )
         if self.stages is not None:
             raise of_several(self.stages, "the plan")
 
@@ -229,6 +240,8 @@ class Plan:
 
     def _map_of_document(self) -> Mapping[str, HfDevice]:
         """The map; where ranks share modules, with their devices in it, which no one process could load it on."""
+        if self.fit_in is not None and self.stages is not None and len(self.fit_in.devices) > 1:
+            return {"": ",".join(rank.device for rank in self.stages.ranks())}
         if self.tensor_parallel is None or self.stages is None:
             return to_hf(self.placement.device_map)
         if self.is_shared_whole:
@@ -243,7 +256,7 @@ class Plan:
             "kind": KIND,
             "versions": dict(self.versions),
             "model": self.model.to_document(),
-            "engine": self.engine,
+            "engine": self.engine if self.fit_in is None else self.fit_in.to_document(),
             "strategy": placement.strategy,
             "devices": [
                 {
@@ -258,7 +271,7 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
+            "workload": self._workload(),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
             "device_map": self._map_of_document(),
@@ -267,6 +280,11 @@ class Plan:
             **({} if self.stages is None else self.stages.to_document()),
             **({} if self.tensor_parallel is None else {"tensor_parallel": self.tensor_parallel.to_document()}),
         }
+
+    def _workload(self) -> dict[str, Any] | None:
+        if self.served is not None:
+            return self.served.to_document() | {"attention": None, "exact": False, "output": 0, "blocks": []}
+        return None if self.runtime is None else _workload(self.runtime.footprint, self.attention)
 
 
 def _of_groups(stages: Stages, device_map: Mapping[str, Device]) -> dict[str, str]:

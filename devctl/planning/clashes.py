@@ -48,6 +48,9 @@ OVER_HOSTS = "over several hosts"
 GGUF = "a GGUF file"
 """Stands for a MODEL that is one, or a folder of such."""
 
+VLLM = "engine vllm"
+"""Stands for ``--engine`` with that value."""
+
 OF_PLAN = (
     Clash(
         "a GGUF file is planned for llama.cpp, as it is and in whole layers",
@@ -69,6 +72,8 @@ OF_PLAN = (
             "quantize",
             "no-cache",
             "new-tokens",
+            "engine",
+            VLLM,
             "attn-implementation",
             "no-padding",
             "decode",
@@ -77,6 +82,41 @@ OF_PLAN = (
         ),
         beside=(GGUF,),
         hint=WHAT_WORKS,
+    ),
+    Clash(
+        "that is for vLLM",
+        ("gpu-memory-utilization", "max-num-batched-tokens", "max-num-seqs"),
+        without=(VLLM,),
+        hint="or add --engine vllm",
+    ),
+    Clash(
+        "vLLM places layers, reads prompts and attends in its own way",
+        (
+            *_WAYS,
+            *(each for each in _SHOWN if each not in ("to", "report")),
+            *_GATES,
+            "map",
+            "target-context",
+            "what-if",
+            "compare",
+            "fits-on",
+            "speed",
+            "new-tokens",
+            "overhead",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+            "images",
+        ),
+        beside=(VLLM,),
+    ),
+    Clash("the plan is for vLLM", ("to sglang", "to llama.cpp"), beside=(VLLM,), hint="or without --engine"),
+    Clash(
+        "vLLM quantises weights while it loads them to fp8 alone",
+        ("quantize",),
+        beside=(VLLM,),
+        without=("quantize fp8",),
     ),
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
     Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
@@ -136,10 +176,11 @@ OF_PLAN = (
         beside=("tp",),
         without=(OVER_HOSTS,),
     ),
-    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
+    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",), without=(VLLM,)),
     Clash("how adapters are cut for --tp is not known", ("adapter",), beside=("tp",)),
     Clash("what runs layers in stages over several hosts loads no adapter", ("adapter",), beside=(OVER_HOSTS,)),
     Clash("engines load adapters by rules of their own", ("adapter",), beside=("to",)),
+    Clash("engines load adapters by rules of their own", ("adapter",), beside=(VLLM,)),
     Clash("--ep is for ranks of --tp", ("ep",), without=("tp",), hint="or give as many with --tp"),
     Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
     Clash(
@@ -164,7 +205,7 @@ OF_PLAN = (
             "prefill-chunk-size",
             "images",
         ),
-        without=(*_WORKLOAD, "max-context", "what-if"),
+        without=(*_WORKLOAD, "max-context", "what-if", VLLM),
         hint="or count a workload, with --context-length",
     ),
 )

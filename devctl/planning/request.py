@@ -297,6 +297,45 @@ class ByRanks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What fits in vLLM, started so.
+
+    Attributes:
+        utilisation: the share of each accelerator's memory that it may take; None is what it takes by itself.
+        batched_tokens, sequences: that a step has, at most; None is what it takes by itself.
+        tp: ranks that share every layer; None for one.
+        ep: ranks that share experts out: as many, or None for none.
+
+    Raises:
+        UsageError: a number is too small or too large.
+    """
+
+    utilisation: float | None = None
+    batched_tokens: int | None = None
+    sequences: int | None = None
+    tp: int | None = None
+    ep: int | None = None
+
+    def __post_init__(self) -> None:
+        share = self.utilisation
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"--gpu-memory-utilization {share:g}: it is above 0, and at most 1")
+        require_between("--max-num-batched-tokens", self.batched_tokens, 1)
+        require_between("--max-num-seqs", self.sequences, 1)
+        require_between("--tp", self.tp, 2, MOST_RANKS)
+        if self.ep is not None and self.ep != self.tp:
+            raise UsageError(
+                f"--ep {self.ep}: vLLM shares experts out to as many ranks as share a layer",
+                hint=f"give --ep {self.tp}, or other numbers for both",
+            )
+
+    @property
+    def expert_parallel(self) -> bool:
+        """Whether experts are shared out whole."""
+        return self.ep is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a plan may do that fits.
 
