@@ -137,7 +137,7 @@ def stages_of(counts):
     for number, count in enumerate(counts):
         rest = dict.fromkeys(("used", "state", "activations", "overhead", "budget"), 0)
         layers = (end, end + count)
-        found.append(Stage(stage=number, host="a", devices=(f"cuda:{number}",), layers=layers, **rest))
+        found.append(Stage(stage=number, host="a", devices=("cpu",), layers=layers, **rest))
         end += count
     return Stages(container="model.layers", stages=tuple(found))
 
