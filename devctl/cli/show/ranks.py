@@ -198,9 +198,10 @@ def style_table(
         rows.append((name if each.is_cut else f"{name}: whole", format_bytes(each.nbytes), format_bytes(each.on_each)))
     taken = sum(max(map(cells, column)) + 2 for column in zip(("style", *titles), *rows, strict=True))
     for row, each in zip(rows, styles, strict=True):
-        table.add_row(
-            *row, "\n".join(in_lines(clean(_tensors(each.rules)), None if width is None else max(16, width - taken)))
-        )
+        first, *more = in_lines(clean(_tensors(each.rules)), None if width is None else max(16, width - taken))
+        table.add_row(*row, first)
+        for line in more:  # a row each: a cell is one line, whatever it names
+            table.add_row(*("" for _ in row), line)
     return table
 
 
