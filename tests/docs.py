@@ -180,7 +180,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def renew(page: Path, write: bool) -> int:
-    """How many blocks and pictures of ``page`` are not what is printed and drawn; with ``write``, they are from now on."""
+    """How many blocks and pictures of ``page`` differ from what is printed and drawn; ``write`` writes them anew."""
     text = page.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         printed = run_page(text, Path(folder))
