@@ -27,8 +27,8 @@ COMPUTE = 2**30
 """Bytes of each GPU that are kept for llama.cpp's compute buffers, with a workload, where ``--overhead`` says nothing.
 
 They are not known before it builds its graphs. It is what llama.cpp's own fitting keeps free of each device
-(``--fit-target``), and more than a batch of 512 tokens takes with flash attention in most models: the logits of 262,144
-tokens are 512 MiB.
+(``--fit-target``), and more than a batch of 512 tokens takes with flash attention in most models: the logits over a
+vocabulary of 262,144 are 512 MiB.
 """
 
 

@@ -96,8 +96,8 @@ def test_parts_are_named_by_the_first(devctl, folder):
         "plan", folder, "--devices", "24GiB", "--context-length", "1k", "--kv-dtype", "int8", "--to", "llama.cpp"
     )
     assert done.out == (
-        f"llama-server --model {first} --gpu-layers 5 --split-mode none --ctx-size 1024 --parallel 1 --cache-type-k q8_0 "
-        "--cache-type-v q8_0 --fit off\n"
+        f"llama-server --model {first} --gpu-layers 5 --split-mode none --ctx-size 1024 --parallel 1 "
+        "--cache-type-k q8_0 --cache-type-v q8_0 --fit off\n"
     )
 
 
