@@ -94,7 +94,7 @@ def _suspects(data: Mapping[str, Any], defaults: Mapping[str, Any], above: str) 
         elif kinds and not any(_is_one(value, kind) for kind in kinds):
             wanted = " or ".join(dict.fromkeys((kind_in_json(kind.__name__) or "of another kind") for kind in kinds))
             yield f"its {name} is {shown_as_json(value)}, and should be {wanted}"
-        elif _is_number(value) and _is_number(default) and value <= 0 < default:
+        elif default is not None and _is_number(value) and _is_number(default) and value <= 0 < default:
             yield f"its {name} is {shown_as_json(value)}, and should be more than 0"
         elif isinstance(value, dict):
             inner = default if isinstance(default, dict) else _defaults(value.get("model_type"))
@@ -118,7 +118,7 @@ def _defaults(model_type: object) -> Mapping[str, Any]:
     import transformers
 
     try:
-        found: dict[str, Any] = transformers.CONFIG_MAPPING[model_type]().to_dict()
+        found: dict[str, Any] = transformers.CONFIG_MAPPING[str(model_type)]().to_dict()
     except Exception:  # noqa: BLE001 - no such kind, or one that can't be made of nothing: then nothing is known of it
         return {}
     return found
