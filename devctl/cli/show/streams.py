@@ -69,8 +69,16 @@ def _harmless(text: str, stream: TextIO | None) -> str:
 
 
 def clean_logs() -> None:
-    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are."""
+    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are.
+
+    Their warnings are for who writes programs; of those that matter here a plan or load tells in its notes.
+    """
     import logging
+
+    if not os.environ.get("DEVCTL_DEBUG"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read as it is imported
+        if logging.lastResort is not None:  # what has no handler of its own, as accelerate and torch
+            logging.lastResort.setLevel(logging.ERROR)
 
     class Record(logging.LogRecord):
         """One whose message is a part of one line."""

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from devctl.as_json import kind_in_json
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import (
     CONFIG,
@@ -185,7 +186,7 @@ def read_config(path: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
         raise ModelError(f"{path} is no config: {first_line(error)}") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
+        raise ModelError(f"{path} is not a model config: it is {kind_in_json(type(config).__name__)}, not an object")
     architectures = config.get("architectures") or []
     if isinstance(architectures, str):  # transformers reads that too
         architectures = [architectures]
