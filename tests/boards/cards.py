@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from devctl.devices import Device
@@ -234,8 +235,29 @@ def open_cards() -> tuple[CudaCard, ...]:
     return tuple(found)
 
 
+PACKAGES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "safetensors": "safetensors",
+    "huggingface_hub": "huggingface-hub",
+    "typer": "typer",
+    "rich": "rich",
+    "psutil": "psutil",
+    "pynvml": "nvidia-ml-py",
+}
+"""What devctl imports, and what it is called by those who install it."""
+
+
+def missing() -> tuple[str, ...]:
+    """What has to be installed for devctl to run from a checkout."""
+    return tuple(package for module, package in PACKAGES.items() if find_spec(module) is None)
+
+
 def describe() -> Box:
     """This box, by what torch and the driver say."""
+    if absent := missing():
+        return Box(boards=(), versions={}, problem=f"packages are missing: pip install {' '.join(absent)}")
     import torch
 
     from devctl.inventory import Part, take_inventory

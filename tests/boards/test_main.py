@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.boards import __main__ as boards
+from tests.boards import cards
 from tests.boards.records import SECTIONS, Box
 from tests.boards.slices import Exit
 from tests.boards.steps import STEPS
@@ -79,6 +80,21 @@ def test_without_a_board_it_says_so_and_exits_3(command, monkeypatch, tmp_path):
     assert (code, out) == (3, "")
     assert err.splitlines() == ["no board: torch 2.9.1+cpu is built without CUDA", "list the steps with --dry-run"]
     assert not (tmp_path / "evidence").exists()
+
+
+def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch):
+    there = cards.find_spec
+    monkeypatch.setattr(cards, "find_spec", lambda name: None if name in ("pynvml", "typer") else there(name))
+    assert cards.describe().problem == "packages are missing: pip install typer nvidia-ml-py"
+
+
+def test_torch_without_cuda_is_told(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = cards.describe()
+    assert (found.boards, found.problem) == ((), f"torch {torch.__version__} is built without CUDA")
+    assert found.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 @pytest.mark.parametrize(
