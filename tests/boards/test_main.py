@@ -12,7 +12,8 @@ import pytest
 
 from tests.boards import __main__ as boards
 from tests.boards import cards
-from tests.boards.records import SECTIONS, Box
+from tests.boards.models import FAMILIES
+from tests.boards.records import SECTIONS, TARGETS, Box
 from tests.boards.slices import Exit
 from tests.boards.steps import STEPS
 from tests.boards.test_page import SCHEMA
@@ -95,6 +96,28 @@ def test_torch_without_cuda_is_told(monkeypatch):
     found = cards.describe()
     assert (found.boards, found.problem) == ((), f"torch {torch.__version__} is built without CUDA")
     assert found.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_runs(command, tmp_path):
+    (tmp_path / "evidence").write_text("a file")
+    code, _, err = command("--out", str(tmp_path / "evidence"))
+    assert code == 2
+    assert "it can't be written to" in err
+
+
+def test_ctrl_c_while_the_box_is_looked_at_ends_quietly(command, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(boards, "find_box", interrupted)
+    assert command("--out", str(tmp_path))[::2] == (130, "interrupted\n")
+
+
+def test_the_page_of_how_to_run_it_names_what_there_is():
+    text = (boards.CHECKOUT / "docs" / "boards.md").read_text(encoding="utf-8")
+    assert f"{sum(map(len, FAMILIES.values()))} small architectures" in text
+    assert all(f"| {section} |" in text for section in SECTIONS)
+    assert all(f"| {target} |" in text for target in TARGETS)
 
 
 @pytest.mark.parametrize(
