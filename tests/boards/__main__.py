@@ -30,7 +30,7 @@ from devctl.writing import write_whole
 from tests.boards import private
 from tests.boards.child import CHECKOUT, parse_box
 from tests.boards.page import page
-from tests.boards.records import Box, Evidence, Step, Verdict
+from tests.boards.records import Box, Evidence, Step, Verdict, parse_evidence
 from tests.boards.slices import MARGIN, Exit, Slice, in_order, run_slice
 from tests.boards.state import State, folder_of, gather, left, open_state
 from tests.boards.steps import STEPS
@@ -137,7 +137,7 @@ def write(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
     document, beside = folder / f"{name}.json", folder / f"{name}.md"
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(document, json.dumps(cleaned, indent=1, allow_nan=False) + "\n")
-    write_whole(beside, private.of_this_box().clean_lines(page(evidence)))
+    write_whole(beside, page(parse_evidence(cleaned)))
     return document, beside
 
 
@@ -218,7 +218,8 @@ def told(evidence: Evidence, state: State, steps: Sequence[Step]) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in evidence.counts.items())
     rest = left(state, steps)
     if not rest:
-        return f"{counts}; every step was tried"
+        asked = " that was asked for" if left(state, STEPS) else ""
+        return f"{counts}; every step{asked} was tried"
     return f"{counts}; {len(rest)} steps are left, about {sum(s.seconds for s in rest) / 60:.0f} minutes: run it again"
 
 

@@ -33,6 +33,9 @@ class Ask:
         return self.cards[0]
 
 
+MOST = 300
+"""Letters of what an exception says that are told."""
+
 BROKEN = 75
 """The exit code of a process whose accelerator answers no more, as after an illegal access: another may go on."""
 
@@ -75,7 +78,8 @@ def told_of(error: BaseException) -> str:
     if isinstance(error, DevctlError):
         findings = "; ".join(getattr(error, "findings", ()))
         return " ".join(part for part in (error.message, findings and f"({findings})") if part)
-    return f"{type(error).__name__}: {first_line(error)}"
+    text = first_line(error)
+    return f"{type(error).__name__}: {text[:MOST]}{'…' if len(text) > MOST else ''}"
 
 
 def let_go(error: BaseException) -> None:

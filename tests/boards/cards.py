@@ -32,15 +32,17 @@ class Card(Protocol):
 
     Attributes:
         index: torch's number of it.
-        place: torch's name of it.
         kernels: whose kernels run on it.
         simulated: it is none.
     """
 
     index: int
-    place: str
     kernels: Kernels
     simulated: bool
+
+    @property
+    def place(self) -> str:
+        """torch's name of it."""
 
     def total(self) -> int:
         """What torch says there is in all."""
@@ -190,7 +192,8 @@ class CudaCard:
         for dtype in dtypes:
             one = torch.ones((128, 128), dtype=dtype, device=self.place)
             torch.addmm(one, one, one)
-            torch.nn.functional.scaled_dot_product_attention(*[one.view(1, 1, 128, 128)] * 3)
+            heads = one.view(1, 1, 128, 128)
+            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
         self.wait()
 
     def held(self) -> Held:

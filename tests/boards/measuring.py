@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from devctl.loading.run.inputs import Inputs
     from devctl.models.skeleton import Skeleton
 
-Make = Callable[[], tuple[Any, Any]]
+Make = Callable[..., tuple[Any, Any]]
 """Makes a class of transformers and a config, anew."""
 
 

@@ -13,7 +13,7 @@ from tests.boards.asking import Ask
 from tests.boards.measuring import Job, Make, Subject, open_subject
 from tests.boards.outside import ask_devctl
 from tests.boards.proving import Proofs, budgets, by_every_strategy, halfway
-from tests.boards.records import Cell, Needs, Row, Step, skipped
+from tests.boards.records import NOT_SIMULATED, Cell, Needs, Row, Step, skipped
 from tests.boards.reports import of_load
 
 MODELS = {
@@ -48,7 +48,7 @@ def runs_out(ask: Ask, name: str, make: Make, *, dtype: str = "bfloat16", job: J
 def command(ask: Ask, name: str, make: Make) -> Iterator[Row]:
     """``devctl load --verify`` on a map over the board, the CPU and the disk."""
     if ask.card.simulated:
-        yield skipped(name, "devctl load --verify", "devctl's command line knows no simulated device")
+        yield skipped(name, "devctl load --verify", NOT_SIMULATED)
         return
     folder = ask.folder / f"command-{name}"
     subject = open_subject(name, folder, make, "bfloat16")
