@@ -8,7 +8,7 @@ TINY := tests/configs/tiny-llama
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast lint format docs coverage completions benchmark clean
+.PHONY: demo test test-fast lint format docs coverage completions benchmark boards clean
 
 demo: $(VENV)/installed  ## list, plan and load, on a tiny model with random weights
 	@printf '\n$$ devctl list\n'
@@ -55,6 +55,9 @@ benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some 
 		printf '\n$$ python -m tests.benchmarks.%s\n' $$script; \
 		$(BIN)/python -m tests.benchmarks.$$script || exit; \
 	done
+
+boards: $(VENV)/installed-test  ## eight minutes of claims held against the boards of this machine; again for the next eight
+	$(BIN)/python -m tests.boards
 
 clean:
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
