@@ -1,8 +1,7 @@
 """What the pages for users show, run as a reader would run it: in a shell, on a terminal of 80 columns without colour.
 
-A `console` block is lines of ``$ command`` with what each prints, to the letter. A `text` block that begins with such a
-line is of commands whose figures differ from run to run, like seconds: only its other words are compared. Blocks of
-`sh` are not run.
+A `console` block is lines of ``$ command`` with what each prints, to the letter. Where ``figures`` is behind the word,
+seconds, rates and measured peaks differ from run to run: only the rest is compared. Other blocks are not run.
 
 The blocks of a page run in their order, in one folder with `tests/configs` and, where a command names ``models/NAME``,
 the small model of that name from `tests/small_models.py`, with random weights.
@@ -32,7 +31,7 @@ COLUMNS, LINES = 80, 24
 SECONDS = 300
 """The most that a block may take."""
 
-_FENCED = re.compile(r"^```(console|text)\n(?=\$ )(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^```console( figures)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DRAWN = re.compile(r"^<!-- (devctl .* --svg (\S+)) -->$", re.MULTILINE)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _SEPARATOR = "\x1e"
@@ -61,7 +60,7 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     """The blocks of a page that are run."""
-    return [Block(found[2], found.start(2), found.end(2), found[1] == "console") for found in _FENCED.finditer(text)]
+    return [Block(found[2], found.start(2), found.end(2), found[1] is None) for found in _FENCED.finditer(text)]
 
 
 def without_figures(text: str) -> str:

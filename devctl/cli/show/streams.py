@@ -314,7 +314,8 @@ def status(text: str) -> Iterator[None]:
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar of bytes on a terminal's stderr; the value is told how many more are done."""
-    if not is_terminal(sys.stderr):
+    # one that can't draw over a line would keep an empty one for each bar
+    if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
         yield lambda _: None
         return
     from rich.console import Console
