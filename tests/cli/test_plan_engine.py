@@ -202,3 +202,8 @@ def test_transformers_is_what_is_counted_without_a_word(devctl):
     )
     assert (one.out, one.err) == (other.out, other.err)
     assert "holds for: transformers' generate" in one.err
+
+
+def test_an_architecture_that_vllm_does_not_know_is_refused_in_a_line(devctl):
+    said = refused(devctl, CONFIGS / "t5-11b", "--devices", "80GiB", "--context-length", "512")
+    assert said == "devctl: vllm 0.33.0 does not know the architecture T5ForConditionalGeneration\n"
