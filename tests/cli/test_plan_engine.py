@@ -143,9 +143,11 @@ def test_a_plan_for_vllm_is_exported_from_its_file(devctl, tmp_path):
 def test_a_plan_for_vllm_is_not_loaded_by_transformers(devctl, tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(devctl("plan", LLAMA, "--devices", "80GiB", "--context-length", "8k", *VLLM).out)
-    done = devctl("load", LLAMA, "--map", file)
-    assert (done.code, done.out) == (3, "")
-    assert "a plan for vllm 0.19.0" in done.err
+    for command in (("load", LLAMA), ("check",), ("plan", LLAMA, "--devices", "80GiB")):
+        done = devctl(*command, "--map", file)
+        assert (done.code, done.out) == (3, "")
+        assert "a plan for vllm 0.19.0" in done.err
+        assert f"`devctl export {file} --to vllm`" in done.err
 
 
 @pytest.mark.parametrize(
