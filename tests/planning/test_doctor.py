@@ -74,6 +74,8 @@ def test_every_broken_finding_says_what_to_do(examined):
     assert "3 uncorrected ECC errors" in str(found.broken)
     assert "torch has no kernels for it" in str(found.broken)
     assert all(finding.next_step for finding in found.broken)
+    assert of(found, "boards")[0].text.startswith("2 × NVIDIA H100 80GB HBM3, ")
+    assert of(found, "nvidia driver")[0].text == "470.57.02, which runs CUDA 11.4"
 
 
 @pytest.mark.parametrize(
