@@ -35,23 +35,30 @@ _QUIET = {
 }
 
 
+_FOLDERS = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_DATA_DIRS")
+
+
 class Shell:
     """An interactive shell with ``variables``, in a terminal of 200 columns and 500 lines.
 
-    ``set_up`` is run in it first.
+    ``set_up`` is run in it first. Where it is ``configured`` it reads its own files in ``folder``, its home.
     """
 
-    def __init__(self, name: str, folder: str, set_up: str, variables: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, folder: str, set_up: str, variables: dict[str, str], *, configured: bool = False
+    ) -> None:
         self.name = name
         self._parent, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 500, 200, 0, 0))
-        environment = {n: v for n, v in os.environ.items() if n not in ("ENV", "BASH_ENV", "ZDOTDIR", "PS1", "FPATH")}
+        environment = {
+            n: v for n, v in os.environ.items() if n not in ("ENV", "BASH_ENV", "ZDOTDIR", "PS1", "FPATH", *_FOLDERS)
+        }
 
         def own_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         self._process = subprocess.Popen(
-            _START[name],
+            [name, "-i"] if configured else _START[name],
             stdin=child,
             stdout=child,
             stderr=child,

@@ -72,11 +72,11 @@ def started(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "models/tiny").mkdir(parents=True)
 
-    def start(name, set_up=None):
+    def start(name, set_up=None, **options):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
         variables = PATH | {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(SCRIPTS.parent)}
-        shell = Shell(name, str(tmp_path), set_up or f"source '{SCRIPTS / FILES[name]}'", variables)
+        shell = Shell(name, str(tmp_path), set_up or f"source '{SCRIPTS / FILES[name]}'", variables, **options)
         open_shells.append(shell)
         return shell
 
@@ -148,11 +148,24 @@ def test_files_are_offered_where_a_file_is_meant_and_nowhere_else(started, name)
     shell.completes("devctl list --offload-folder mod", "devctl list --offload-folder models/")
 
 
-def test_zsh_loads_the_script_from_a_folder_of_functions(started, tmp_path):
-    (tmp_path / "functions").mkdir()
-    shutil.copy(SCRIPTS / "_devctl", tmp_path / "functions")
-    shell = started("zsh", f"fpath=('{tmp_path}/functions' $fpath); compinit -u -D")
+def test_zsh_loads_the_script_from_a_folder_of_functions_as_its_start_up_file_says(started, tmp_path):
+    (tmp_path / ".zfunc").mkdir()
+    shutil.copy(SCRIPTS / "_devctl", tmp_path / ".zfunc")
+    (tmp_path / ".zshrc").write_text("fpath+=~/.zfunc; autoload -Uz compinit; compinit -u\n")
+    shell = started("zsh", "true", configured=True)
     shell.offers("devctl plan --strategy bal", "balanced", "balanced_low_0")
+
+
+@pytest.mark.parametrize(
+    ("name", "set_up"),
+    [
+        ("bash", "source <(devctl completion bash)"),
+        ("zsh", "source <(devctl completion zsh)"),
+        ("fish", "devctl completion fish | source"),
+    ],
+)
+def test_a_shell_takes_the_script_as_the_command_prints_it(started, name, set_up):
+    started(name, set_up).offers("devctl plan --strategy bal", "balanced", "balanced_low_0")
 
 
 def test_bash_loads_the_script_from_the_folder_where_bash_completion_looks(started, tmp_path):
@@ -167,10 +180,10 @@ def test_bash_loads_the_script_from_the_folder_where_bash_completion_looks(start
 
 
 def test_fish_loads_the_script_from_its_folder(started, tmp_path):
-    folder = tmp_path / "config/fish/completions"
+    folder = tmp_path / ".config/fish/completions"
     folder.mkdir(parents=True)
     shutil.copy(SCRIPTS / "devctl.fish", folder)
-    shell = started("fish", f"set -p fish_complete_path '{folder}'")
+    shell = started("fish", "true", configured=True)
     shell.offers("devctl plan --strategy bal", "balanced", "balanced_low_0")
 
 

@@ -70,7 +70,7 @@ def owners(distributions: Iterable[metadata.Distribution] | None = None) -> tupl
         try:
             name = each.metadata["Name"]
             commands = [e.value for e in each.entry_points if e.group == "console_scripts" and e.name == "devctl"]
-            files = any(path.parts and path.parts[0] == "devctl" for path in each.files or ())
+            files = any(path.parts and path.parts[0] in ("devctl", "devctl.py") for path in each.files or ())
             listed = "devctl" in (each.read_text("top_level.txt") or "").split()
             version, requirements = each.version, tuple(each.requires or ())
         except (
