@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from devctl.cli.show import streams
+from devctl.errors import UsageError
 
 
 class Shell(StrEnum):
@@ -18,7 +19,7 @@ class Shell(StrEnum):
 
 
 def completion(
-    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")],
+    shell: Annotated[Shell | None, typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")] = None,
 ) -> None:
     """Print the script that completes devctl's command line in a shell; docs/completion.md says where to put it.
 
@@ -27,4 +28,6 @@ def completion(
     """
     from devctl.completion.shells import script
 
+    if shell is None:
+        raise UsageError(f"which shell is it: {', '.join(Shell)}?", hint="write it like `devctl completion zsh`")
     streams.answer(script(shell))

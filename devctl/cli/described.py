@@ -90,7 +90,8 @@ def _option(param: Any, context: Any) -> dict[str, Any]:
     takes = not (param.is_flag or param.count)
     values = _takes(param, context) if takes else {"kind": None, "values": []}
     return {
-        "names": [*param.opts, *param.secondary_opts],
+        # in an order of our own: that of --help and -h comes out of a set
+        "names": sorted([*param.opts, *param.secondary_opts], key=lambda name: (name.startswith("--"), name)),
         "help": _first_sentence(param.help or ""),
         "takes": takes,
         "repeated": bool(param.multiple),

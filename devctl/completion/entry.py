@@ -31,9 +31,15 @@ def complete_if_asked() -> None:
     if shell not in shells.SCRIPTS or instruction not in ("complete", "source"):
         sys.exit(f"devctl: {VARIABLE} is none of complete_SHELL and source_SHELL, of {', '.join(shells.SCRIPTS)}")
     text = shells.script(shell) if instruction == "source" else _candidates(shell)
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.exit(1)
     # a shell reads bytes, and a name of a file that is no text has to come back as it is
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+        sys.stdout.flush()
+    except OSError:  # whoever asked has gone: nothing is left to say, at the interpreter's end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -198,7 +198,8 @@ def judge_steps(steps: Mapping[str, Step], seconds: float, private: Private, tol
     found: list[Finding] = []
     for name, step in steps.items():
         if not step.reached:
-            found.append(note(name, "was not looked at, as what comes before it ended the look", None))
+            subject = "torch devices" if name == "devices" else name
+            found.append(note(subject, "was not looked at, as what comes before it ended the look", None))
         elif step.fault is not None:
             found.append(_fault(name, private.hide(" ".join(step.fault.split())), seconds))
         elif name == "devices":

@@ -46,12 +46,24 @@ def test_a_shell_that_there_is_no_script_for_is_wrong_usage(devctl):
     assert "bash" in done.err
 
 
+def test_no_shell_is_wrong_usage_that_names_them(devctl):
+    done = devctl("completion")
+    assert (done.code, done.err.splitlines()[0]) == (2, "devctl: which shell is it: bash, zsh, fish, pwsh?")
+
+
 @pytest.mark.parametrize("asked", ["complete_tcsh", "bash", "source_", "x" * 1000])
 def test_an_instruction_that_is_none_is_told(asked):
     environment = os.environ | {"_DEVCTL_COMPLETE": asked}
     done = subprocess.run([DEVCTL], capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("devctl: _DEVCTL_COMPLETE is none of")
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        environment = os.environ | {"_DEVCTL_COMPLETE": "source_bash"}
+        done = subprocess.run([DEVCTL], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "powershell"])
