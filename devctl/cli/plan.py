@@ -13,6 +13,8 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.errors import RefusedError, UsageError
+from devctl.models.files.kinds import PipelineFoundError
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
@@ -56,11 +58,26 @@ def plan(
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
 
     Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
+
+    A pipeline of diffusers is planned component by component, by its weights.
     """
     streams.clean_logs()
     about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
     clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
+    try:
+        _answer(options)
+        return
+    except PipelineFoundError as error:
+        found = error
+    # not while that is handled: it would be taken for the cause of what a hub answers
+    _pipeline(options, found)
+
+
+def _answer(options: _Options) -> None:
+    """Print what is asked for of a model."""
+    model, machine, goal = options.model, options.machine, options.goal
+    workload, output = options.workload, options.output
     if machine.over_hosts:
         _over_hosts(options)
         return
@@ -141,6 +158,43 @@ def _of_ranks(asked: _Options) -> None:
     here = open_machine(asked.machine.request(timed=False))
     opened = open_model(asked.model.request())
     _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
+
+
+_OF_PIPELINES = {"dtype", "revision", "no-cache", "devices", "machine", "max-memory", "visible", "reserve", "json"}
+"""Options that mean something for a pipeline, of which whole components are placed by their weights."""
+
+
+def _pipeline(asked: _Options, found: PipelineFoundError) -> None:
+    """Print what the components of a pipeline hold, and in which ways they fit.
+
+    Raises:
+        UsageError: something is asked of it that is known of models alone.
+        ModelError: a component can't be read.
+        RefusedError: its weights fit in no way.
+    """
+    from devctl.cli.show.pipeline import pipeline_table, way_line
+    from devctl.planning.machine import open_machine
+    from devctl.planning.pipelines import plan_pipeline, require_known, told
+
+    if asked.machine.over_hosts:
+        raise UsageError(f"{found.given} is a pipeline of diffusers, which is run on one machine", hint="name one")
+    names = given(asked.model, asked.machine, asked.goal, asked.workload, asked.output)
+    about = clashes.Clash(
+        f"{found.given} is a pipeline of diffusers, of which whole components are placed by their weights",
+        tuple(sorted(name for name in names if " " not in name and name not in {*_OF_PIPELINES, "model"})),
+    )
+    clashes.refuse((about,), names)
+    plan = plan_pipeline(asked.model.request(), found, open_machine(asked.machine.request(timed=False)))
+    require_known(plan)
+    if not any(fit.fits for fit in plan.fits):
+        show.say_notes(plan.notes)
+        raise RefusedError(
+            f"the weights of {found.given} fit in no way that diffusers has for whole components",
+            findings=(*(told(each) for each in plan.components if each.nbytes), *map(way_line, plan.fits)),
+            hint="more memory, or --dtype bfloat16, may help; enable_sequential_cpu_offload() divides components",
+        )
+    streams.answer(streams.dumps(plan.to_document()) if asked.output.json else pipeline_table(plan))
+    show.say_notes(plan.notes)
 
 
 def _tell(found: "_Answer", table: "Callable[[_Answer], str]", output: OutputOptions) -> None:

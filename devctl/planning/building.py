@@ -41,7 +41,9 @@ def find_planned(request: ModelRequest) -> tuple[ModelRequest, ModelSource]:
     try:
         return request, find_source(request)
     except AdapterFoundError as error:
-        return _of_base(request, error)
+        found = error
+    # not while that is handled: it would be taken for the cause of what a hub answers
+    return _of_base(request, found)
 
 
 def _of_base(request: ModelRequest, found: AdapterFoundError) -> tuple[ModelRequest, ModelSource]:
