@@ -22,7 +22,7 @@ from devctl.models.files.hub import (
     fetch_if_there,
     in_cache,
 )
-from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, of_folder, of_hub
+from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, is_adapter, of_folder, of_hub
 from devctl.reading import read_document
 
 MOST_LAYERS = 10_000
@@ -144,7 +144,7 @@ def _resolve_here(model: str) -> ModelSource | None:
         return None
     _refuse_what_waits(path)
     config = path / "config.json"
-    if not config.is_file():
+    if not config.is_file() or is_adapter(path):
         raise of_folder(path, model)
     return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
 
