@@ -188,10 +188,11 @@ def _pipeline(asked: _Options, found: PipelineFoundError) -> None:
     require_known(plan)
     if not any(fit.fits for fit in plan.fits):
         show.say_notes(plan.notes)
+        smaller = "" if plan.dtype in ("float16", "bfloat16") else ", or --dtype bfloat16,"
         raise RefusedError(
             f"the weights of {found.given} fit in no way that diffusers has for whole components",
             findings=(*(told(each) for each in plan.components if each.nbytes), *map(way_line, plan.fits)),
-            hint="more memory, or --dtype bfloat16, may help; enable_sequential_cpu_offload() divides components",
+            hint=f"more memory{smaller} may help; enable_sequential_cpu_offload() divides components",
         )
     streams.answer(streams.dumps(plan.to_document()) if asked.output.json else pipeline_table(plan))
     show.say_notes(plan.notes)

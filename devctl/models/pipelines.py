@@ -348,18 +348,35 @@ def _loaded(
 
 def kept_in_float32(class_name: str) -> frozenset[str] | None:
     """Parts of the names of what diffusers keeps in float32 in a model of its own; None where that is not known."""
-    if find_spec("diffusers") is None:
+    known, names = _of_class(class_name, "_keep_in_fp32_modules")
+    if not known:
         return None
+    return frozenset([names] if isinstance(names, str) else names or ())
+
+
+def offload_order(class_name: str) -> tuple[str, ...] | None:
+    """Components of a pipeline that ``enable_model_cpu_offload`` brings one after another; those that it does not name
+    stay once they are there. None where that is not known, and none where it can't be offloaded so.
+    """
+    known, order = _of_class(class_name, "model_cpu_offload_seq")
+    if not known:
+        return None
+    return tuple(order.split("->")) if isinstance(order, str) else ()
+
+
+def _of_class(class_name: str, attribute: str) -> tuple[bool, Any]:
+    """Whether an attribute of a class of diffusers is known here, and what it is."""
+    if find_spec("diffusers") is None:
+        return False, None
     import diffusers
 
     try:
         found = getattr(diffusers, class_name, None)
+        if isinstance(found, type) and hasattr(found, attribute):
+            return True, getattr(found, attribute)
     except (ImportError, RuntimeError):  # what it needs is not here
-        return None
-    if not isinstance(found, type) or not hasattr(found, "_keep_in_fp32_modules"):
-        return None
-    names = found._keep_in_fp32_modules or ()
-    return frozenset([names] if isinstance(names, str) else names)
+        pass
+    return False, None
 
 
 def _named(dtypes: Iterable[str]) -> tuple[str, ...]:

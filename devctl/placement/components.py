@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,8 +42,13 @@ class Fit:
         return not self.why
 
 
-def ways(sizes: Mapping[str, int], budgets: Budgets) -> tuple[Fit, ...]:
-    """Whether components of ``sizes``, in bytes, fit within ``budgets``, in each way that such a machine has."""
+def ways(sizes: Mapping[str, int], budgets: Budgets, order: Collection[str] | None = None) -> tuple[Fit, ...]:
+    """Whether components of ``sizes``, in bytes, fit within ``budgets``, in each way that such a machine has.
+
+    Args:
+        order: the components that are brought one after another where all are in RAM, while others stay; None where
+            that is not known.
+    """
     limits = dict(budgets.devices)
     computing = accelerators_of(budgets)
     if not computing:
@@ -53,7 +58,7 @@ def ways(sizes: Mapping[str, int], budgets: Budgets) -> tuple[Fit, ...]:
     found = [_one(sizes, best, limits[best])]
     if len(computing) > 1:
         found.append(_balanced(sizes, {device: limits[device] for device in computing}))
-    found.append(_offloaded(sizes, best, limits[best], limits.get(Device.cpu(), 0)))
+    found.append(_offloaded(sizes, best, limits[best], limits.get(Device.cpu(), 0), order))
     return tuple(found)
 
 
@@ -86,12 +91,19 @@ def _balanced(sizes: Mapping[str, int], limits: Mapping[Device, int]) -> Fit:
     return Fit(way=Way.BALANCED, devices=devices, left=min(free.values()), why="; ".join(too_large[:2]))
 
 
-def _offloaded(sizes: Mapping[str, int], device: Device, limit: int, ram: int) -> Fit:
-    largest = max(sizes, key=lambda name: sizes[name])
-    total = sum(sizes.values())
+def _offloaded(sizes: Mapping[str, int], device: Device, limit: int, ram: int, order: Collection[str] | None) -> Fit:
+    brought = [name for name in sizes if order is None or name in order]
+    staying = [name for name in sizes if name not in brought]
+    largest = max(brought, key=lambda name: sizes[name], default=None)
+    needed = sum(sizes[name] for name in staying) + (0 if largest is None else sizes[largest])
     why = ""
-    if sizes[largest] > limit:
-        why = f"{device} holds less than {largest}, the largest"
-    elif total > ram:
+    if order is not None and not order:
+        why = "diffusers has no order for this pipeline"
+    elif needed > limit:
+        beside = f", beside {' and '.join(staying)}, which stay there" if staying else ", the largest"
+        why = f"{device} holds less than {largest}{beside}"
+    elif sum(sizes.values()) > ram:
         why = "the RAM holds less than all of it"
-    return Fit(way=Way.MODEL_OFFLOAD, devices=dict.fromkeys(sizes, device), left=limit - sizes[largest], why=why)
+    elif order is None:
+        why = "it is not known which stay beside the largest: diffusers is not installed, or has no such pipeline"
+    return Fit(way=Way.MODEL_OFFLOAD, devices=dict.fromkeys(sizes, device), left=limit - needed, why=why)

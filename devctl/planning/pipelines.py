@@ -15,6 +15,7 @@ from devctl.models.pipelines import (
     Pipeline,
     Weighed,
     find_pipeline,
+    offload_order,
     variant_of,
     weigh,
 )
@@ -109,13 +110,14 @@ def plan_pipeline(request: ModelRequest, found: PipelineFoundError, machine: Mac
     notes += [f'of some components there are files of variant="{name}" alone: it has to be given' for name in variants]
     if trees := [each.component.name for each in components if each.component.kind is Kind.TREE and each.nbytes]:
         notes.append(f"`devctl plan {found.given}/{trees[0]}` plans {trees[0]} by itself, as any model")
+    order = offload_order(pipeline.class_name)
     if known and not sizes:
         raise ModelError(f"{found.given} has no component with weights")
     return PipelinePlan(
         pipeline=pipeline,
         dtype=str(request.dtype),
         components=components,
-        fits=ways({name: size for name, size in sizes.items() if size}, machine.budgets) if known else (),
+        fits=ways({name: size for name, size in sizes.items() if size}, machine.budgets, order) if known else (),
         notes=(*machine.missing, *machine.budgets.notes, *notes),
     )
 

@@ -7,6 +7,10 @@ import jsonschema
 import pytest
 import torch
 
+from devctl.devices import Device
+from devctl.models.pipelines import kept_in_float32, offload_order
+from devctl.placement.budget import Budgets
+from devctl.placement.components import Way, ways
 from tests import pipelines
 from tests.adapters import write_safetensors
 from tests.cli.test_documents import schema
@@ -112,10 +116,6 @@ def test_each_way_to_run_it_is_judged_by_weights(devctl, saved, devices, fit):
 def test_components_are_dealt_out_as_diffusers_does():
     from diffusers.pipelines.pipeline_loading_utils import _assign_components_to_devices
 
-    from devctl.devices import Device
-    from devctl.placement.budget import Budgets
-    from devctl.placement.components import Way, ways
-
     for limits, parts in (
         ((100, 90, 80), {"a": 50, "b": 40, "c": 30, "d": 20, "e": 10}),
         ((100, 100), {"a": 60, "b": 60, "c": 30, "d": 30}),
@@ -128,6 +128,43 @@ def test_components_are_dealt_out_as_diffusers_does():
         ours = next(fit for fit in ways(parts, budgets) if fit.way is Way.BALANCED)
         assert ours.fits
         assert ours.devices == {name: device for device, names in theirs.items() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("order", "limit", "fits"),
+    [
+        (None, 60, False),
+        (("a", "b"), 60, False),
+        (("a", "b"), 70, True),
+        ((), 1000, False),
+        (("a", "b", "c"), 50, True),
+    ],
+)
+def test_what_stays_while_others_run_is_counted_with_the_largest(order, limit, fits):
+    sizes = {"a": 50, "b": 30, "c": 20}
+    budgets = Budgets(devices=((Device.gpu(0), limit), (Device.cpu(), 100)), given=True)
+    found = next(fit for fit in ways(sizes, budgets, order) if fit.way is Way.MODEL_OFFLOAD)
+    assert found.fits is fits
+    assert bool(found.why) is not fits
+
+
+def test_what_diffusers_brings_one_after_another_is_its_own_to_say():
+    assert offload_order("StableDiffusionPipeline") == ("text_encoder", "image_encoder", "unet", "vae")
+    assert "controlnet" not in (offload_order("StableDiffusionControlNetPipeline") or ("controlnet",))
+    for name in ("NoSuchPipeline", "__name__", "__path__", "utils"):
+        assert offload_order(name) is None
+        assert kept_in_float32(name) is None
+
+
+def test_without_diffusers_what_it_alone_knows_is_said_to_be_unknown(devctl, saved, monkeypatch):
+    monkeypatch.setattr("devctl.models.pipelines.find_spec", lambda _: None)
+    result = devctl("plan", saved["float16"], *BOX, "--dtype", "fp16", "--json")
+    assert result.code == 0
+    document = json.loads(result.out)
+    assert any("which modules of unet diffusers keeps in float32 is not known here" in n for n in document["notes"])
+    offload = next(each for each in document["weights_fit"] if each["way"] == "model offload")
+    assert not offload["fits"]
+    assert "it is not known which stay beside the largest" in offload["why"]
 
 
 @pytest.mark.parametrize(

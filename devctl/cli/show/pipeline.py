@@ -42,7 +42,7 @@ def pipeline_table(plan: PipelinePlan) -> str:
 def way_line(fit: Fit) -> str:
     """Whether the weights fit in a way, in a line."""
     if not fit.fits:
-        return f"{_CALLS[fit.way]}: the weights do not fit: {fit.why}"
+        return f"{_CALLS[fit.way]}: no, as {fit.why}"
     devices = dict.fromkeys(map(str, fit.devices.values()))
     where = f"on {', '.join(devices)}"
     if fit.way is Way.BALANCED:
