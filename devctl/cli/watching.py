@@ -128,7 +128,7 @@ def screen() -> Iterator[Screen]:
         made.enter()
         made.resized()
 
-    handlers = {"SIGTSTP": stop, "SIGQUIT": stop, "SIGWINCH": made.resized}
+    handlers: dict[str, Callable[..., None]] = {"SIGTSTP": stop, "SIGQUIT": stop, "SIGWINCH": made.resized}
     try:
         for name, handler in handlers.items():
             if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, ModelError, UsageError, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.files.told import told_by_headers
 from devctl.models.files.weights import checkpoint_dtype
 from devctl.models.own_code import contained
 from devctl.models.plain import in_plain_words
@@ -102,6 +103,7 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedCo
         if model_type not in transformers.CONFIG_MAPPING and not trust_remote_code:
             raise ModelError(
                 f"transformers {transformers.__version__} does not know the model type {model_type!r}",
+                findings=told_by_headers(source),
                 hint="a newer transformers may, or code that comes with the model (--trust-remote-code)",
             ) from None
         said = in_plain_words(error, data)
@@ -202,6 +204,7 @@ def _find_class(
         return other, True
     raise ModelError(
         f"transformers {transformers.__version__} has no class {wanted!r}, which the config names as its architecture",
+        findings=told_by_headers(source),
         hint="a newer transformers may, or code that comes with the model (--trust-remote-code); "
         "--model-class AutoModel plans the base model",
     )

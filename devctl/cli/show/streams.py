@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from devctl.errors import DevctlError, OutputError, RefusedError
+from devctl.errors import DevctlError, ModelError, OutputError, RefusedError
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def message(text: str, hint: str = "") -> None:
 
 def error(error: DevctlError) -> None:
     """What went wrong, every finding, and the next step."""
-    findings = error.findings if isinstance(error, RefusedError) else ()
+    findings = error.findings if isinstance(error, ModelError | RefusedError) else ()
     lines = [f"devctl: {clean(error.message)}", *(f"  - {clean(finding)}" for finding in findings)]
     say("".join(f"{line}\n" for line in (*lines, *([f"  {clean(error.hint)}"] if error.hint else []))))
 
