@@ -86,6 +86,12 @@ def test_a_block_that_shows_something_else_is_found(tmp_path):
     assert [block.holds(said) for block, said in zip(docs.blocks(page), printed, strict=True)] == [False, True, False]
 
 
+def test_every_schema_is_linked_to():
+    page = (docs.ROOT / "docs/json.md").read_text(encoding="utf-8")
+    schemas = [str(path.relative_to(docs.ROOT)) for path in (docs.ROOT / "devctl").rglob("*schema.json")]
+    assert [schema for schema in schemas if f"](../{schema})" not in page] == []
+
+
 def test_every_exit_code_is_documented():
     from devctl.errors import ExitCode
 
