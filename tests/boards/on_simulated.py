@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tests import small_models
 from tests.boards import pretended
@@ -98,7 +98,7 @@ def wrong_plan(ask: Ask) -> Iterable[Row]:
     from tests.boards.measuring import judged
 
     def told(title: str, **changed: int | bool) -> Iterable[Row]:
-        predicted: Predicted = replace(right, **changed)  # type: ignore[arg-type]
+        predicted: Predicted = replace(right, **changed)
         return judged(title, predicted, measured, loaded.weights, encodes=False, room=1 << 40)
 
     yield from told("right")
@@ -122,7 +122,7 @@ def on_two(ask: Ask) -> Iterable[Row]:
 
 def runs_out(ask: Ask, where: str) -> Iterable[Row]:
     job = Job(context=192, new=6, batch=2)
-    module = {"one": placement, "two": several}[where]
+    module: Any = {"one": placement, "two": several}[where]
     return module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
 
 
@@ -152,8 +152,8 @@ def main() -> None:
     cards = pretended.open_cards()
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         ask = Ask(cards=cards, folder=Path(folder), checkout=Path(__file__).parents[2])
