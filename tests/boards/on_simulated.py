@@ -123,7 +123,8 @@ def on_two(ask: Ask) -> Iterable[Row]:
 def runs_out(ask: Ask, where: str) -> Iterable[Row]:
     job = Job(context=192, new=6, batch=2)
     module: Any = {"one": placement, "two": several}[where]
-    return module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
+    rows: Iterable[Row] = module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
+    return rows
 
 
 def whole_process(ask: Ask) -> Iterable[Row]:
