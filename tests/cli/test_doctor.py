@@ -84,8 +84,8 @@ def test_an_invented_machine_is_examined_whole(machine, ran, monkeypatch):
     command = answering(devices={"cuda": 8})
     monkeypatch.setattr(doctor, "examine", lambda **given: real(**given, command=command))
     done = ran("doctor", "--json")
-    assert done.code == 0, done.err
     document = holds(done.out, DOCTOR)
+    assert done.code == (0 if document["ok"] else 3), done.err
     assert document["torch"]["architectures"] == ["sm_80", "sm_90"]
     assert document["versions"]["torch"]
 
