@@ -12,7 +12,7 @@ from devctl.placement.device_map import AnyMap, FrozenMap
 from devctl.placement.greedy.decisions import Trail
 from devctl.placement.judge import compared, holder, split_ties
 from devctl.placement.parallel.host_device import HostDevice
-from devctl.placement.runtime import Runtime, needs
+from devctl.placement.runtime import Runtime, needs, unallocated
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -27,15 +27,18 @@ class Load:
         used: bytes that the weights and buffers placed there are held with.
         state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
         activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
-        overhead: bytes that the device's libraries take for themselves.
+        overhead: bytes that are taken there whatever is done: by libraries, and by torch's allocator beside what it
+            gives out.
+        unallocated: those of the allocator among them.
         loading: the most bytes that it holds while the model is loaded: its weights, the parts of the one that is made
-            last, and the overhead. They are gone when the model runs.
+            last, and what the libraries take. They are gone when the model runs.
     """
 
     used: int
     state: int = 0
     activations: int = 0
     overhead: int = 0
+    unallocated: int = 0
     loading: int = 0
 
     @property
@@ -139,6 +142,7 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
     for device in extra:
         limits.setdefault(device, None)
     libraries = {} if runtime is None else {d: n for d, n in runtime.overhead.items() if used.get(d) or d in beside}
+    gaps = {} if runtime is None else {d: unallocated(runtime.footprint, d) for d in beside}
     uses = tuple(
         DeviceUse(
             device=device,
@@ -147,7 +151,8 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
             modules=(),
             state=beside[device].state if device in beside else 0,
             activations=beside[device].activations if device in beside else 0,
-            overhead=libraries.get(device, 0),
+            overhead=libraries.get(device, 0) + gaps.get(device, 0),
+            unallocated=gaps.get(device, 0),
             loading=used.get(device, 0) + extra.get(device, 0) + libraries.get(device, 0),
         )
         for device, limit in limits.items()

@@ -217,6 +217,7 @@ class Plan:
                     "state": use.state,
                     "activations": use.activations,
                     "overhead": use.overhead,
+                    "unallocated": use.unallocated,
                     "loading": use.loading,
                     "budget": use.budget,
                     "modules": list(use.modules),

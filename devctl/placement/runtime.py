@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
 from devctl.models.tree import Module, ModuleTree, TensorKind, held_bytes
-from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
+from devctl.placement.budget import NUMBERED, Budgets, accelerators_of, is_accelerator
 from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
 
@@ -36,6 +36,15 @@ class Runtime:
     footprint: Footprint
     overhead: Mapping[Device, int]
 
+    def taken(self, device: Device) -> int:
+        """What is taken there whatever blocks it has: by libraries, and by the allocator beside what it gives out."""
+        return self.overhead.get(device, 0) + unallocated(self.footprint, device)
+
+
+def unallocated(footprint: Footprint, device: Device) -> int:
+    """What torch's allocator reserves on ``device`` beside what it gives out, where its rules are known."""
+    return footprint.unallocated if device.type in NUMBERED else 0
+
 
 def less(budgets: Budgets, runtime: Runtime, kept: Mapping[Device, int] | None = None) -> Budgets:
     """What is left for blocks on each device: without the common need, what the libraries take, and what is ``kept``.
@@ -51,8 +60,7 @@ def free_for_blocks(budgets: Budgets, runtime: Runtime) -> list[tuple[Device, in
     common = common_need(runtime.footprint)
     runs = set(accelerators_of(budgets)) or {Device.cpu()}
     return [
-        (device, size - runtime.overhead.get(device, 0) - (common if device in runs else 0))
-        for device, size in budgets.devices
+        (device, size - runtime.taken(device) - (common if device in runs else 0)) for device, size in budgets.devices
     ]
 
 

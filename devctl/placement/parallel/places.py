@@ -55,6 +55,7 @@ def place_stages(
                 state=load.state,
                 activations=load.activations,
                 overhead=load.overhead,
+                unallocated=load.unallocated,
                 loading=load.loading,
             )
             for device in devices

@@ -27,7 +27,8 @@ class Stage:
         used: bytes of weights and buffers on the fullest of its devices.
         state: bytes of KV cache and the like there.
         activations: bytes alive beside those while it works, what it receives and sends among them.
-        overhead: bytes that the libraries and their communicators take there.
+        overhead: bytes that the libraries and their communicators take there, and torch's allocator beside what it
+            gives out.
         budget: bytes that the device may hold.
     """
 
