@@ -8,7 +8,7 @@ TINY := tests/configs/tiny-llama
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast lint format completions benchmark clean
+.PHONY: demo test test-fast lint format docs coverage completions benchmark clean
 
 demo: $(VENV)/installed  ## list, plan and load, on a tiny model with random weights
 	@printf '\n$$ devctl list\n'
@@ -34,6 +34,13 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/installed-test  ## what README.md and docs/ show, written anew; look at the difference
+	$(BIN)/python -m tests.docs --write
+
+coverage: $(VENV)/installed-test  ## which lines the fast tests run; what they start as other processes does not count
+	$(PIP) install pytest-cov
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
+
 completions: $(VENV)/installed  ## the scripts in completions/, from the command line as it is
 	@for shell in bash zsh fish pwsh; do \
 		case $$shell in bash) file=devctl.bash;; zsh) file=_devctl;; fish) file=devctl.fish;; pwsh) file=devctl.ps1;; esac; \
@@ -50,7 +57,7 @@ benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some 
 	done
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

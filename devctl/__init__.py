@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from devctl.planning.fits_on import FitsOn
     from devctl.planning.model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "devctl.api": ("capacity", "check", "compare", "fits_on", "load", "open_model", "plan"),

@@ -17,18 +17,23 @@ from devctl.devices import Device, DeviceMap
 from devctl.errors import UsageError
 from devctl.inventory import Inventory
 from devctl.inventory.requirements import Requirements, Verdict
+from devctl.models.gguf.files import gguf_at
 from devctl.placement.document import map_of
+from devctl.placement.engines.asking import HERE
+from devctl.placement.engines.records import Engine
 from devctl.placement.plan import Comparison, Plan
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning import plan as answers
 from devctl.planning.capacity import Capacity
 from devctl.planning.checking import check_machine
+from devctl.planning.engine import plan_for_vllm
 from devctl.planning.fits_on import FitsOn, find_boards
 from devctl.planning.fits_on import fits_on as answer_fits_on
-from devctl.planning.hosts import HostsRequest, open_hosts
+from devctl.planning.hosts import HostsRequest, NamedMachine, open_hosts
+from devctl.planning.hosts_question import ALONE
 from devctl.planning.machine import open_machine
-from devctl.planning.map_file import MapFile, read_map_file
+from devctl.planning.map_file import MapFile, read_map_file, require_loadable
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
 from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
@@ -37,6 +42,8 @@ from devctl.planning.plan_facts import parse_facts
 from devctl.planning.planned_run import parse_run
 from devctl.planning.request import (
     ByRanks,
+    EngineRequest,
+    FillContext,
     Limits,
     MachineRequest,
     ModelRequest,
@@ -63,17 +70,20 @@ def open_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     quantize: str | None = None,
+    adapters: Sequence[str | PathLike[str]] = (),
     cache: bool = True,
 ) -> Model:
     """The model without its weights, to be planned with again and again.
 
     Args:
-        model: a folder, a config.json, a model id on the hub, or a live module, on the meta device or with weights.
+        model: a folder, a config.json, a model id on the hub, a GGUF file or a folder of one, or a live module, on the
+            meta device or with weights.
         dtype: "auto" is the checkpoint's own; else float32, float16, bfloat16 or float64.
         model_class: a class of transformers; None is the config's first architecture.
         trust_remote_code: run Python code that the model brings.
         revision: branch, tag or commit of a model on the hub.
         quantize: as ``from_pretrained`` would quantise the weights while loading: "int8", "nf4", …
+        adapters: LoRAs that PEFT loads beside it, folders or ids on the hub: their bytes count, too.
         cache: keep what is found for the next time, and use what was kept.
 
     Raises:
@@ -91,6 +101,7 @@ def open_model(
                 trust_remote_code=trust_remote_code,
                 revision=revision,
                 quantize=quantize,
+                adapters=tuple(fspath(each) for each in ([adapters] if isinstance(adapters, str) else adapters)),
                 cache=cache,
             )
         )
@@ -123,6 +134,10 @@ def plan(
     max_context: bool = False,
     tp: int | None = None,
     ep: int | None = None,
+    engine: str | None = None,
+    gpu_memory_utilization: float | None = None,
+    max_num_batched_tokens: int | None = None,
+    max_num_seqs: int | None = None,
     **of_model: Any,
 ) -> Plan:
     """Where each layer should go. A plan that is not what was asked for does not fit, and says why in its ``refusal``.
@@ -136,7 +151,7 @@ def plan(
         objective: what optimal is best in: "headroom", or "latency", predicted seconds a token.
         device_map: judge this map instead of finding one.
         target_context: place for as many sequences of so many tokens as fit.
-        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk".
+        max_memory: bytes that each device may hold, by GPU id, "mps", "cpu" or "disk"; over hosts by names like "a:0".
         visible: ids of the accelerators to plan with.
         reserve: bytes, or a share like "10%", to keep free on every GPU, or by device.
         speed: bytes a second of a GPU's memory, of "link" and of "disk", for the objective latency.
@@ -156,7 +171,11 @@ def plan(
             is one of the size that the model's config has, in a model that sees.
         max_context: also find the most tokens that fit on this map, and on the best one.
         tp: let so many ranks share every layer, each a process with an accelerator of its own; such a plan has no map.
+            Over hosts so many accelerators of a host share each stage.
         ep: let them share the experts out, too: as many.
+        engine: whose memory is counted: "transformers" (the default), or "vllm", whose plan has no map; what its cache
+            holds is in ``fit_in``.
+        gpu_memory_utilization, max_num_batched_tokens, max_num_seqs: what vLLM is started with.
         **of_model: the keywords of `open_model`.
 
     Raises:
@@ -178,7 +197,7 @@ def plan(
         "images": images,
     }
     latency = objective == "latency"
-    hosts = _hosts_request(machine, _entries(reserve))
+    hosts = _hosts_request(machine, _entries(reserve), _entries(max_memory))
     given = {
         "strategy": strategy is not None,
         "objective": objective is not None,
@@ -192,17 +211,48 @@ def plan(
         "tp": tp is not None,
         "ep": ep is not None,
         "quantize": of_model.get("quantize") is not None,
+        "adapter": bool(of_model.get("adapters") or (isinstance(model, Model) and model.adapters)),
         "max-memory": max_memory is not None,
         "visible": visible is not None,
         "no-offload": not offload,
         "no-disk": not disk,
         clashes.OVER_HOSTS: hosts is not None,
+        clashes.GGUF: _is_gguf(model),
+        clashes.VLLM: engine == Engine.VLLM,
+        f"quantize {of_model.get('quantize')}": of_model.get("quantize") is not None,
+        "gpu-memory-utilization": gpu_memory_utilization is not None,
+        "max-num-batched-tokens": max_num_batched_tokens is not None,
+        "max-num-seqs": max_num_seqs is not None,
     }
     with _naming_keywords():
-        clashes.refuse(clashes.OF_PLAN, {name for name, is_given in given.items() if is_given})
+        told = {name for name, is_given in given.items() if is_given}
+        clashes.refuse(clashes.OF_PLAN, told)
+        if engine is not None and one_of(Engine, engine, "--engine") is Engine.VLLM:
+            serving = EngineRequest(
+                utilisation=gpu_memory_utilization,
+                batched_tokens=max_num_batched_tokens,
+                sequences=max_num_seqs,
+                tp=tp,
+                ep=ep,
+            )
+            if hosts is not None:
+                machines = open_hosts(hosts)
+            else:
+                assert not isinstance(machine, Mapping), "these are hosts"
+                only = _machine_request(
+                    machine,
+                    max_memory=_entries(max_memory),
+                    visible=None if visible is None else ",".join(map(str, visible)),
+                    reserve=_entries(reserve),
+                )
+                machines = (NamedMachine(name=HERE, machine=open_machine(only)),)
+            return plan_for_vllm(open_model(model, **of_model), machines, _workload(**asked), serving)
         if hosts is not None:
+            fill = None if target_context is None else FillContext(tokens=target_context)
+            ranks = ALONE if tp is None else ByRanks(size=tp, experts=ep).ranks
             there, wanted = open_hosts(hosts), _workload(**asked)
-            return plan_over_hosts(open_model(model, **of_model), there, wanted, max_context=max_context)
+            opened = open_model(model, **of_model)
+            return plan_over_hosts(opened, there, wanted, ranks=ranks, fill=fill, max_context=max_context)
         assert not isinstance(machine, Mapping), "these are hosts"
         here = open_machine(
             _machine_request(
@@ -224,6 +274,8 @@ def plan(
             device_map=None if device_map is None else devices_by_name(device_map),
         )
         opened = open_model(model, **of_model)
+        if opened.gguf is not None:  # of one on the hub that is known only now
+            clashes.refuse(clashes.OF_PLAN, {*told, clashes.GGUF})
         limits = Limits(offload=offload, disk=disk)
         return answers.make_plan(opened, here, workload, goal, limits, max_context=max_context)
 
@@ -252,11 +304,12 @@ def compare(
     Raises:
         ModelError, UsageError, RefusedError: as `plan`.
     """
-    hosts = _hosts_request(machine, None)
+    hosts = _hosts_request(machine, None, _entries(max_memory))
     with _naming_keywords():
         if hosts is not None:
-            about = {clashes.OVER_HOSTS, *(["max-memory"] if max_memory is not None else [])}
-            clashes.refuse(clashes.OF_PLAN, about if padding else {*about, "no-padding"})
+            about = {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])}
+            about |= {"adapter"} if of_model.get("adapters") or (isinstance(model, Model) and model.adapters) else set()
+            clashes.refuse(clashes.OF_PLAN, about)
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -377,6 +430,7 @@ def check(
     *,
     device_map: MapLike | PathLike[str] | None = None,
     model: str | PathLike[str] | None = None,
+    adapters: Sequence[str | PathLike[str]] = (),
     inventory: Inventory | None = None,
 ) -> Verdict:
     """Whether this machine meets what a job asks for; every reason is in the verdict.
@@ -385,6 +439,7 @@ def check(
         requirements: what it asks for; None for nothing but the map.
         device_map: a map or plan, or the path of one: does it fit here as the machine is now?
         model: with a map: the model, to know the bytes of its layers.
+        adapters: with a model: the LoRAs that PEFT loads beside it.
         inventory: another machine than this one, now.
 
     Raises:
@@ -392,7 +447,10 @@ def check(
         ModelError: the model can't be read.
     """
     with _naming_keywords():
-        request = None if model is None else ModelRequest(model=fspath(model))
+        if adapters and model is None:
+            raise UsageError("--adapter is beside a model", hint="give the model, too")
+        beside = tuple(fspath(each) for each in ([adapters] if isinstance(adapters, str) else adapters))
+        request = None if model is None else ModelRequest(model=fspath(model), adapters=beside)
         return check_machine(requirements or Requirements(), map_file(device_map), request, inventory)[0]
 
 
@@ -449,11 +507,13 @@ def load(
 
     Raises:
         LoadError: it can't run. That a proof fails is in the report: ``ok`` is False then.
-        RefusedError: the map does not hold, or fit, on this machine.
+        RefusedError: the map does not hold, or fit, on this machine; or it is a plan with adapters.
         ModelError, UsageError: as `plan`.
     """
     from devctl.trying import LoadRequest, prepare
 
+    if isinstance(device_map, Plan):
+        require_loadable(device_map.model.to_document(), "the plan")
     with _naming_keywords():
         request = LoadRequest(
             model=ModelRequest(
@@ -490,15 +550,22 @@ def load(
         return prepare(request).run()
 
 
+def _is_gguf(model: str | PathLike[str] | torch.nn.Module | Model) -> bool:
+    """Whether the model is in a GGUF file, or in a folder of such."""
+    if isinstance(model, Model):
+        return model.gguf is not None
+    return isinstance(model, str | PathLike) and gguf_at(fspath(model)) is not None
+
+
 def devices_by_name(device_map: MapLike) -> dict[str, Device]:
     """A map in any of its forms as the device of each name.
 
     Raises:
         UsageError: it is no map, or a value is no device.
-        RefusedError: it is a plan of several processes.
+        RefusedError: it is a plan of several processes, or of a GGUF file.
     """
     if isinstance(device_map, Plan):
-        device_map.require_one_process()
+        device_map.require_loadable()
         return dict(device_map.placement.device_map)
     plain = {name: str(d) if isinstance(d, Device) else d for name, d in dict(device_map).items()}
     return map_of(plain, "the map")
@@ -510,9 +577,11 @@ def map_file(device_map: MapLike | PathLike[str] | None) -> MapFile | None:
         return None
     if isinstance(device_map, PathLike):
         return read_map_file(Path(device_map))
-    devices = devices_by_name(device_map)
-    facts = parse_facts(device_map.to_document(), "the plan") if isinstance(device_map, Plan) else None
-    return MapFile(device_map=devices, facts=facts)
+    if not isinstance(device_map, Plan):
+        return MapFile(device_map=devices_by_name(device_map))
+    device_map.require_one_process()
+    facts = parse_facts(device_map.to_document(), "the plan")
+    return MapFile(device_map=dict(device_map.placement.device_map), facts=facts)
 
 
 def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
@@ -523,13 +592,15 @@ def _machine_request(machine: MachineLike, **rest: Any) -> MachineRequest:
     return MachineRequest(file=machine, **rest)
 
 
-def _hosts_request(machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None) -> HostsRequest | None:
+def _hosts_request(
+    machine: MachineLike | HostsLike, reserve: tuple[str, ...] | None, max_memory: tuple[str, ...] | None
+) -> HostsRequest | None:
     """The hosts that are meant; None for one machine."""
     if isinstance(machine, Mapping):
         machines = tuple((name, _machine_request(each)) for name, each in machine.items())
-        return HostsRequest(machines=machines, reserve=reserve)
+        return HostsRequest(machines=machines, reserve=reserve, max_memory=max_memory)
     if isinstance(machine, str) and names_hosts(machine):
-        return HostsRequest(devices=machine, reserve=reserve)
+        return HostsRequest(devices=machine, reserve=reserve, max_memory=max_memory)
     return None
 
 
@@ -568,6 +639,7 @@ _KEYWORDS = {
     "--machine": "machine",
     "--map": "device_map",
     "--fits-on": "boards",
+    "--adapter": "adapters",
 }
 
 

@@ -3,6 +3,8 @@
 Raised anywhere, caught in one place (``devctl.cli``), which prints and exits.
 """
 
+import re
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -96,6 +98,35 @@ class RefusedError(DevctlError):
     def __init__(self, message: str, *, findings: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.findings = findings
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What of ``known`` was probably meant by ``word``, as the end of a sentence; empty where nothing is near it."""
+    from difflib import SequenceMatcher  # for those who mistype
+
+    matcher = SequenceMatcher(autojunk=False, b=word.casefold()[:_LONGEST_WORD])
+    near = []
+    for name in dict.fromkeys(known):
+        matcher.set_seq1(name.casefold())
+        if _may_be_number(_DIGITS.findall(word), _DIGITS.findall(name)):
+            near.append((matcher.ratio(), name))
+    near.sort(key=lambda each: -each[0])
+    meant = [name for ratio, name in near if ratio >= max(_NEAR, near[0][0] - _AS_NEAR)][:_MOST_MEANT]
+    if not meant or not word:
+        return ""
+    return f"; did you mean {' or '.join(filter(None, (', '.join(meant[:-1]), meant[-1])))}?"
+
+
+def _may_be_number(wrong: list[str], right: list[str]) -> bool:
+    """Whether numbers in a name may be those that were meant: another number is another thing, and no slip."""
+    return not wrong or not right or any(theirs.startswith(ours) for ours in wrong for theirs in right)
+
+
+_DIGITS = re.compile("[0-9]+")
+_NEAR, _AS_NEAR = 0.65, 0.1
+"""How alike names are from which on one is told, and by how much less alike than the best others may be."""
+_MOST_MEANT = 3
+_LONGEST_WORD = 100
 
 
 def first_line(error: BaseException) -> str:

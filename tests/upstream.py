@@ -37,7 +37,7 @@ class _OrderedMeta(type):
         return isinstance(instance, set | dict)
 
 
-class _OrderedSet(dict, metaclass=_OrderedMeta):  # type: ignore[type-arg]
+class _OrderedSet(dict, metaclass=_OrderedMeta):
     """A set that keeps its order.
 
     The planner goes through a set of tie groups, so for a model that has several its answer can differ from run to run
@@ -67,7 +67,7 @@ class Upstream:
                 mock.patch.object(transformers.integrations.accelerate, "set", _OrderedSet, create=True),
                 any_environment(),
             ):
-                planner = transformers.modeling_utils._get_device_map
+                planner = transformers.modeling_utils._get_device_map  # type: ignore[attr-defined]
                 return dict(planner(self.model, str(strategy), given, self.quantizer))
         except (IndexError, KeyError, ValueError) as error:
             raise UpstreamError(repr(error)) from error

@@ -18,9 +18,6 @@ from devctl.cli.groups import PanelledCommand
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode, first_line
 
-_EPILOG = """Exit codes: 0 done; 1 unexpected failure; 2 wrong usage; 3 the honest no (does not fit, requirement not
-met, map not valid here); 4 the model can't be read; 5 loading or the smoke inference failed; 130 interrupted."""
-
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -30,6 +27,7 @@ COMMANDS = {
     "plan": "devctl.cli.plan:plan",
     "load": "devctl.cli.load:load",
     "export": "devctl.cli.export:export",
+    "doctor": "devctl.cli.doctor:doctor",
 }
 """Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
 
@@ -38,7 +36,13 @@ class _Devctl(TyperGroup):
     """Finds the commands, and is the one place where an exception becomes a message and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]  # the module `list` beside this one may be here by that name
+
+    def get_help(self, ctx: Any) -> str:
+        """All that ``--help`` prints."""
+        from devctl.cli.helps import help_of_all
+
+        return help_of_all(ctx, self)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -101,14 +105,15 @@ def _is_typers(error: Exception) -> bool:
 def _explain(error: Any, ctx: Any) -> None:
     """A wrong command line, in two lines as every error."""
     where = getattr(error, "ctx", None) or ctx
-    streams.message(error.format_message().rstrip("."), f"see `{where.command_path} --help`")
+    from devctl.cli.wrong import explained
+
+    streams.message(explained(error, COMMANDS), f"see `{where.command_path} --help`")
 
 
 app = typer.Typer(
     cls=_Devctl,
     name="devctl",
     help="What hardware is here, where each layer of a model should go, and does it really run there.",
-    epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

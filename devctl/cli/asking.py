@@ -1,4 +1,4 @@
-"""Options of commands that ask other hosts."""
+"""Options of several commands: those that ask other hosts, and of adapters."""
 
 from typing import Annotated
 
@@ -9,17 +9,23 @@ Hosts = Annotated[
     typer.Option(
         "--hosts",
         metavar="HOST,…|@FILE|slurm:",
-        help="These hosts, asked by ssh: like a,node[01-04], a hostfile, what `devctl list --hosts … --json` wrote, or "
-        "those of a job of Slurm.",
+        help="Asked by ssh: a,node[01-04], a hostfile, what `devctl list --hosts … --json` wrote, or a Slurm job.",
     ),
 ]
 Timeout = Annotated[
     str | None,
-    typer.Option("--timeout", metavar="TIME", help="How long each host has to answer, like 20s.  [default: 20s]"),
+    typer.Option("--timeout", metavar="TIME", help="How long a host has to answer.  [default: 20s]"),
 ]
 RemoteCommand = Annotated[
     str | None,
+    typer.Option("--remote-command", metavar="COMMAND", help="Run on each host.  [default: devctl list --json]"),
+]
+
+Adapters = Annotated[
+    list[str] | None,
     typer.Option(
-        "--remote-command", metavar="COMMAND", help="What is run on each host.  [default: devctl list --json]"
+        "--adapter",
+        metavar="FOLDER|ID",
+        help="Count a LoRA that PEFT loads beside the model too: its folder, or its id on the hub; may be repeated.",
     ),
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from devctl.cli.asking import Adapters
 from devctl.cli.groups import Json, grouped, refuse_clashes
 from devctl.cli.show import streams
 from devctl.errors import RefusedError, UsageError
@@ -31,38 +32,30 @@ class GpuOptions:
 
     PANEL: ClassVar[str] = "GPUs"
 
-    gpus: Annotated[int | None, typer.Option(min=0, help="How many GPUs must qualify (1 if others ask of GPUs).")] = (
-        None
-    )
+    gpus: Annotated[int | None, typer.Option(min=0, metavar="N", help="How many GPUs must qualify; else 1.")] = None
     gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Free memory of each, like 40GiB.")] = None
     total_gpu_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Free memory of all usable GPUs together.")
+        str | None, typer.Option(metavar="SIZE", help="Free memory of all of them together.")
     ] = None
-    compute_capability: Annotated[
-        str | None, typer.Option(metavar="X.Y", help="At least this CUDA compute capability of each.")
-    ] = None
-    driver: Annotated[str | None, typer.Option(metavar="VERSION", help="At least this driver version.")] = None
-    cuda: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="The driver can run at least this CUDA version.")
-    ] = None
-    idle: Annotated[
-        bool, typer.Option("--idle", help="Nobody on each: no process, no memory in use, no work for a second.")
-    ] = False
+    compute_capability: Annotated[str | None, typer.Option(metavar="X.Y", help="At least this, of each.")] = None
+    driver: Annotated[str | None, typer.Option(metavar="VERSION", help="At least this driver.")] = None
+    cuda: Annotated[str | None, typer.Option(metavar="VERSION", help="The driver runs at least this CUDA.")] = None
+    idle: Annotated[bool, typer.Option("--idle", help="Nobody on each: no process, memory or work.")] = False
     healthy: Annotated[
         bool,
         typer.Option(
             "--healthy",
-            help="No uncorrected errors, pending repair, narrowed link, or throttling by heat or power on each.",
+            help="No errors, repairs or throttling on each.",
         ),
     ] = False
-    p2p: Annotated[bool, typer.Option("--p2p", help="They can read and write each other's memory.")] = False
+    p2p: Annotated[bool, typer.Option("--p2p", help="They read and write each other's memory.")] = False
     select: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Print the N best GPUs that qualify, for CUDA_VISIBLE_DEVICES: healthy ones first, then most free "
-            "memory, fewest processes, least busy, PCI order.",
+            help="Print the N best, for CUDA_VISIBLE_DEVICES: healthy ones first, then most free memory, fewest "
+            "processes, least busy, PCI order.",
         ),
     ] = None
 
@@ -75,14 +68,13 @@ class HostOptions:
 
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="RAM that can be had, under cgroup limits.")] = None
     disk: Annotated[
-        list[str] | None, typer.Option(metavar="PATH=SIZE", help="Free space at PATH; may be given several times.")
+        list[str] | None, typer.Option(metavar="PATH=SIZE", help="Free space at PATH; may be repeated.")
     ] = None
     map_: Annotated[
         Path | None,
-        typer.Option(
-            "--map", metavar="FILE", help="A device map or plan document ('-': stdin): does it still fit here?"
-        ),
+        typer.Option("--map", metavar="FILE", help="Does this map or plan fit here? - is stdin."),
     ] = None
+    adapter: Adapters = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +99,7 @@ def check(
     host: HostOptions,
     output: OutputOptions,
 ) -> None:
-    """Refuse (exit code 3), with every reason, unless this machine meets all that is asked.
+    """Say whether this machine meets all that is asked, and why not.
 
     Options on GPUs say what a GPU must offer to count; --gpus or --select say how many must count.
     """
@@ -116,12 +108,14 @@ def check(
 
     refuse_clashes(clashes.OF_CHECK, gpu, output)
     wanted = _requirements(gpu, host)
+    if host.adapter and model is None:
+        raise UsageError("--adapter is beside a MODEL", hint="give the model, too: --map FILE MODEL --adapter FOLDER")
     request = None
     if model is not None:
         from devctl.planning.request import ModelRequest
 
         streams.clean_logs()
-        request = ModelRequest(model=model)
+        request = ModelRequest(model=model, adapters=tuple(host.adapter or ()))
     file = None if host.map_ is None else read_map_file(host.map_)
     verdict, inventory = check_machine(wanted, file, request, called=f"--map {host.map_}")
     _show(

@@ -20,7 +20,9 @@ def export(
     host: Annotated[str | None, typer.Option(metavar="NAME", help="The line of one host alone.")] = None,
     json: Json = False,
 ) -> None:
-    """Print the commands that run a plan with another engine, one line a host, ready to paste.
+    """Print the commands that run a plan with another engine, ready to paste.
+
+    There is one line a host.
 
     Refused (exit code 3), with every reason, is what the engine can't run, or would silently run otherwise.
     """
@@ -30,11 +32,11 @@ def export(
     print_export(to_engine(read_exportable(plan, model), to, host), json=json)
 
 
-def print_export(found: "Export", *, json: bool) -> None:
-    """Print the commands, or the document of them; what to know of them is part of the conversation."""
+def print_export(found: "Export", *, json: bool, path: Path | None = None) -> None:
+    """Print the commands, or the document of them, or write it to ``path``; notes are part of the conversation."""
     for note in found.notes:
         streams.say(f"note: {streams.clean(note)}\n")
     if json:
-        streams.answer(streams.dumps(found.to_document()))
+        streams.deliver(streams.dumps(found.to_document()), path)
     else:
-        streams.answer("".join(f"{command.line}\n" for command in found.commands))
+        streams.deliver("".join(f"{command.line}\n" for command in found.commands), path)

@@ -17,19 +17,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 
 class PanelledCommand(TyperCommand):
-    """A command whose help has a section for each panel of its options."""
+    """A command whose help has a section for each panel of its options, examples, and its exit codes."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write a section a panel, in the order in which they come first; what has none is under "Options"."""
-        sections: dict[str, list[Any]] = {}
-        for param in self.get_params(ctx):
-            if (record := param.get_help_record(ctx)) is not None:
-                is_argument = param.param_type_name == "argument"
-                panel = "Arguments" if is_argument else getattr(param, "rich_help_panel", None) or "Options"
-                sections.setdefault(panel, []).append(record)
-        for panel in sorted(sections, key=lambda each: each == "Options"):
-            with formatter.section(panel):
-                formatter.write_dl(sections[panel])
+    def get_help(self, ctx: Any) -> str:
+        """All that ``--help`` prints."""
+        from devctl.cli.helps import help_of  # which no command needs that runs
+
+        return help_of(ctx, self)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -29,29 +29,27 @@ def list_(
     only: Annotated[Part | None, typer.Option(help="Look at one part of the machine.")] = None,
     watch: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Look again every SECONDS, until Ctrl-C; with --json a line each."),
+        typer.Option(metavar="SECONDS", help="Look again and again, until q; --json: lines."),
     ] = None,
     benchmark: Annotated[
         bool,
-        typer.Option("--benchmark", help="Measure how fast the disks read and the GPUs take data: a few seconds each."),
+        typer.Option("--benchmark", help="Measure how fast disks read and GPUs take data."),
     ] = False,
     offload_folder: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Look at the disk under this folder too.")
+        Path | None, typer.Option(metavar="PATH", help="Look at the disk of this folder too.")
     ] = None,
     machine: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE|-", help="Show what `devctl list --json` wrote elsewhere; may be repeated, for several hosts."
-        ),
+        typer.Option(metavar="FILE|-", help="What `devctl list --json` wrote; may be repeated."),
     ] = None,
     hosts: Hosts = None,
     timeout: Timeout = None,
     remote_command: RemoteCommand = None,
     require_all: Annotated[
-        bool, typer.Option("--require-all", help="Refuse (exit code 3) where a host gives no inventory.")
+        bool, typer.Option("--require-all", help="Refuse, exit 3, where a host gives none.")
     ] = False,
 ) -> None:
-    """Show the GPUs, CPU and disks of this machine, with the memory that can be used.
+    """Show the GPUs, CPU and disks of this machine, and what is free.
 
     Imports no framework, and takes no memory on any GPU but for --benchmark. Other hosts are asked by ssh, with
     --hosts; one that can't be is a row that says why.
@@ -115,7 +113,7 @@ def _several(
         from devctl.planning.machine import read_machine
 
         found = together([HostFound(name=name_of_file(path), inventory=read_machine(path)) for path in files])
-    width, styled = streams.answer_style()
+    width, styled = streams.answer_style(sys.stdout)
     streams.answer(streams.dumps(found.to_document()) if json else cluster_text(found, width=width, styled=styled))
     silent = found.silent
     if silent and (require_all or len(silent) == len(found.hosts)):
@@ -128,7 +126,7 @@ def _several(
 def _text(inventory: Inventory, *, json: bool) -> str:
     if json:
         return show_inventory.to_json(inventory)
-    width, styled = streams.answer_style()
+    width, styled = streams.answer_style(sys.stdout)
     return show_inventory.to_text(inventory, width=width, styled=styled)
 
 

@@ -50,25 +50,26 @@ class PlaceOptions:
 
     map: Annotated[
         str | None,
-        typer.Option("--map", metavar="FILE|-|DEVICE", help="A device map or plan (-: stdin), or one device for all."),
+        typer.Option("--map", metavar="FILE|-|DEVICE", help="A map or plan, or one device for all."),
     ] = None
     strategy: Annotated[
-        Strategy | None, typer.Option("--strategy", help="Place it so, when no map is given.  [default: auto]")
+        Strategy | None,
+        typer.Option("--strategy", metavar="STRATEGY", help="As plan has them, where no map is given."),
     ] = None
     max_memory: MaxMemory = None
     load_format: Annotated[
-        LoadFormat, typer.Option("--load-format", help="dummy makes random weights, and reads and downloads none.")
+        LoadFormat, typer.Option("--load-format", help="dummy makes random weights, and reads none.")
     ] = LoadFormat.AUTO
     allow_missing: Annotated[
         bool,
         typer.Option(
             "--allow-missing",
-            help="Leave weights random that the checkpoint lacks, as for a head that is trained later.",
+            help="Leave weights random that the checkpoint lacks.",
         ),
     ] = False
     offload_folder: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="For weights on disk.  [default: a temporary folder, removed afterwards]"),
+        typer.Option(metavar="FOLDER", help="For weights on disk; else a temporary one."),
     ] = None
 
 
@@ -78,25 +79,23 @@ class RunOptions:
 
     PANEL: ClassVar[str] = "Run"
 
-    prompt: Annotated[str | None, typer.Option(help="Text to run, where the model has a tokenizer.")] = None
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to run, where there is a tokenizer.")] = None
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture, for a model that sees.")] = None
     images: Images = None
     audio: Annotated[Path | None, typer.Option(metavar="FILE.wav", help="A sound, for a model that hears.")] = None
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Run so many inputs at a time.")] = 1
     context_length: Annotated[
-        int | None, typer.Option(**tokens(1), help="Make the text this long, by repeating or cutting it.")
+        int | None, typer.Option(**tokens(1), help="Make the text this long: repeated, or cut.")
     ] = None
     no_padding: NoPadding = False
     decode: Decode = None
     prefill_chunk_size: PrefillChunkSize = None
     attn_implementation: AttnImplementation = None
     max_new_tokens: Annotated[int, typer.Option(**tokens(0), help="Tokens to generate; 0 for none.")] = 8
-    repeat: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Time the forward and the generate so often; medians are told.")
-    ] = 1
+    repeat: Annotated[int, typer.Option(min=1, metavar="N", help="Time each so often, for a median.")] = 1
     warmup: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Run each so often before it is timed.  [default: one forward]"),
+        typer.Option(min=0, metavar="N", help="Run each so often first; else a forward."),
     ] = None
 
 
@@ -106,23 +105,21 @@ class ProofOptions:
 
     PANEL: ClassVar[str] = "Proofs and output"
 
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every block, and the outputs, with the same model on the CPU.")
-    ] = False
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every block with the same on the CPU.")] = False
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Exit 3 when a figure is worse than in this earlier `load --json`."),
+        typer.Option(metavar="FILE|-", help="Exit 3 where a figure is worse than in it."),
     ] = None
     tolerance: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="How much worse than the baseline a figure may be.  [default: 10%]"),
+        typer.Option(metavar="SHARE", help="How much worse it may be.  [default: 10%]"),
     ] = None
     json: Json = False
 
 
 @grouped
 def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: ProofOptions, hosts: HostsOptions) -> None:
-    """Load MODEL on a device map, run it, and prove that every tensor is where the map says.
+    """Load MODEL on a map, run it, and prove where every tensor is.
 
     Runs a forward twice, and a short generate where the model generates, and reports seconds, tokens per second,
     and predicted beside measured bytes. Exits 5 when a proof fails: a tensor is misplaced, a tie is broken, an output

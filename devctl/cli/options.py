@@ -1,5 +1,6 @@
 """The options of commands about models, as frozen groups."""
 
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from devctl.cli.asking import Hosts, RemoteCommand, Timeout
+from devctl.cli.asking import Adapters, Hosts, RemoteCommand, Timeout
 from devctl.cli.show import streams
+from devctl.errors import UsageError
 from devctl.models.quantised.quantise import Quantize
+from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
 from devctl.planning.request import (
     Dtype,
+    EngineRequest,
     KvDtype,
     Limits,
     MachineRequest,
@@ -20,6 +24,7 @@ from devctl.planning.request import (
     Objective,
     WorkloadRequest,
     names_hosts,
+    not_one,
 )
 from devctl.units import parse_count
 
@@ -36,26 +41,25 @@ def tokens(least: int) -> dict[str, Any]:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         if count < least:
-            raise typer.BadParameter(f"{count} is not in the range x>={least}.")
+            raise typer.BadParameter(f"{count}: it is at least {least}")
         return count
 
     return {"parser": parse, "metavar": "TOKENS"}
 
 
-def dtypes(kind: type[StrEnum]) -> dict[str, Any]:
-    """How Typer reads an option that is a dtype of ``kind``, by torch's name or a short one like bf16."""
+def named(kind: type[StrEnum], metavar: str = "DTYPE") -> dict[str, Any]:
+    """How Typer reads an option that is a member of ``kind``, by its name or another that it is known by, like bf16."""
 
     def parse(text: str) -> StrEnum:
         try:
             return kind(text)
         except ValueError:
-            names = ", ".join(repr(str(member)) for member in kind)
-            raise typer.BadParameter(f"{text!r} is not one of {names}.") from None
+            raise typer.BadParameter(not_one(kind, text)) from None
 
     def offered() -> list[str]:
         return list(kind)
 
-    return {"parser": parse, "metavar": f"[{'|'.join(kind)}]", "autocompletion": offered}
+    return {"parser": parse, "metavar": metavar, "autocompletion": offered}
 
 
 MaxMemory = Annotated[
@@ -63,8 +67,7 @@ MaxMemory = Annotated[
     typer.Option(
         "--max-memory",
         metavar="DEVICE=SIZE,…",
-        help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB; may be repeated. "
-        "Without it, what this machine has free.",
+        help="Bytes a device may hold, like 0=10GiB,cpu=30GiB.",
     ),
 ]
 
@@ -74,14 +77,14 @@ AttnImplementation = Annotated[
     typer.Option(
         "--attn-implementation",
         metavar="NAME",
-        help="How the model attends: sdpa, eager, flash_attention_2, flash_attention_3, flex_attention, or the id of a "
-        "kernel on the hub.  [default: what transformers chooses]",
+        help="sdpa, eager, flash_attention_2, flash_attention_3, flex_attention, or the id of a "
+        "kernel on the hub; else what transformers chooses.",
     ),
 ]
 
 NoPadding = Annotated[
     bool,
-    typer.Option("--no-padding", help="The sequences of a batch are all as long; without it, shorter ones are padded."),
+    typer.Option("--no-padding", help="All sequences of a batch are as long."),
 ]
 
 Decode = Annotated[
@@ -89,17 +92,15 @@ Decode = Annotated[
     typer.Option(
         "--decode",
         metavar="HOW",
-        help="How tokens are chosen: config, as the model's generation config says, greedy, sample, or beam:N.  "
-        "[default: config]",
+        help="greedy, sample, beam:N; else config, as it says.",
     ),
 ]
 PrefillChunkSize = Annotated[
     int | None,
     typer.Option(
         "--prefill-chunk-size",
-        metavar="TOKENS",
-        min=1,
-        help="Read the prompt in chunks of so many tokens, as generate does when it is told.",
+        **tokens(1),
+        help="Read the prompt in chunks, as generate can.",
     ),
 ]
 Images = Annotated[
@@ -107,8 +108,7 @@ Images = Annotated[
     typer.Option(
         "--images",
         metavar="NxHxW",
-        help="Images of each sequence, like 2x448x640: two of 448 pixels in height and 640 in width; 0 for none.  "
-        "[default: one of the model's size]",
+        help="Of each sequence, height first: 2x448x640, or 0.",
     ),
 ]
 
@@ -121,22 +121,22 @@ class ModelOptions:
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a config.json, or a model id on the hub.")]
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", **dtypes(Dtype), help="Build in this dtype; auto is the checkpoint's own.")
+        Dtype, typer.Option("--dtype", **named(Dtype), help="bf16, fp16, fp32, fp64, or auto: its own.")
     ] = Dtype.AUTO
     model_class: Annotated[
         str | None,
         typer.Option(
             "--model-class",
             metavar="CLASS",
-            help="Class of transformers, like AutoModelForCausalLM.  [default: the config's first architecture]",
+            help="Of transformers, like AutoModelForCausalLM.",
         ),
     ] = None
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = False
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")] = (
-        None
-    )
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="REVISION", help="Branch, tag or commit of a model on the hub.")
+    ] = None
 
     def request(self) -> ModelRequest:
         """The same, checked."""
@@ -157,20 +157,23 @@ class PlannedModelOptions(ModelOptions):
         Quantize | None,
         typer.Option(
             "--quantize",
-            metavar="METHOD",
-            help="Plan as if from_pretrained quantised the weights while loading: int8, nf4, fp4 (bitsandbytes), fp8, "
-            "mxfp4 (transformers' own), fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, "
-            "-int2, -float8.",
+            **named(Quantize, "METHOD"),
+            help="As from_pretrained would: int8, nf4, fp4 (bitsandbytes), fp8, mxfp4 (transformers' own), "
+            "fbgemm-fp8, eetq-int8, torchao-int8, -int4, -float8, quanto-int8, -int4, -int2, -float8.",
         ),
     ] = None
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing for the next time.")
-    ] = False
+    adapter: Adapters = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Build the model anew, and keep nothing.")] = False
 
     def request(self) -> ModelRequest:
         """The same, checked."""
         # super() knows no class that dataclass has made anew for its slots
-        return replace(ModelOptions.request(self), quantize=self.quantize, cache=not self.no_cache)
+        return replace(
+            ModelOptions.request(self),
+            quantize=self.quantize,
+            adapters=tuple(self.adapter or ()),
+            cache=not self.no_cache,
+        )
 
 
 def _help_on_devices(context: typer.Context, value: str | None) -> str | None:
@@ -196,8 +199,8 @@ class MachineOptions:
             metavar="DEVICE,…",
             callback=_help_on_devices,
             is_eager=True,
-            help="Plan for these, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB,cpu=64GiB; with --max-memory for less of "
-            "some. `--devices help` lists the boards. Several hosts are like 'a:4xH100;b:2xA100'.",
+            help="What is not here, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB; hosts are like "
+            " 'a:4xH100;b:2xA100'. `--devices help` lists the boards.",
         ),
     ] = None
     machine: Annotated[
@@ -205,24 +208,31 @@ class MachineOptions:
         typer.Option(
             "--machine",
             metavar="FILE|-",
-            help="Plan for the machine that `devctl list --json` described, not this one; given several times, for "
-            "stages over those hosts, each called as its file.",
+            help="What `devctl list --json` wrote there; several are several hosts.",
         ),
     ] = None
     hosts: Hosts = None
     timeout: Timeout = None
     remote_command: RemoteCommand = None
-    max_memory: MaxMemory = None
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max-memory",
+            metavar="DEVICE=SIZE,…",
+            help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB, or a:0=10GiB on one of several "
+            "hosts; may be repeated. Without it, what this machine has free.",
+        ),
+    ] = None
     visible: Annotated[
         str | None,
-        typer.Option("--visible", metavar="ID,…", help="Plan with these accelerators alone, counted from 0, like 0,2."),
+        typer.Option("--visible", metavar="ID,…", help="These accelerators alone, from 0, like 0,2."),
     ] = None
     reserve: Annotated[
         list[str] | None,
         typer.Option(
             "--reserve",
             metavar="SIZE|SHARE",
-            help="Keep so much of every GPU free, like 1GiB or 10%, or 0=2GiB,cpu=10%.",
+            help="Keep free on GPUs: 1GiB, 10%, 0=2GiB,cpu=10%; on hosts a:1GiB, a:0=2GiB.",
         ),
     ] = None
     speed: Annotated[
@@ -230,8 +240,7 @@ class MachineOptions:
         typer.Option(
             "--speed",
             metavar="DEVICE=SIZE,…",
-            help="For --objective latency: bytes a second of a GPU's memory, the link to it, or the disk, like "
-            "0=2TB,link=25GB,disk=3GB. Without it, as measured, or the board's own.",
+            help="Bytes a second, like 0=2TB,link=25GB,disk=3GB.",
         ),
     ] = None
 
@@ -251,6 +260,7 @@ class MachineOptions:
             timeout=self.timeout,
             remote_command=self.remote_command,
             reserve=None if self.reserve is None else tuple(self.reserve),
+            max_memory=None if self.max_memory is None else tuple(self.max_memory),
         )
 
     def request(self, *, timed: bool) -> MachineRequest:
@@ -276,7 +286,7 @@ class WorkloadOptions:
         typer.Option(
             "--context-length",
             **tokens(1),
-            help="Count the KV cache and activations of so many tokens too, like 4096 or 32k.",
+            help="Count KV cache and activations of so many: 32k.",
         ),
     ] = None
     batch_size: Annotated[
@@ -284,18 +294,18 @@ class WorkloadOptions:
     ] = None
     new_tokens: Annotated[
         int | None,
-        typer.Option("--new-tokens", **tokens(0), help="How many of the tokens are generated.  [default: 1]"),
+        typer.Option("--new-tokens", **tokens(0), help="How many of them are generated.  [default: 1]"),
     ] = None
     kv_dtype: Annotated[
         KvDtype | None,
-        typer.Option("--kv-dtype", **dtypes(KvDtype), help="What keys and values are kept in.  [default: the model's]"),
+        typer.Option("--kv-dtype", **named(KvDtype), help="bf16, fp16, fp32, fp8, int8; else the model's."),
     ] = None
     overhead: Annotated[
         str | None,
         typer.Option(
             "--overhead",
             metavar="SIZE",
-            help="What the libraries of each GPU take.  [default: by board, 128MiB to 720MiB, with a workload]",
+            help="What each GPU's libraries take; else by board.",
         ),
     ] = None
     attn_implementation: AttnImplementation = None
@@ -329,63 +339,57 @@ class GoalOptions:
     strategy: Annotated[
         Strategy | None,
         typer.Option(
-            "--strategy", help="How to place the layers: as transformers does, or the best way.  [default: auto]"
+            "--strategy",
+            metavar="STRATEGY",
+            help="auto, balanced, balanced_low_0 or sequential, as transformers; optimal, the best.  [default: auto]",
         ),
     ] = None
     objective: Annotated[
         Objective | None,
-        typer.Option(
-            "--objective", help="What optimal is best in: room left on every GPU, or predicted seconds a token."
-        ),
+        typer.Option("--objective", metavar="OBJECTIVE", help="headroom, on each GPU, or latency of a token."),
     ] = None
     map: Annotated[
         str | None,
-        typer.Option("--map", metavar="FILE|-|DEVICE", help="Judge this device map instead of making one."),
+        typer.Option("--map", metavar="FILE|-|DEVICE", help="Judge this map instead of making one."),
     ] = None
     tp: Annotated[
         int | None,
         typer.Option(
             "--tp",
             metavar="N",
-            help="Tensor parallelism: let N ranks share every layer, each a process with an accelerator of its own.",
+            help="Let N ranks share every layer (tensor parallel).",
         ),
     ] = None
     ep: Annotated[
         int | None,
-        typer.Option("--ep", metavar="N", help="Expert parallelism: let the N ranks of --tp share the experts out."),
+        typer.Option("--ep", metavar="N", help="Let the N ranks of --tp share the experts out."),
     ] = None
-    no_offload: Annotated[
-        bool, typer.Option("--no-offload", help="Refuse (exit code 3) a plan that leaves layers off the GPUs.")
-    ] = False
-    no_disk: Annotated[
-        bool, typer.Option("--no-disk", help="Refuse (exit code 3) a plan that leaves layers on disk.")
-    ] = False
+    no_offload: Annotated[bool, typer.Option("--no-offload", help="Refuse, exit 3, to leave layers off the GPUs.")] = (
+        False
+    )
+    no_disk: Annotated[bool, typer.Option("--no-disk", help="Refuse, exit 3, to leave layers on disk.")] = False
     max_context: Annotated[
         bool,
-        typer.Option("--max-context", help="Find the most tokens that fit on this placement, and on the best one."),
+        typer.Option("--max-context", help="Find the most tokens: here, and placed best."),
     ] = False
     target_context: Annotated[
         int | None,
         typer.Option(
             "--target-context",
             **tokens(2),
-            help="Place for as many sequences of this length as fit; if not one does, for the longest that does.",
+            help="Place for as many texts of this length as fit.",
         ),
     ] = None
-    what_if: Annotated[bool, typer.Option("--what-if", help="Print which contexts and batch sizes fit, instead.")] = (
-        False
-    )
+    what_if: Annotated[bool, typer.Option("--what-if", help="Which contexts and batch sizes fit, instead.")] = False
     fits_on: Annotated[
         str | None,
         typer.Option(
             "--fits-on",
             metavar="all|BOARD,…",
-            help="Print on how many of each board it runs, 1 to 8, instead; `--devices help` lists the boards.",
+            help="How many of each board it takes, instead.",
         ),
     ] = None
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Print all strategies side by side instead, and which one to take.")
-    ] = False
+    compare: Annotated[bool, typer.Option("--compare", help="All strategies side by side, instead.")] = False
 
     @property
     def limits(self) -> Limits:
@@ -394,25 +398,95 @@ class GoalOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Whose memory is counted."""
+
+    PANEL: ClassVar[str] = "Engine"
+
+    engine: Annotated[
+        Engine | None,
+        typer.Option("--engine", help="What runs the model: its memory is counted.  [default: transformers]"),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-memory-utilization",
+            metavar="SHARE",
+            help="For vllm: the share of each GPU's memory that it may take.  [default: 0.9]",
+        ),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-num-batched-tokens",
+            **tokens(1),
+            help="For vllm: tokens that one step reads.  [default: 8192 from 70GiB on, else 2048]",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-num-seqs",
+            metavar="N",
+            min=1,
+            help="For vllm: sequences that one step runs.  [default: 1024 from 70GiB on, else 256]",
+        ),
+    ] = None
+
+    def request(self, goal: GoalOptions) -> EngineRequest:
+        """The same, checked, with the ranks of ``goal``."""
+        return EngineRequest(
+            utilisation=self.gpu_memory_utilization,
+            batched_tokens=self.max_num_batched_tokens,
+            sequences=self.max_num_seqs,
+            tp=goal.tp,
+            ep=goal.ep,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """What to print and write."""
 
     PANEL: ClassVar[str] = "Output"
 
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the plan document instead of the map; with others, theirs as JSON.")
-    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE|-", help="Write the answer there; - prints it always."),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="The plan document; of other answers, theirs.")] = False
     to: Annotated[
         str | None,
-        typer.Option(metavar="ENGINE", help="Print the commands for vllm, sglang or llama.cpp instead of the map."),
+        typer.Option(metavar="ENGINE", help="Commands for vllm, sglang or llama.cpp, instead."),
     ] = None
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE", help="Also write the plan document: map, bytes, budgets, notes."),
+        typer.Option("--report", metavar="FILE", help="Also write the plan document."),
     ] = None
-    explain: Annotated[bool, typer.Option("--explain", help="Tell, block by block, why it goes where it does.")] = False
+    explain: Annotated[bool, typer.Option("--explain", help="Why each block goes where it does.")] = False
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also draw the plan, as a picture.")] = None
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also draw the plan, as a page with a table of all blocks."),
+        typer.Option("--html", metavar="FILE", help="Also draw the plan, as a page with all blocks."),
     ] = None
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether what is asked for is printed."""
+        return self.output is None or str(self.output) == streams.STDOUT
+
+    def require_apart(self) -> None:
+        """Refuse two answers in one file.
+
+        Raises:
+            UsageError: naming both options.
+        """
+        wanted = {"--output": self.output, "--report": self.report, "--svg": self.svg, "--html": self.html}
+        seen: dict[Path, str] = {}
+        for option, path in wanted.items():
+            if path is None or (option == "--output" and self.on_stdout):
+                continue
+            where = Path(os.path.realpath(path))
+            if where in seen and not (where.exists() and not where.is_file()):  # a device takes all of them
+                raise UsageError(f"{seen[where]} and {option} both write {path}", hint="give them two files")
+            seen[where] = option

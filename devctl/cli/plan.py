@@ -1,10 +1,12 @@
 """``devctl plan``: where each layer should go."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from devctl.cli.groups import given, grouped
 from devctl.cli.options import (
+    EngineOptions,
     GoalOptions,
     MachineOptions,
     OutputOptions,
@@ -13,6 +15,8 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.models.gguf.files import gguf_at
+from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
 from devctl.planning import clashes
 from devctl.planning.request import JudgeMap, Objective
@@ -20,6 +24,7 @@ from devctl.writing import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
     from devctl.placement.explain import Explanation
     from devctl.placement.plan import Comparison, Plan, WhatIf
@@ -36,6 +41,7 @@ class _Options:
     machine: MachineOptions
     goal: GoalOptions
     workload: WorkloadOptions
+    engine: EngineOptions
     output: OutputOptions
 
 
@@ -45,22 +51,33 @@ def plan(
     machine: MachineOptions,
     goal: GoalOptions,
     workload: WorkloadOptions,
+    engine: EngineOptions,
     output: OutputOptions,
 ) -> None:
-    """Print a device map for MODEL as JSON, and a summary of it on stderr.
+    """Say whether MODEL fits, and where each of its layers goes.
 
+    On a terminal that is a summary; redirected, piped or with -o it is the map, as JSON.
     The map is the one that transformers makes for device_map=STRATEGY, or the best there is (optimal). No weight is
     read or downloaded, only the config and the headers of the weights' files. Load it with
     from_pretrained(device_map=json.load(open("map.json"))), or with `devctl load`.
 
     With --context-length, the KV cache and activations count too: every strategy then places for that workload.
 
-    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host.
+    Over several hosts the answer is the plan document: its stages are run by `devctl load` on each host. So it is of a
+    GGUF file, or of a folder of one, whose layers are placed for llama.cpp: --to llama.cpp says how it is run.
+
+    With --engine vllm it is what fits in vLLM, in the plan document: its cache on each GPU, and how much of it holds.
     """
     streams.clean_logs()
-    about_hosts = {clashes.OVER_HOSTS} if machine.over_hosts else set()
-    clashes.refuse(clashes.OF_PLAN, given(model, machine, goal, workload, output) | about_hosts)
-    options = _Options(model=model, machine=machine, goal=goal, workload=workload, output=output)
+    about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
+    about |= {clashes.GGUF} if gguf_at(model.model) is not None else set()
+    about |= given(model, machine, goal, workload, engine, output)
+    clashes.refuse(clashes.OF_PLAN, about)
+    output.require_apart()
+    options = _Options(model=model, machine=machine, goal=goal, workload=workload, engine=engine, output=output)
+    if engine.engine is Engine.VLLM:
+        _for_vllm(options)
+        return
     if machine.over_hosts:
         _over_hosts(options)
         return
@@ -84,6 +101,8 @@ def plan(
     from devctl.planning.model import open_model  # after the options are known to make sense
 
     opened = open_model(model.request())
+    if opened.gguf is not None:  # of one on the hub that is known only now
+        clashes.refuse(clashes.OF_PLAN, about | {clashes.GGUF})
     if goal.what_if:
         table = what_fits(opened, here, asked)
         _tell(table, show.what_if_table, output)
@@ -93,19 +112,42 @@ def plan(
         _show(make_plan(opened, here, asked, wanted, goal.limits, max_context=goal.max_context), output)
 
 
+def _for_vllm(asked: _Options) -> None:
+    """Print the plan for vLLM: always the document, as no map says it."""
+    from devctl.placement.engines.asking import HERE
+    from devctl.planning.engine import plan_for_vllm
+    from devctl.planning.hosts import NamedMachine, open_hosts
+    from devctl.planning.machine import open_machine
+    from devctl.planning.model import open_model
+
+    wanted, workload = asked.engine.request(asked.goal), asked.workload.request()
+    if asked.machine.over_hosts:
+        hosts = open_hosts(asked.machine.several())
+    else:
+        hosts = (NamedMachine(name=HERE, machine=open_machine(asked.machine.request(timed=False))),)
+    _show(plan_for_vllm(open_model(asked.model.request()), hosts, workload, wanted), asked.output)
+
+
 def _over_hosts(asked: _Options) -> None:
     """Print the stages over several hosts."""
     from devctl.planning.hosts import open_hosts
+    from devctl.planning.hosts_question import ALONE
     from devctl.planning.model import open_model
-    from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
+    from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts, what_fits_over_hosts
+    from devctl.planning.request import ByRanks, FillContext
 
-    workload = asked.workload.request()
+    goal, workload = asked.goal, asked.workload.request()
+    ranks = ALONE if goal.tp is None else ByRanks(size=goal.tp, experts=goal.ep).ranks
+    fill = None if goal.target_context is None else FillContext(tokens=goal.target_context)
     hosts = open_hosts(asked.machine.several())
     opened = open_model(asked.model.request())
-    if asked.goal.compare:
-        _tell(compare_over_hosts(opened, hosts, workload), show.comparison, asked.output)
+    if goal.what_if:
+        _tell(what_fits_over_hosts(opened, hosts, workload, ranks=ranks), show.what_if_table, asked.output)
+    elif goal.compare:
+        _tell(compare_over_hosts(opened, hosts, workload, ranks=ranks), show.comparison, asked.output)
     else:
-        _show(plan_over_hosts(opened, hosts, workload, max_context=asked.goal.max_context), asked.output)
+        found = plan_over_hosts(opened, hosts, workload, ranks=ranks, fill=fill, max_context=goal.max_context)
+        _show(found, asked.output)
 
 
 def _fits_on(asked: _Options) -> None:
@@ -143,9 +185,10 @@ def _of_ranks(asked: _Options) -> None:
     _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
 
 
-def _tell(found: "_Answer", table: "Callable[[_Answer], str]", output: OutputOptions) -> None:
-    """Print an answer that is no map, and its notes."""
-    streams.answer(streams.dumps(found.to_document()) if output.json else table(found))
+def _tell(found: "_Answer", table: "Callable[[_Answer, TextIO | None], str]", output: OutputOptions) -> None:
+    """Print or write an answer that is no map, and its notes."""
+    seen = sys.stdout if output.on_stdout else None
+    streams.deliver(streams.dumps(found.to_document()) if output.json else table(found, seen), output.output)
     show.say_notes(found.notes)
 
 
@@ -157,7 +200,8 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     """
     if plan.refusal is not None:
         # what is counted with is half of why it does not fit
-        show.say_notes(plan.budgets.notes if plan.tensor_parallel is None else plan.notes)
+        of_ranks = plan.is_shared_whole or plan.fit_in is not None
+        show.say_notes(plan.notes if of_ranks else plan.budgets.notes)
         raise plan.refusal.error()
     exported = None
     if output.to is not None:  # before anything is written: an engine may refuse
@@ -169,32 +213,47 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     if exported is not None:
         from devctl.cli.export import print_export
 
-        streams.say(_summary(plan))
-        print_export(exported, json=output.json)
+        streams.say(_summary(plan, output, sys.stderr))
+        print_export(exported, json=output.json, path=output.output)
         return
-    # a map of several hosts is no device_map that anything loads
-    is_whole = output.json or plan.stages is not None
-    streams.answer(streams.dumps(plan.to_document() if is_whole else plan.to_hf()))
-    streams.say(_summary(plan))
-    if output.explain:
-        from devctl.cli.show.explain import explanation
+    # what is no device_map that anything loads: of several hosts, or of a GGUF file
+    is_whole = output.json or not plan.has_map
+    if output.output is None and not output.json and streams.is_terminal(sys.stdout):
+        # a person looks, who has asked for no JSON
+        what = "plan" if is_whole else "map"
+        hint = f"the {what}: -o {what}.json writes it, -o - prints it\n"
+        streams.answer(_summary(plan, output, sys.stdout) + hint)
+        return
+    streams.deliver(streams.dumps(plan.to_document() if is_whole else plan.to_hf()), output.output)
+    streams.say(_summary(plan, output, sys.stderr))
 
-        streams.say(explanation(_why(plan)))
 
+def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> str:
+    """What a person should know of the plan, and why it is so where that is asked for."""
+    if plan.fit_in is not None:
+        from devctl.cli.show.engine import summary_of as of_engine
 
-def _summary(plan: "Plan") -> str:
-    if plan.tensor_parallel is None:
-        return show.summary_of(plan)
-    from devctl.cli.show.ranks import summary_of
+        return of_engine(plan, stream)
+    if plan.tensor_parallel is not None:
+        from devctl.cli.show.ranks import stages_summary, summary_of
 
-    return summary_of(plan)
+        if not plan.is_shared_whole:
+            return stages_summary(plan, stream)
+
+        return summary_of(plan, stream)
+    if not output.explain or output.to is not None:
+        return show.summary_of(plan, stream)
+    from devctl.cli.show.explain import explanation
+
+    return show.summary_of(plan, stream) + explanation(_why(plan), stream)
 
 
 def _why(plan: "Plan") -> "Explanation":
     if plan.stages is not None:
         from devctl.placement.parallel.reasons import explain_stages
 
-        return explain_stages(plan.tree, plan.stages)
+        shared = plan.tensor_parallel
+        return explain_stages(plan.tree, plan.stages, None if shared is None else shared.ranks)
     from devctl.placement.explain import explain
 
     return explain(plan.tree, plan.budgets, plan.placement)

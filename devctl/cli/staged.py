@@ -27,7 +27,7 @@ from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
-from devctl.planning.map_file import read_text
+from devctl.planning.map_file import read_text, require_loadable
 from devctl.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -52,20 +52,19 @@ class HostsOptions:
         Launch | None,
         typer.Option(
             "--launch",
-            help="Print each host's line, start all ranks on this machine, or start them by ssh.  [default: refuse, "
-            "and tell the lines; local where the plan has one host]",
+            help="print each host's line, or start all ranks: local, on this machine, or ssh.",
         ),
     ] = None
     launcher: Annotated[
         Launcher | None,
-        typer.Option("--launcher", help="What the printed lines start ranks with.  [default: torchrun]"),
+        typer.Option("--launcher", help="torchrun, slurm, deepspeed or kubernetes, for print."),
     ] = None
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="Be one rank of the plan, as the launcher has started it.")
-    ] = False
+    distributed: Annotated[bool, typer.Option("--distributed", help="Be one rank, as the launcher has started it.")] = (
+        False
+    )
     master_addr: Annotated[
         str | None,
-        typer.Option("--master-addr", metavar="HOST", help="Where the ranks meet.  [default: the plan's first host]"),
+        typer.Option("--master-addr", metavar="HOST", help="Where ranks meet; else on the plan's first host."),
     ] = None
     master_port: Annotated[
         int | None,
@@ -76,7 +75,7 @@ class HostsOptions:
     join_timeout: Annotated[
         float | None,
         typer.Option(
-            "--join-timeout", parser=seconds, metavar="TIME", help="How long ranks wait for each other.  [default: 60s]"
+            "--join-timeout", parser=seconds, metavar="TIME", help="How long ranks wait for others.  [default: 60s]"
         ),
     ] = None
     step_timeout: Annotated[
@@ -85,11 +84,11 @@ class HostsOptions:
             "--step-timeout",
             parser=seconds,
             metavar="TIME",
-            help="How long a rank may do nothing that is seen, in any step.  [default: 120s]",
+            help="How long a step may show nothing.  [default: 120s]",
         ),
     ] = None
     verify_weights: Annotated[
-        bool, typer.Option("--verify-weights", help="Compare the bytes of weights that several hosts read.")
+        bool, typer.Option("--verify-weights", help="Compare the bytes that several hosts read.")
     ] = False
 
     @property
@@ -134,7 +133,14 @@ def read_staged(argument: str | None) -> StagedPlan | None:
         return None
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
+    if isinstance(engine := document.get("engine"), dict):
+        raise RefusedError(
+            f"{argument} is a plan for {engine.get('name')} {engine.get('release')}, and transformers loads here",
+            hint=f"`devctl export {argument} --to vllm` gives its lines",
+        )
     planned, shared = document.get("model"), document.get("tensor_parallel")
+    if isinstance(planned, dict):
+        require_loadable(planned, origin)
     return StagedPlan(
         path=argument,
         text=text,
@@ -178,7 +184,7 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
     clashes.refuse(clashes.OF_LAUNCH, {*given(hosts), f"launch {launch}"})
     from devctl.distributed.checks import require_run  # which the help does without
 
-    require_run(_request(plan, hosts, run))
+    require_run(_request(plan, hosts, run), plan.path)
     started = Run(
         stages=plan.stages,
         arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),

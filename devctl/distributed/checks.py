@@ -19,6 +19,7 @@ from devctl.loading.weights import loader
 from devctl.models import decoding
 from devctl.models.files.resolve import generation_of
 from devctl.models.over_ranks import objection
+from devctl.placement.document import engines_that_can
 from devctl.placement.parallel.records import Rank, Stages
 from devctl.planning.model import open_skeleton
 from devctl.planning.request import ModelRequest
@@ -77,14 +78,18 @@ class RankRequest:
         each = self.shared.get("bytes_per_rank")
         if not self.is_shared or each is None:
             return rank.stage.used
-        good = isinstance(each, list) and len(each) == self.stages.tensor_parallel
-        if not good or not all(type(nbytes) is int for nbytes in each) or max(each) != rank.stage.used:
+        ranks = [*self.stages.ranks()]
+        good = isinstance(each, list) and len(each) == len(ranks) and all(type(nbytes) is int for nbytes in each)
+        if not good or rank.stage.used not in [each[other.rank] for other in ranks if other.stage == rank.stage]:
             raise UsageError('the plan\'s "bytes_per_rank" are not those of its ranks')
         return int(each[rank.rank])
 
 
-def require_run(request: RankRequest) -> None:
+def require_run(request: RankRequest, file: str = "FILE") -> None:
     """Refuse what needs no look at the model to be refused.
+
+    Args:
+        file: where the plan is.
 
     Raises:
         UsageError: nothing would be run or compared, or the plan contradicts itself.
@@ -98,24 +103,29 @@ def require_run(request: RankRequest) -> None:
     for rank in stages.ranks():
         request.used(rank)
     reasons = []
-    if request.is_shared and len(stages.stages) > 1:
+    hint = ""
+    if stages.is_for_engines:
         reasons.append(
             "transformers can't load stages whose layers are shared among accelerators (tensor and pipeline parallel)"
         )
+        hint = engines_that_can(file)
     elif request.is_shared and request.shared.get("expert_parallel", 1) != 1:
         reasons.append("experts that are spread over ranks (expert parallel) are not loaded by devctl")
     elif not request.is_shared and len(stages.stages) == 1:
         reasons.append("the plan has one stage on one accelerator: a plain map loads that")
+    on_cpu = [device_of(name).type is DeviceType.CPU for stage in stages.stages for name in stage.devices]
     for stage in stages.stages:
         for name in stage.devices:
-            if device_of(name).type not in _COMPUTING:
-                reasons.append(f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded on GPUs alone")
+            if device_of(name).type not in _COMPUTING and not all(on_cpu):
+                reasons.append(
+                    f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded on GPUs alone, or all on CPUs"
+                )
     if request.batch_size > 1 and request.padding:
         reasons.append("texts that are padded get other tokens in stages, without an error: give --no-padding")
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):
         reasons.append(f"--decode {request.decode}: each rank would choose its own tokens, so only greedy is run")
     if reasons:
-        raise RefusedError("this is not run over several ranks", findings=tuple(reasons))
+        raise RefusedError("this is not run over several ranks", findings=tuple(reasons), hint=hint)
 
 
 def device_of(name: str) -> Device:
@@ -249,21 +259,29 @@ def _require_planned(request: RankRequest, skeleton: Skeleton) -> None:
 
 
 def _usable_device(seat: Seat) -> str:
-    """What this rank runs on: its accelerator of the plan, or the CPU on a machine without any.
+    """What this rank runs on: its accelerator of the plan, or the CPU where the plan says so.
 
     Raises:
-        RefusedError: there are accelerators, and the planned one is not usable.
+        RefusedError: there is no such accelerator, or it is not usable; what a CPU runs instead proves nothing of it.
     """
     import torch
 
     planned = device_of(seat.me.device)
-    if (findings := loader.unusable([planned])) and torch.accelerator.is_available():
-        raise RefusedError("the plan does not hold for this installation of torch", findings=findings)
-    if not findings:
+    if planned.type is DeviceType.CPU and torch.accelerator.is_available():
+        raise RefusedError(
+            "the plan says cpu, and this machine has accelerators, which transformers would take",
+            hint="hide them: start it with CUDA_VISIBLE_DEVICES= in front",
+        )
+    if not (findings := loader.unusable([planned])):
         return str(planned)
+    if torch.accelerator.is_available():
+        raise RefusedError("the plan does not hold for this installation of torch", findings=findings)
     if any(path.exists() for path in _BOARDS):
         raise RefusedError("this machine has accelerators that torch can't use", findings=findings)
-    return "cpu"
+    raise RefusedError(
+        f"the plan is for {planned} of {seat.me.host}, and this machine has no accelerator",
+        hint='to try the stages on CPUs, let all devices of its "stages" say "cpu"; it says nothing of GPUs then',
+    )
 
 
 def _require_room(request: RankRequest, seat: Seat, device: str) -> None:

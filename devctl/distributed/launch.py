@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.parallel.records import Stages
 
@@ -151,8 +151,10 @@ def _torchrun(run: Run, number: int) -> tuple[str, ...]:
 
 def _srun(host: str, run: Run) -> tuple[str, ...]:
     # a step sees the first of them, and the plan may have others
-    gpus = max(Device.from_str(device).id or 0 for device in run.stages.devices_on(host)) + 1
-    return ("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--gpus-per-node={gpus}", "--kill-on-bad-exit=1")
+    devices = [Device.from_str(device) for device in run.stages.devices_on(host)]
+    gpus = max((device.id or 0) + 1 if device.type is not DeviceType.CPU else 0 for device in devices)
+    taken = (f"--gpus-per-node={gpus}",) if gpus else ()
+    return ("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", *taken, "--kill-on-bad-exit=1")
 
 
 def _deepspeed(run: Run, number: int) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ def export(plan: Exportable | Unsayable, engine: str, host: str | None = None) -
     """
     if engine not in ENGINES:
         raise UsageError(f"--to {engine}: not one of {', '.join(ENGINES)}")
+    if isinstance(plan, Exportable) and plan.dtype == llama_cpp.GGUF and engine != "llama.cpp":
+        raise RefusedError(f"{engine} is not what a GGUF file is planned for", hint="give --to llama.cpp")
     found = plan if isinstance(plan, Unsayable) else ENGINES[engine](plan)
     if isinstance(found, Unsayable):
         raise RefusedError(f"{engine} can't run this plan as it is", findings=found.reasons)

@@ -7,6 +7,7 @@ of the sum. The token embedding is always on the CPU.
 
 from __future__ import annotations
 
+import shlex
 from bisect import bisect_right
 from itertools import accumulate
 
@@ -16,6 +17,8 @@ RELEASE = "b11434"
 PORT = 50052
 MOST_DEVICES = 15
 """Numbers of ``--tensor-split``: it takes fewer than ``llama_max_devices()``, which is 16."""
+GGUF = "gguf"
+"""What a plan of a GGUF file has for the model's dtype: its sizes are the file's own."""
 _KV_DTYPES = {None: None, "float16": "f16", "bfloat16": "bf16", "float32": "f32", "int8": "q8_0"}
 
 
@@ -25,8 +28,10 @@ def export(plan: Exportable) -> Export | Unsayable:
         return Unsayable(reasons)
     hosts = plan.stages.hosts
     split = tensor_split(plan.counts)
-    words = ["llama-server", "--model", _file(plan)]
-    if plan.layers is not None:
+    words = ["llama-server", *_which(plan)]
+    if plan.on_cpu is not None and plan.on_cpu == (0, plan.layers):
+        words += ["--gpu-layers", "0"]  # the output is there, too
+    elif plan.layers is not None:
         # the output is one more, and what is on the CPU is the first of them
         words += ["--gpu-layers", str(plan.layers + 1 - (plan.on_cpu[1] if plan.on_cpu else 0))]
     else:
@@ -53,6 +58,34 @@ def export(plan: Exportable) -> Export | Unsayable:
         )
     )
     return Export(engine="llama.cpp", release=RELEASE, commands=tuple(commands), notes=_notes(plan))
+
+
+def fitting(file: str, tokens: int | None = None, kv_dtype: str | None = None, *, on_hub: bool = False) -> str:
+    """The line that lets llama.cpp fit a file by itself: it builds the graphs, and so knows its buffers.
+
+    Args:
+        tokens: of all sequences together; None for what llama.cpp finds room for.
+        kv_dtype: torch's name of what keys and values are kept in, where llama.cpp has it.
+        on_hub: whether ``file`` is one on a hub, org/name/file.
+    """
+    words = ["llama-fit-params", *(_on_hub(file) if on_hub else ["--model", file])]
+    if tokens is not None:
+        words += ["--ctx-size", str(tokens)]
+    if (kept_in := _KV_DTYPES.get(kv_dtype)) is not None:
+        words += ["--cache-type-k", kept_in, "--cache-type-v", kept_in]
+    return shlex.join(words)
+
+
+def _which(plan: Exportable) -> list[str]:
+    """Options that say which file is run."""
+    if plan.dtype == GGUF and plan.revision is not None:
+        return _on_hub(plan.model)
+    return ["--model", _file(plan)]
+
+
+def _on_hub(file: str) -> list[str]:
+    organisation, name, inner = file.split("/", 2)
+    return ["--hf-repo", f"{organisation}/{name}", "--hf-file", inner]
 
 
 def tensor_split(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,7 +127,12 @@ def _reasons(plan: Exportable) -> tuple[str, ...]:
 
 
 def _notes(plan: Exportable) -> tuple[str, ...]:
-    notes = ["a GGUF file's sizes are not those of the checkpoint that was planned; the split is by layers"]
+    if plan.dtype == GGUF:
+        notes = ["sizes are those of the file; llama.cpp's compute buffers are not counted"]
+        if plan.revision is not None:
+            notes.append(f"llama.cpp downloads the newest file of that name; planned was {plan.revision}")
+    else:
+        notes = ["a GGUF file's sizes are not those of the checkpoint that was planned; the split is by layers"]
     if not plan.model.endswith(".gguf"):
         notes.append(f"{_file(plan)} stands for the model's GGUF file")
     if len(plan.stages.hosts) > 1:

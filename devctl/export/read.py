@@ -10,16 +10,19 @@ from typing import Any
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
+from devctl.export.llama_cpp import GGUF
 from devctl.export.records import Exportable, Unsayable
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import KIND, SCHEMA, map_of
+from devctl.placement.engines.records import Serving
 from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
 from devctl.units import format_bytes
 
 _LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
 _NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
 """Of a host: no option of ssh or of an engine, and no variable of a shell."""
+_FLAGS = ("expert_parallel", "quantised_while_loading")
 _PARTS = ("used", "state", "activations", "overhead")
 
 
@@ -50,11 +53,13 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
     if is_staged(document):
         split: _Split | Unsayable = _of_stages(parse_stages(document, origin))
     else:
-        split = _split(document, map_of(data, origin), origin)
+        split = _split(document, map_of(data, origin), origin, may_be_on_cpu=about.get("dtype") == GGUF)
     if not name.isprintable() or name.startswith("-"):
         raise UsageError(f"{origin} names a model {name!r}, which no command takes")
     if isinstance(split, Unsayable):
         return split
+    if about.get("adapters"):
+        return Unsayable(("it counts an adapter, which engines load by rules of their own",))
     for each in split.stages.hosts:
         if not _NAME.fullmatch(each):
             raise UsageError(f"{origin} names a host {each!r}, which is no host's name")
@@ -70,6 +75,32 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         context_length=_count(workload, "context_length", origin),
         batch_size=_count(workload, "batch_size", origin) or 1,
         kv_dtype=_word(workload, "kv_dtype", origin),
+        expert_parallel=_count(_object(document, "tensor_parallel", origin), "expert_parallel", origin) or 1,
+        class_name=_word(about, "class", origin),
+        serving=_serving(document.get("engine"), origin),
+    )
+
+
+def _serving(engine: Any, origin: str) -> Serving | None:
+    """What a plan for an engine is started with; None of one for transformers.
+
+    Raises:
+        UsageError: it says what no engine takes.
+    """
+    if not isinstance(engine, dict):
+        return None
+    share, flags = engine.get("utilisation"), [engine.get(key, False) for key in _FLAGS]
+    tokens, sequences = (_count(engine, key, origin) for key in ("max_num_batched_tokens", "max_num_seqs"))
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(f'{origin}: "utilisation" is {share!r}, which is no share')
+    if not tokens or not sequences or not all(isinstance(flag, bool) for flag in flags):
+        raise UsageError(f'{origin}: "engine" does not say what vLLM is started with')
+    return Serving(
+        utilisation=share,
+        batched_tokens=tokens,
+        sequences=sequences,
+        expert_parallel=flags[0],
+        quantised_while_loading=flags[1],
     )
 
 
@@ -87,10 +118,14 @@ def _of_stages(stages: Stages) -> _Split:
     return _Split(stages=stages, layers=stages.stages[-1].layers[1])
 
 
-def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str) -> _Split | Unsayable:
+def _split(
+    document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str, *, may_be_on_cpu: bool = False
+) -> _Split | Unsayable:
     blocks = _names_of_blocks(document, origin)
     container = _container([*device_map, *blocks])
     uses = _uses(document, origin)
+    if may_be_on_cpu and container is not None and set(device_map.values()) == {Device.cpu()}:
+        return _all_on_cpu(container, [*device_map, *blocks], device_map, uses)
     where = [*_reasons_of_devices(device_map, uses)]
     computing = list(dict.fromkeys(d for d in device_map.values() if is_accelerator(d)))
     if container is None:
@@ -122,6 +157,16 @@ def _split(document: Mapping[str, Any], device_map: Mapping[str, Device], origin
         on_cpu=on_cpu,
         cpu_bytes=_bytes_on_cpu(uses),
     )
+
+
+def _all_on_cpu(
+    container: str, names: list[str], device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]
+) -> _Split:
+    """A model whose every layer is on the CPU, for an engine that runs it there."""
+    at, _ = _devices_of_layers(container, names, FrozenMap.of(device_map))
+    stage = _stage(0, Device.cpu(), (0, len(at)), uses)
+    stages = Stages(container=container, stages=(stage,))
+    return _Split(stages=stages, layers=len(at), on_cpu=(0, len(at)), cpu_bytes=_bytes_on_cpu(uses))
 
 
 def _reasons_of_devices(device_map: Mapping[str, Device], uses: Mapping[Device, Mapping[str, int]]) -> Iterator[str]:

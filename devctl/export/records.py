@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from devctl.placement.engines.records import Serving
 from devctl.placement.parallel.records import Stages
 
 SCHEMA = 1
@@ -29,6 +30,9 @@ class Exportable:
         context_length: tokens of each sequence; None where no workload was counted.
         batch_size: sequences at once.
         kv_dtype: torch's name of what keys and values are kept in; None for the model's.
+        expert_parallel: ranks of a stage that have experts of their own; 1 where each has a part of all.
+        class_name: transformers' class; None where that is not known.
+        serving: what vLLM is started with, of a plan for it; None for the rest.
     """
 
     model: str
@@ -42,6 +46,9 @@ class Exportable:
     context_length: int | None = None
     batch_size: int = 1
     kv_dtype: str | None = None
+    expert_parallel: int = 1
+    class_name: str | None = None
+    serving: Serving | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ class Server:
     def about_model(self, plan: Exportable) -> list[str]:
         """Options that say which weights are served."""
         words = [] if plan.revision is None else ["--revision", plan.revision]
-        return words if plan.quantisation is not None or plan.dtype is None else [*words, "--dtype", plan.dtype]
+        packed = plan.quantisation is not None and not (plan.serving and plan.serving.quantised_while_loading)
+        return words if packed or plan.dtype is None else [*words, "--dtype", plan.dtype]
 
     def about_cache(self, plan: Exportable) -> list[str]:
         """The option that says what keys and values are kept in."""

@@ -28,6 +28,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += ["--pp-size", str(len(stages.stages))]
     if stages.tensor_parallel > 1:
         words += ["--tp-size", str(stages.tensor_parallel)]
+    if plan.expert_parallel > 1:
+        words += ["--ep-size", str(plan.expert_parallel)]
     if plan.context_length is not None:
         tokens = plan.context_length * plan.batch_size
         words += ["--context-length", str(plan.context_length), "--max-running-requests", str(plan.batch_size)]

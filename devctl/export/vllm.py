@@ -6,6 +6,7 @@ import math
 
 from devctl.export.records import Export, Exportable, Unsayable
 from devctl.export.servers import Server
+from devctl.placement.engines.records import Serving
 
 RELEASE = "0.33.0"
 PORT = 29501
@@ -36,7 +37,11 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += ["--pipeline-parallel-size", str(len(stages.stages))]
     if stages.tensor_parallel > 1:
         words += ["--tensor-parallel-size", str(stages.tensor_parallel)]
-    if plan.context_length is not None:
+    if plan.expert_parallel > 1:
+        words.append("--enable-expert-parallel")
+    if plan.serving is not None:
+        words += _served(plan, plan.serving)
+    elif plan.context_length is not None:
         words += ["--max-model-len", str(plan.context_length), "--max-num-seqs", str(plan.batch_size)]
         words += ["--kv-cache-memory-bytes", str(cache_bytes(plan))]
     words += SERVER.about_cache(plan)
@@ -49,10 +54,20 @@ def export(plan: Exportable) -> Export | Unsayable:
         return [*there, "--headless"] if number else there
 
     notes = SERVER.notes(plan)
-    if plan.context_length is None:
+    if plan.context_length is None and plan.serving is None:
         notes.insert(0, "the plan counts no workload: vLLM takes the model's whole context, and 0.92 of each GPU")
     commands = SERVER.commands(plan, words, joined)
     return Export(engine=SERVER.name, release=RELEASE, commands=commands, notes=tuple(notes))
+
+
+def _served(plan: Exportable, serving: Serving) -> list[str]:
+    """What a plan for vLLM counts with, so that its cache is as large as planned."""
+    words = [] if plan.context_length is None else ["--max-model-len", str(plan.context_length)]
+    words += ["--max-num-seqs", str(serving.sequences), "--max-num-batched-tokens", str(serving.batched_tokens)]
+    words += ["--gpu-memory-utilization", f"{serving.utilisation:g}"]
+    if serving.expert_parallel:
+        words.append("--enable-expert-parallel")
+    return [*words, "--quantization", "fp8"] if serving.quantised_while_loading else words
 
 
 def cache_bytes(plan: Exportable) -> int:

@@ -17,6 +17,7 @@ MOST = 1024
 """Accelerators; a text that asks for more is taken for a mistake."""
 
 _COUNTED = re.compile(r"([0-9]{1,6})\s*[xX×]\s*(.+)", re.DOTALL)
+_COUNTED_BEHIND = re.compile(r"(.+?)\s*[xX×]\s*([0-9]{1,6})", re.DOTALL)
 _VARIANT = re.compile(r"[0-9]+gb?|sxm[0-9]*|pcie|nvl|oam|gcd|tile|hbm[0-9]e?")
 """A word that may follow a board's name and leave it that board, in another form or with other memory."""
 
@@ -70,12 +71,25 @@ def parse_board(text: str) -> Board | int:
 
 
 def _counted(entry: str) -> tuple[int, str]:
-    match = _COUNTED.fullmatch(entry)
-    if match is None:
-        return 1, entry
-    if int(match[1]) == 0:
+    count, what = 1, entry
+    if (match := _COUNTED.fullmatch(entry)) is not None:
+        count, what = int(match[1]), match[2]
+    # "H100x2"; but in "GTX1080" the X is the board's own, and what is before it is none
+    elif (match := _COUNTED_BEHIND.fullmatch(entry)) is not None and not _is_known(entry) and _is_known(match[1]):
+        count, what = int(match[2]), match[1]
+    if count == 0:
         raise ValueError(f"{entry!r} is none; leave it out")
-    return int(match[1]), match[2]
+    return count, what
+
+
+def _is_known(what: str) -> bool:
+    """Whether it is a board, or may be one of several, or a size."""
+    if index().get(key(what)) or _with_memory(what):
+        return True
+    try:
+        return parse_size(what) > 0
+    except ValueError:
+        return False
 
 
 def _read(what: str) -> Board | int:

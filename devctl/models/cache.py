@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from devctl import __version__
 from devctl.errors import DevctlError, UsageError
 from devctl.models import footprint, kept
 from devctl.models.files.resolve import ModelSource, SourceKind
@@ -123,7 +124,7 @@ def footprint_key(
 @functools.cache
 def _versions(look_up: Callable[[str], str]) -> tuple[str, ...]:
     """The versions of what builds a tree, looked up once: one plan asks for many footprints."""
-    return tuple(look_up(name) for name in ("devctl", "transformers", "torch"))
+    return (__version__, *(look_up(name) for name in ("transformers", "torch")))
 
 
 def _files(source: ModelSource) -> list[object]:

@@ -88,6 +88,12 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedCo
                 location, revision=source.revision if remote else None, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # a config class, also one from remote code, may raise anything
+        if model_type is None and "_class_name" in data:
+            raise ModelError(
+                f"{source.config_path} is the config of diffusers' {str(data['_class_name'])[:60]}, a part of a "
+                "pipeline, and not of a model of transformers",
+                hint="give the pipeline's folder, the one with its model_index.json",
+            ) from None
         if model_type is None:
             raise ModelError(
                 f"{source.config_path} does not say its model_type", hint="is it the config of a transformers model?"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import ModelError, first_line
 from devctl.models import attention, kept_in_float32
+from devctl.models.adapters import Adapter
 from devctl.models.configs import OLD_CODE, find_class, is_remote, load_config, models_own, set_dtype
 from devctl.models.files.checkpoint import Checkpoint, read_checkpoint
 from devctl.models.files.headers import disagreement
@@ -66,6 +67,7 @@ class Skeleton:
         model: itself, on the meta device, as its quantisation makes it, and with its weights not tied yet; None where
             it was not kept.
         quantizer: transformers' own, where the model is quantised and that could prepare it here.
+        adapters: what PEFT loads beside it, where that is looked at.
     """
 
     config: PreTrainedConfig
@@ -73,6 +75,7 @@ class Skeleton:
     tree: ModuleTree
     model: PreTrainedModel | None = field(default=None, repr=False, compare=False)
     quantizer: Any = field(default=None, repr=False, compare=False)
+    adapters: tuple[Adapter, ...] = ()
 
 
 def read_skeleton(

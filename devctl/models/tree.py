@@ -28,6 +28,7 @@ class Tensor:
         dtype: torch's name without ``torch.``, like "bfloat16".
         persistent: whether it is in the state dict; False only for some buffers.
         same_as: name under which the very same tensor was met before, when a module is registered twice.
+        beside: bytes that adapters hold on the device of its module, which no planner of transformers counts.
         loading: bytes beyond those that are held for a while, as it is made from what a checkpoint has; of a target of
             a tie, those that it has until the weights are tied, once all are loaded.
     """
@@ -41,6 +42,7 @@ class Tensor:
     same_as: str | None = None
     held: int | None = None
     loading: int = 0
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +220,7 @@ def _indexed(
             places[tensor.name] = place
             place += 1
             nbytes[tensor.name] = counted
-            beyond = held_bytes(tensor) - counted if counted or tensor.name in untied else 0
+            beyond = held_bytes(tensor) - counted if counted or tensor.name in untied else tensor.beside
             if beyond:
                 more[tensor.name] = beyond
             size += counted
@@ -256,7 +258,7 @@ def _indexed(
         most_own=max((nbytes for name, nbytes in own.items() if name), default=0),
         brought=brought,
         making=_most((t.name, t.loading) for t in made),
-        making_whole=_most((t.name, t.loading + held_bytes(t)) for t in made),
+        making_whole=_most((t.name, t.loading + held_bytes(t) - t.beside) for t in made),
         until_tied=tuple((t.name, t.loading) for t in found if t.loading and t.name in tied),
         unsplit=tuple(module.name for module in modules.values() if module.class_name in no_split),
         parts=tuple(parts),
@@ -267,8 +269,8 @@ def _indexed(
 
 
 def held_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor is held with."""
-    return tensor.nbytes if tensor.held is None else tensor.held
+    """Bytes that a tensor is held with, and what adapters hold beside it."""
+    return (tensor.nbytes if tensor.held is None else tensor.held) + tensor.beside
 
 
 def _most(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -14,14 +14,30 @@ KIND = "devctl.plan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedAdapter:
+    """An adapter that a plan counts.
+
+    Attributes:
+        name: the folder or id, as it was asked for.
+        revision: the hub's commit; None for files.
+        nbytes: bytes that it holds beside the model.
+    """
+
+    name: str
+    revision: str | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedModel:
     """Which model a plan is for.
 
     Attributes:
         name: the MODEL argument.
         revision: the hub's commit; None for files.
-        nbytes: bytes of all weights and buffers.
+        nbytes: bytes of all weights and buffers, and of adapters beside them.
         quantisation: how the weights are quantised; None where they are not.
+        adapters: those that PEFT loads beside it.
     """
 
     name: str
@@ -30,6 +46,7 @@ class PlannedModel:
     dtype: str
     nbytes: int
     quantisation: str | None = None
+    adapters: tuple[PlannedAdapter, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """What documents say of it."""
@@ -40,6 +57,9 @@ class PlannedModel:
             "dtype": self.dtype,
             "quantisation": self.quantisation,
             "bytes": self.nbytes,
+            "adapters": [
+                {"name": each.name, "revision": each.revision, "bytes": each.nbytes} for each in self.adapters
+            ],
         }
 
 
@@ -121,9 +141,29 @@ def of_several(stages: Stages, origin: str) -> RefusedError:
     """
     where = f" on {len(stages.hosts)} hosts ({', '.join(stages.hosts)})" if len(stages.hosts) > 1 else ""
     file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
+    run = (
+        engines_that_can(file)
+        if stages.is_for_engines
+        else f"run it with `devctl load MODEL --map {file} --launch print`"
+    )
+    return RefusedError(f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one", hint=run)
+
+
+def engines_that_can(file: str) -> str:
+    """What runs a plan in stages that ranks share, as a hint."""
+    return f"vLLM and SGLang can: `devctl export {file} --to vllm` writes their lines"
+
+
+def of_gguf(origin: str) -> RefusedError:
+    """Why the plan of a GGUF file is not loaded as a map, and what works.
+
+    Args:
+        origin: where the plan came from.
+    """
+    file = origin if "/" in origin or "." in origin else "FILE"  # and no words for what is no file
     return RefusedError(
-        f"{origin} is a plan for {len([*stages.ranks()])} processes{where}, and this is one",
-        hint=f"run it with `devctl load MODEL --map {file} --launch print`",
+        f"{origin} is a plan of a GGUF file, whose layers no device_map of transformers names",
+        hint=f"`devctl export {file} --to llama.cpp` says how it is run",
     )
 
 

@@ -12,7 +12,8 @@ from devctl.errors import RefusedError
 from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint, Workload
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
-from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_several
+from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_gguf, of_several
+from devctl.placement.engines.records import EngineFit
 from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
@@ -122,6 +123,10 @@ class Plan:
         refusal: why this is not what was asked for; None where it is.
         stages: the layers over ranks; None for a plan of one process.
         tensor_parallel: what each rank has, where ranks share layers.
+        other_engine: what the plan holds for, where transformers is not what runs the model; its map is then none that
+            ``from_pretrained`` takes.
+        fit_in: what fits in another engine, of a plan for one.
+        served: what it is asked to serve, of such a plan.
     """
 
     model: PlannedModel
@@ -136,6 +141,9 @@ class Plan:
     refusal: Refusal | None = None
     stages: Stages | None = None
     tensor_parallel: TensorParallel | None = None
+    other_engine: str | None = None
+    fit_in: EngineFit | None = None
+    served: Workload | None = None
 
     @property
     def fits(self) -> bool:
@@ -143,12 +151,23 @@ class Plan:
         return self.refusal is None
 
     @property
+    def is_shared_whole(self) -> bool:
+        """Whether ranks of one machine share every layer, which are in no stages."""
+        return self.tensor_parallel is not None and self.placement.strategy is None
+
+    @property
     def engine(self) -> str:
         """What the plan holds for: how transformers runs the model. Other engines hold other things in memory.
 
         Of a model that sees, for a text alone where no image is counted.
         """
-        if self.tensor_parallel is not None:
+        if self.fit_in is not None:
+            return f"{self.fit_in.name} {self.fit_in.release}"
+        if self.other_engine is not None:
+            return self.other_engine
+        if self.tensor_parallel is not None and self.stages is not None and len(self.stages.stages) > 1:
+            runs = "stages of whole layers, shared as transformers' tensor parallelism shares them"
+        elif self.tensor_parallel is not None:
             runs = "transformers' tensor parallelism"
         elif self.stages is not None:
             layers = layers_of(self.tree)
@@ -186,9 +205,9 @@ class Plan:
         """The map as ``from_pretrained(device_map=…)`` takes it.
 
         Raises:
-            RefusedError: it is a plan of several processes.
+            RefusedError: it is a plan of several processes, or of a GGUF file.
         """
-        self.require_one_process()
+        self.require_loadable()
         return to_hf(self.placement.device_map)
 
     def require_one_process(self) -> None:
@@ -197,8 +216,37 @@ class Plan:
         Raises:
             RefusedError: it is one.
         """
+        if self.fit_in is not None:
+            raise RefusedError(
+                f"the plan is for {self.engine}, which takes no device_map", hint="`devctl export PLAN --to vllm`"
+            )
         if self.stages is not None:
             raise of_several(self.stages, "the plan")
+
+    @property
+    def has_map(self) -> bool:
+        """Whether it has a map that ``from_pretrained`` takes."""
+        return self.stages is None and self.other_engine is None
+
+    def require_loadable(self) -> None:
+        """Refuse a plan whose map nothing of transformers loads.
+
+        Raises:
+            RefusedError: it is of several processes, or of a GGUF file.
+        """
+        self.require_one_process()
+        if self.other_engine is not None:
+            raise of_gguf("the plan")
+
+    def _map_of_document(self) -> Mapping[str, HfDevice]:
+        """The map; where ranks share modules, with their devices in it, which no one process could load it on."""
+        if self.fit_in is not None and self.stages is not None and len(self.fit_in.devices) > 1:
+            return {"": ",".join(rank.device for rank in self.stages.ranks())}
+        if self.tensor_parallel is None or self.stages is None:
+            return to_hf(self.placement.device_map)
+        if self.is_shared_whole:
+            return {"": ",".join(rank.device for rank in self.stages.ranks())}
+        return _of_groups(self.stages, dict(self.placement.device_map))
 
     def to_document(self) -> dict[str, Any]:
         """The plan document: the map, and all that is known beyond it. Sizes are bytes."""
@@ -208,7 +256,7 @@ class Plan:
             "kind": KIND,
             "versions": dict(self.versions),
             "model": self.model.to_document(),
-            "engine": self.engine,
+            "engine": self.engine if self.fit_in is None else self.fit_in.to_document(),
             "strategy": placement.strategy,
             "devices": [
                 {
@@ -224,20 +272,29 @@ class Plan:
                 }
                 for use in placement.devices
             ],
-            "workload": None if self.runtime is None else _workload(self.runtime.footprint, self.attention),
+            "workload": self._workload(),
             "offloaded": placement.offloaded,
             "crossings": placement.crossings,
-            "device_map": to_hf(placement.device_map) if self.tensor_parallel is None else _of_group(self.stages),
+            "device_map": self._map_of_document(),
             "notes": list(placement.notes),
             "max_context": None if self.max_context is None else asdict(self.max_context),
             **({} if self.stages is None else self.stages.to_document()),
             **({} if self.tensor_parallel is None else {"tensor_parallel": self.tensor_parallel.to_document()}),
         }
 
+    def _workload(self) -> dict[str, Any] | None:
+        if self.served is not None:
+            return self.served.to_document() | {"attention": None, "exact": False, "output": 0, "blocks": []}
+        return None if self.runtime is None else _workload(self.runtime.footprint, self.attention)
 
-def _of_group(stages: Stages | None) -> dict[str, str]:
-    """What stands for the map of a model that ranks share: no device that one process could load it on."""
-    return {"": ",".join(rank.device for rank in ([] if stages is None else stages.ranks()))}
+
+def _of_groups(stages: Stages, device_map: Mapping[str, Device]) -> dict[str, str]:
+    """The same of stages: each module is on all devices of its own."""
+    groups = {
+        f"{stage.host}/{stage.devices[0]}": ",".join(f"{stage.host}/{device}" for device in stage.devices)
+        for stage in stages.stages
+    }
+    return {name: groups[str(device)] for name, device in device_map.items()}
 
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:
@@ -329,12 +386,14 @@ class WhatIf:
     Attributes:
         run: how each case is run; its context and batch are those of the case.
         notes: why accelerators of the machine are missing, and what is counted beside the text.
+        placed: how each case is placed, in words.
     """
 
     model: PlannedModel
     cases: tuple[Case, ...]
     run: WayToRun
     notes: tuple[str, ...] = ()
+    placed: str = "placed by optimal"
 
     def to_document(self) -> dict[str, Any]:
         """The cases as JSON values."""

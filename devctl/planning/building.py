@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from devctl.errors import ModelError
+from devctl.models.files.kinds import AdapterFoundError
 from devctl.models.files.resolve import ModelSource, resolve
 from devctl.models.quantised.quantise import Quantize
 from devctl.planning.progress import reporter
@@ -27,6 +30,37 @@ def find_source(request: ModelRequest) -> ModelSource:
     assert isinstance(request.model, str), "a live module is read from nowhere"
     with reporter().status(f"looking for {request.model}"):
         return resolve(request.model, revision=request.revision)
+
+
+def find_planned(request: ModelRequest) -> tuple[ModelRequest, ModelSource]:
+    """The same, and the request; where its model is an adapter, that of the adapter's base with it.
+
+    Raises:
+        ModelError: nowhere, or it is an adapter whose base is not known, or not at hand.
+    """
+    try:
+        return request, find_source(request)
+    except AdapterFoundError as error:
+        return _of_base(request, error)
+
+
+def _of_base(request: ModelRequest, found: AdapterFoundError) -> tuple[ModelRequest, ModelSource]:
+    """The request for the base of an adapter, with it.
+
+    What an adapter names is not what somebody typed: no code of it is run, and no path of another machine is followed.
+    """
+    base = found.base
+    if base is None or request.trust_remote_code or request.revision is not None:
+        raise found
+    if found.on_hub and (base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base):
+        raise found
+    whole = replace(request, model=base, adapters=(found.given, *request.adapters))
+    try:
+        source = find_source(whole)
+    except ModelError as error:
+        raise ModelError(f"{found.message}: {error.message}", hint=found.hint) from error
+    reporter().warn(f"{found.given} is an adapter: its base {base} is planned with it")
+    return whole, source
 
 
 def read(source: ModelSource, request: ModelRequest, purpose: Purpose) -> Skeleton:

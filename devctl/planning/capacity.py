@@ -85,11 +85,15 @@ def spare(placement: Placement, allowed: Allowed) -> int:
     return left if left < 0 else margin(placement)
 
 
-def largest(left: Callable[[int], int], most: int) -> int:
+Left = Callable[[int], int]
+"""Bytes left for a number, negative where some are missing; more of it always needs more."""
+
+
+def largest(left: Left, most: int) -> int:
     """The largest number from 1 to ``most`` with nothing missing, to a part in a thousand below; 0 for none.
 
     Args:
-        left: bytes left for a number, negative where some are missing; more of it always needs more.
+        left: what a number leaves.
     """
     at, value = 1, left(1)
     if value < 0:
@@ -237,9 +241,6 @@ def times(room: int, line: int, square: int) -> float:
 
 def what_if(question: Question) -> tuple[Case, ...]:
     """Which contexts and batch sizes fit on the best placement."""
-    limit = question.made_for or 2**17
-    least = question.footprints.least_context(question.workload)
-    contexts = [c for c in (2**n for n in range(10, 23)) if least <= c < limit] + [max(least, limit)]
     allowed = may_offload(question)
 
     def fullest(context: int, batch: int) -> float | None:
@@ -248,13 +249,20 @@ def what_if(question: Question) -> tuple[Case, ...]:
         return float(placement.fullest) if spare(placement, allowed) >= 0 else None
 
     cases, too_many = [], math.inf
-    for context in contexts[-8:]:
+    for context in contexts(question):
         for batch in BATCHES:
             # longer texts and more of them need more: where some do not fit, more do not, and are not placed
             found = fullest(context, batch) if batch < too_many else None
             too_many = batch if found is None and batch < too_many else too_many
             cases.append(Case(context_length=context, batch_size=batch, fullest=found))
     return tuple(cases)
+
+
+def contexts(question: Question) -> list[int]:
+    """Those that are tried with each batch size: powers of two, and what the model is made for."""
+    limit = question.made_for or 2**17
+    least = question.footprints.least_context(question.workload)
+    return ([c for c in (2**n for n in range(10, 23)) if least <= c < limit] + [max(least, limit)])[-8:]
 
 
 def with_context(workload: Workload, context: int) -> Workload:

@@ -13,6 +13,7 @@ from devctl.errors import DevctlError, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 from devctl.inventory.requirements import Requirements, disk_use, judge
 from devctl.inventory.verdict import Finding, Verdict
+from devctl.models.gguf.files import gguf_at
 from devctl.planning.map_file import MapFile
 from devctl.planning.request import ModelRequest, WorkloadRequest
 from devctl.units import format_bytes
@@ -59,6 +60,11 @@ def check_machine(
         UsageError: nothing is asked for, or a model without a map.
         ModelError: the model can't be read.
     """
+    if model is not None and gguf_at(str(model.model)) is not None:
+        raise UsageError(
+            f"MODEL {model.model} is in a GGUF file: what it needs is in its plan",
+            hint=f"`devctl plan {model.model} > plan.json`, then `devctl check --map plan.json`",
+        )
     if model is not None and file is None:
         raise UsageError(f"MODEL {model.model!r} is only for --map", hint="write --map map.json MODEL")
     if wanted == Requirements() and file is None:
@@ -149,7 +155,17 @@ def _open_as_planned(
         for name, value in now.items()
         if name in said and said[name] != value
     ]
-    return opened, differs
+    return opened, [*differs, *_other_adapters(opened, said.get("adapters"))]
+
+
+def _other_adapters(opened: Model, said: object) -> Iterator[str]:
+    """How the adapters that a plan counts are not those that the model is opened with, by their bytes."""
+    counted = said if isinstance(said, list) else []
+    there = {each.get("name"): each.get("bytes") for each in counted if isinstance(each, dict)}
+    here = {each.name: each.nbytes for each in opened.planned.adapters}
+    if sorted(map(str, there.values())) != sorted(map(str, here.values())):
+        named = " and ".join(map(str, there)) or "no adapter"
+        yield f"it is a plan with {named}, and {opened.request.model} is given with {' and '.join(here) or 'none'}"
 
 
 def _open_there(request: ModelRequest, inventory: Inventory | None) -> Model:

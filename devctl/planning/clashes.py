@@ -31,6 +31,12 @@ _SHOWN = ("to", "report", "explain", "svg", "html")
 _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 
+WHAT_WORKS = (
+    "what works: --devices, --max-memory, --reserve, --context-length, --batch-size, --kv-dtype, --max-context, "
+    "--to llama.cpp"
+)
+"""Of a GGUF file."""
+
 _ASKED = ("timeout", "remote-command")
 
 LATENCY = "objective latency"
@@ -39,23 +45,95 @@ LATENCY = "objective latency"
 OVER_HOSTS = "over several hosts"
 """Stands for several machines, however they are given."""
 
+GGUF = "a GGUF file"
+"""Stands for a MODEL that is one, or a folder of such."""
+
+VLLM = "engine vllm"
+"""Stands for ``--engine`` with that value."""
+
 OF_PLAN = (
+    Clash(
+        "a GGUF file is planned for llama.cpp, as it is and in whole layers",
+        (
+            *_WAYS,
+            "speed",
+            "map",
+            "tp",
+            "ep",
+            "compare",
+            "what-if",
+            "fits-on",
+            "target-context",
+            "explain",
+            "no-disk",
+            "dtype",
+            "model-class",
+            "trust-remote-code",
+            "quantize",
+            "no-cache",
+            "new-tokens",
+            "engine",
+            VLLM,
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+            "images",
+        ),
+        beside=(GGUF,),
+        hint=WHAT_WORKS,
+    ),
+    Clash(
+        "that is for vLLM",
+        ("gpu-memory-utilization", "max-num-batched-tokens", "max-num-seqs"),
+        without=(VLLM,),
+        hint="or add --engine vllm",
+    ),
+    Clash(
+        "vLLM places layers, reads prompts and attends in its own way",
+        (
+            *_WAYS,
+            *(each for each in _SHOWN if each not in ("to", "report")),
+            *_GATES,
+            "map",
+            "target-context",
+            "what-if",
+            "compare",
+            "fits-on",
+            "speed",
+            "new-tokens",
+            "overhead",
+            "attn-implementation",
+            "no-padding",
+            "decode",
+            "prefill-chunk-size",
+            "images",
+        ),
+        beside=(VLLM,),
+    ),
+    Clash("the plan is for vLLM", ("to sglang", "to llama.cpp"), beside=(VLLM,), hint="or without --engine"),
+    Clash(
+        "vLLM quantises weights while it loads them to fp8 alone",
+        ("quantize",),
+        beside=(VLLM,),
+        without=("quantize fp8",),
+    ),
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
     Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
     Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
     Clash(
         "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
-        (*_WAYS, "map", "no-offload", "no-disk", "target-context", "what-if", "fits-on", "speed"),
+        (*_WAYS, "map", "no-offload", "no-disk", "fits-on", "speed"),
         beside=(OVER_HOSTS,),
     ),
     Clash(
         "devices are numbered on each host anew",
-        ("max-memory", "visible"),
+        ("visible",),
         beside=(OVER_HOSTS,),
-        hint="or keep something free on every one, with --reserve",
+        hint="or say how many each host gives: like 'a:2xH100;b:4xH100', by slots of a hostfile, or by "
+        "CUDA_VISIBLE_DEVICES where `devctl list --json` runs",
     ),
     Clash("over several hosts no batch is padded", ("no-padding",), beside=(OVER_HOSTS,)),
-    Clash("ranks share layers within one machine", ("tp", "ep"), beside=(OVER_HOSTS,)),
     Clash("--compare shows every strategy", (*_WAYS, *_SHOWN, *_GATES, "map", "target-context"), beside=("compare",)),
     Clash(
         "--what-if tries them all",
@@ -96,8 +174,13 @@ OF_PLAN = (
             "fits-on",
         ),
         beside=("tp",),
+        without=(OVER_HOSTS,),
     ),
-    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",)),
+    Clash("how quantised weights are cut for --tp is not known", ("quantize",), beside=("tp",), without=(VLLM,)),
+    Clash("how adapters are cut for --tp is not known", ("adapter",), beside=("tp",)),
+    Clash("what runs layers in stages over several hosts loads no adapter", ("adapter",), beside=(OVER_HOSTS,)),
+    Clash("engines load adapters by rules of their own", ("adapter",), beside=("to",)),
+    Clash("engines load adapters by rules of their own", ("adapter",), beside=(VLLM,)),
     Clash("--ep is for ranks of --tp", ("ep",), without=("tp",), hint="or give as many with --tp"),
     Clash("--max-context looks for it", _WORKLOAD, beside=("max-context",)),
     Clash(
@@ -122,7 +205,7 @@ OF_PLAN = (
             "prefill-chunk-size",
             "images",
         ),
-        without=(*_WORKLOAD, "max-context", "what-if"),
+        without=(*_WORKLOAD, "max-context", "what-if", VLLM),
         hint="or count a workload, with --context-length",
     ),
 )

@@ -18,6 +18,7 @@ from devctl.placement.budget import is_accelerator, parse_max_memory
 from devctl.placement.document import SCHEMA, PlannedModel
 from devctl.placement.plan import WayToRun, way_to_run
 from devctl.placement.runtime import Runtime
+from devctl.planning.gguf import refuse_gguf
 from devctl.planning.machine import open_machine
 from devctl.planning.model import Model
 from devctl.planning.plan import runtime_of
@@ -153,6 +154,7 @@ def fits_on(
     Raises:
         UsageError: the workload is none for this model, or an entry can't be read.
     """
+    refuse_gguf(model.gguf, "--fits-on")
     named = _least_named(max_memory)
     known: dict[tuple[Budgets, tuple[tuple[Device, int], ...], bool], Placement | None] = {}
     forms: dict[bool, Model] = {}

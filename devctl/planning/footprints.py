@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from devctl.errors import TooFewTokensError, UntracedError
+from devctl.models.adapters import Adapter
 from devctl.models.cache import footprint_key, load_footprint, store_footprint
 from devctl.models.files.resolve import ModelSource
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
@@ -45,6 +47,8 @@ class Footprints:
     source: ModelSource | None
     skeleton: Skeleton | None = None
     """The model, if it was built already, and is not quantised."""
+    adapters: tuple[Adapter, ...] = ()
+    """What computes beside it."""
     _found: dict[Workload, Footprint] = field(default_factory=dict)
 
     def of(self, workload: Workload) -> Footprint:
@@ -136,7 +140,7 @@ class Footprints:
 
         try:
             with BUILDING, contained():
-                found = trace_prefill(self.skeleton, short)
+                found = trace_prefill(self._with_adapters(self.skeleton), short)
         except (UntracedError, ExitedError):
             return None
         if part is not None:
@@ -152,8 +156,20 @@ class Footprints:
             dtype=self.request.dtype,
             model_class=self.request.model_class,
             trust_remote_code=self.request.trust_remote_code,
-            part=part,
+            part=part if not self.adapters else [part, peft_version(), [each.identity for each in self.adapters]],
         )
+
+    def _with_adapters(self, skeleton: Skeleton) -> Skeleton:
+        """``skeleton`` with what computes beside it.
+
+        Raises:
+            UntracedError: PEFT, which computes it, is not installed.
+        """
+        if self.adapters and peft_version() is None:
+            raise UntracedError(
+                f"what the adapter {self.adapters[0].name} computes is traced with PEFT, which is not installed"
+            )
+        return replace(skeleton, adapters=self.adapters)
 
     def _kept_or_traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None = None) -> Footprint:
         key = self._key(workload, None if given is None else {name: _told(name, t) for name, t in given.items()})
@@ -176,10 +192,18 @@ class Footprints:
         from devctl.models.tracing.trace import trace_footprint
 
         try:
-            with reporter().status(f"tracing {workload.context_length} tokens"), contained():
-                return trace_footprint(self.skeleton, workload, given=given)
+            with reporter().status(f"tracing what {workload.context_length:,} tokens hold in memory"), contained():
+                return trace_footprint(self._with_adapters(self.skeleton), workload, given=given)
         except ExitedError as error:
             raise UntracedError(str(error)) from error
+
+
+def peft_version() -> str | None:
+    """The version of the PEFT that is installed; None where none is."""
+    try:
+        return version("peft")
+    except PackageNotFoundError:
+        return None
 
 
 def _as_known(workload: Workload) -> Workload:

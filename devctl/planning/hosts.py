@@ -27,7 +27,8 @@ class HostsRequest:
         machines: hosts by name.
         hosts: hosts that are asked now, or a document of what they said, as `cluster_of` takes them.
         timeout, remote_command: how they are asked.
-        reserve: as in `MachineRequest`, on every host.
+        reserve: entries like "1GiB" or "0=2GiB", kept free on every host, or "a:1GiB" and "a:0=2GiB", on that one.
+        max_memory: entries like "a:0=60GiB": what an accelerator of that host may hold, instead of what it has free.
     """
 
     devices: str | None = None
@@ -37,6 +38,7 @@ class HostsRequest:
     timeout: str | None = None
     remote_command: str | None = None
     reserve: tuple[str, ...] | None = None
+    max_memory: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +66,43 @@ def open_hosts(request: HostsRequest) -> tuple[NamedMachine, ...]:
     if twice:
         hint = "a host is named after its file: give each a name of its own" if request.files else "leave out one"
         raise UsageError(f"two hosts are called {twice[0]}", hint=hint)
-    hosts = tuple(_open(name, replace(each, reserve=request.reserve)) for name, each in asked)
+    names = [name for name, _ in asked]
+    most = _by_host(request.max_memory, names, "--max-memory", on_all=False)
+    kept = _by_host(request.reserve, names, "--reserve", on_all=True)
+    hosts = tuple(
+        _open(name, replace(each, reserve=kept[name], max_memory=most[name], keeps_others=True)) for name, each in asked
+    )
     _require_different(hosts)
     return hosts
+
+
+def _by_host(
+    texts: tuple[str, ...] | None, hosts: Sequence[str], option: str, *, on_all: bool
+) -> dict[str, tuple[str, ...] | None]:
+    """The entries of an option for each host; those of the host that they name, like "a:0=60GiB".
+
+    Args:
+        on_all: whether one that names no host is for all of them.
+
+    Raises:
+        UsageError: it names no host of these, or what holds no part of any stage.
+    """
+    found: dict[str, list[str]] = {host: [] for host in hosts}
+    for entry in (part.strip() for text in texts or () for part in text.split(",") if part.strip()):
+        host = max((name for name in hosts if entry.startswith(f"{name}:")), key=len, default=None)
+        rest = entry if host is None else entry[len(host) + 1 :].strip()
+        device = rest.rpartition("=")[0].strip()
+        if device in ("cpu", "disk"):
+            raise UsageError(f"{option} {entry}: over hosts nothing is on the CPU or a disk", hint="leave it out")
+        if host is None and (not on_all or (":" in rest and not device.startswith(("cuda:", "xpu:")))):
+            shown = ", ".join(hosts[:4]) + (", …" if len(hosts) > 4 else "")
+            raise UsageError(
+                f"{option}: {entry!r} names none of the hosts, which are {shown}",
+                hint=f"write it like {hosts[0]}:0=60GiB",
+            )
+        for name in hosts if host is None else (host,):
+            found[name].append(rest)
+    return {host: tuple(entries) or None for host, entries in found.items()}
 
 
 def _open(name: str, request: MachineRequest) -> NamedMachine:

@@ -70,7 +70,7 @@ def open_machine(request: MachineRequest) -> Machine:
     why_missing = missing(whole)
     inventory, notes = _visible(request.visible, whole)
     named_whole = request.devices is not None
-    limits = _budgets(request.max_memory, inventory, given=named_whole)
+    limits = _budgets(request, inventory)
     limits = _reserved(replace(limits, notes=(*why_missing, *limits.notes, *notes)), request.reserve, inventory)
     if not limits.devices:
         why = f" ({'; '.join(why_missing)})" if why_missing else ""
@@ -136,14 +136,15 @@ def _visible(ids: str | None, inventory: Inventory) -> tuple[Inventory, tuple[st
         raise UsageError(f"--visible: {error}") from None
 
 
-def _budgets(max_memory: tuple[str, ...] | None, inventory: Inventory, *, given: bool) -> Budgets:
+def _budgets(request: MachineRequest, inventory: Inventory) -> Budgets:
     """What is said, else what the machine has free; of one that is named as a whole, one beside the other."""
-    if max_memory is None:
+    given = request.devices is not None
+    if request.max_memory is None:
         return from_inventory(inventory, given=given)
     try:
-        sizes = parse_max_memory(max_memory)
-        if given:
-            return override(from_inventory(inventory, given=True), sizes, inventory)
+        sizes = parse_max_memory(request.max_memory)
+        if given or request.keeps_others:
+            return override(from_inventory(inventory, given=given), sizes, inventory)
         return from_max_memory(sizes, inventory)
     except ValueError as error:
         raise UsageError(f"--max-memory: {error}") from None

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from devctl.devices import Device
-from devctl.errors import UsageError
-from devctl.placement.document import KIND, SCHEMA, map_of, normal, parse_json
+from devctl.errors import RefusedError, UsageError
+from devctl.placement.document import KIND, SCHEMA, map_of, normal, of_gguf, parse_json
 from devctl.placement.strategy import Strategy
 from devctl.planning.plan_facts import PlanFacts, parse_facts
 from devctl.planning.planned_run import Run, parse_run
@@ -48,12 +49,20 @@ def read_text(path: Path, what: str, hint: str) -> tuple[str, str]:
     origin = "standard input" if str(path) == "-" else str(path)
     try:
         if str(path) != "-":
-            return read_document(path), origin
+            text = read_document(path)
+            if not text.strip():
+                raise UsageError(f"cannot read {what} {origin}: it is empty", hint=hint)
+            return text, origin
         if sys.stdin is None:  # how Python shows one that was closed
             raise UsageError(f"cannot read {what}: standard input is closed", hint=hint)
         text = sys.stdin.read(MOST_TEXT + 1).removeprefix("\ufeff")
         if len(text) > MOST_TEXT:
             raise UsageError(f"cannot read {what}: standard input has more than {MOST_TEXT:,} characters", hint=hint)
+        if not text.strip():
+            raise UsageError(
+                f"cannot read {what}: standard input is empty, nothing came through the pipe",
+                hint="the command before it may have failed, or have written its answer elsewhere",
+            )
         return text, origin
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
@@ -83,23 +92,51 @@ def read_map(argument: str) -> dict[str, Device]:
     Raises:
         UsageError: it can't be read, or is no map.
     """
-    return read_map_and_run(argument)[0]
+    return dict(_read_map(argument).device_map)
 
 
 def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
-    """The same, and the run that it is for where a plan says so.
+    """The same to be loaded, and the run that it is for where a plan says so.
 
     Raises:
         UsageError: as `read_map`.
+        RefusedError: it is the plan of a GGUF file, or one that counts what a load does not load.
     """
+    found = _read_map(argument)
+    if found.facts is not None:
+        if found.facts.is_of_gguf:
+            raise of_gguf(argument if argument != "-" else "standard input")
+        require_loadable(found.facts.model, argument)
+    return dict(found.device_map), found.run
+
+
+def require_loadable(model: Mapping[str, Any], origin: str) -> None:
+    """Refuse a plan that counts adapters, which a load would neither load nor prove.
+
+    Args:
+        model: what the plan says of its model.
+        origin: what to call the plan.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if counted := model.get("adapters"):
+        named = [each.get("name") for each in counted if isinstance(each, dict)] if isinstance(counted, list) else []
+        which = f"the adapter {named[0]}" if named else "an adapter"
+        raise RefusedError(
+            f"{origin} counts {which}, and a load loads the model alone: that would prove nothing of the plan",
+            hint="load a plan made without --adapter; PEFT loads the adapter onto that model in your program",
+        )
+
+
+def _read_map(argument: str) -> MapFile:
     if argument in (*Strategy, "disk"):
         hint = f"use --strategy {argument}" if argument != "disk" else 'a file with {"": "disk"} puts all on disk'
         raise UsageError(f"--map {argument} is neither a file nor a device that computes", hint=hint)
     try:
-        return {"": bare_device(argument)}, None
+        return MapFile(device_map={"": bare_device(argument)})
     except ValueError:
-        found = read_map_file(Path(argument))
-        return dict(found.device_map), found.run
+        return read_map_file(Path(argument))
 
 
 def bare_device(text: str) -> Device:

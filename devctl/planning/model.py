@@ -7,20 +7,27 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import DevctlError
+from devctl.errors import DevctlError, ModelError, UsageError
+from devctl.models.adapted import adapted, find_beside
+from devctl.models.adapters import Adapter, read_adapter
 from devctl.models.cache import load_tree, store_tree, tree_key, unusable
+from devctl.models.files.hub import NoSuchFileError
 from devctl.models.files.resolve import ModelSource, generation_of
+from devctl.models.gguf.files import gguf_at
+from devctl.models.gguf.hub import names_one_of_several
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.tree import ModuleTree
 from devctl.placement import Installed
-from devctl.placement.document import PlannedModel
-from devctl.planning.building import BUILDING, experts_per_token, find_source, made_for, read
+from devctl.placement.document import PlannedAdapter, PlannedModel
+from devctl.planning.building import BUILDING, experts_per_token, find_planned, find_source, made_for, read
 from devctl.planning.footprints import Footprints
+from devctl.planning.gguf import OpenedGguf, open_gguf, open_gguf_on_hub
 from devctl.planning.installed import planner_for
 from devctl.planning.progress import reporter
-from devctl.planning.request import ModelRequest
+from devctl.planning.request import Dtype, ModelRequest
 
 if TYPE_CHECKING:
     from devctl.models.skeleton import Skeleton
@@ -40,6 +47,8 @@ class Model:
         installed: the planner of the transformers that is installed, to be held against; None of a live module.
         experts_per_token: experts of a layer that a token is sent to; None where its config does not say.
         has_encoder: whether an encoder runs before it decodes.
+        gguf: what its headers say, where it is in a GGUF file; None of a model that transformers builds.
+        adapters: what PEFT loads beside it, which ``tree`` has among its bytes.
     """
 
     request: ModelRequest
@@ -51,6 +60,8 @@ class Model:
     installed: Installed | None = None
     experts_per_token: int | None = None
     has_encoder: bool = False
+    gguf: OpenedGguf | None = None
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -67,6 +78,8 @@ class Model:
     @property
     def planned(self) -> PlannedModel:
         """What a plan document says of it."""
+        if self.gguf is not None:
+            return self.gguf.planned
         return PlannedModel(
             name=self.request.model if isinstance(self.request.model, str) else self.tree.class_name,
             revision=self.source.revision if self.source is not None else None,
@@ -74,6 +87,10 @@ class Model:
             dtype=self.tree.dtype,
             nbytes=self.tree.index.held[""],
             quantisation=self.tree.quantisation,
+            adapters=tuple(
+                PlannedAdapter(name=each.name, revision=each.revision, nbytes=find_beside(self.tree, each).total)
+                for each in self.adapters
+            ),
         )
 
     @property
@@ -110,7 +127,8 @@ class Model:
         key = _key(self.source, self.request, unpacked=True) if self.request.cache else None
         build = partial(read, self.source, self.request, Purpose.UNPACKED)
         tree, skeleton = _tree(key, build)
-        return replace(self, tree=tree, key=key, installed=planner_for(key, tree, skeleton, build))
+        installed = planner_for(key, tree, skeleton, build)
+        return replace(self, tree=adapted(tree, *self.adapters), key=key, installed=installed)
 
 
 @functools.cache
@@ -124,27 +142,40 @@ def open_model(request: ModelRequest) -> Model:
     """The model of ``request``; one whose tree was kept needs no torch.
 
     Raises:
-        ModelError: it can't be read.
+        ModelError: it can't be read, or an adapter does not fit it.
         UsageError: it is not what the request says: no such class, or quantised already.
     """
     if request.is_live:
         return _open_live(request)
-    source = find_source(request)
+    if (opened := _gguf_of(request)) is not None:
+        return _of_gguf(request, opened)
+    missing = None
+    try:
+        request, source = find_planned(request)
+    except NoSuchFileError as error:  # of a config, which a repository of GGUF files has none of
+        missing = error
+    if missing is not None:
+        if (opened := _gguf_on_hub(request)) is None:
+            raise missing
+        return _of_gguf(request, opened)
+    adapters = tuple(read_adapter(name) for name in request.adapters)
     key = _key(source, request) if request.cache else None
     if key is not None:
         _tell_of_cache(unusable())
     build = partial(_build, source, request)
     tree, skeleton = _tree(key, build)
+    footprints = Footprints(request, source, skeleton if tree.quantisation is None else None, adapters)
     return Model(
         request=request,
         source=source,
-        tree=tree,
+        tree=adapted(tree, *adapters),
         made_for=made_for(source.config),
-        footprints=Footprints(request, source, skeleton if tree.quantisation is None else None),
+        footprints=footprints,
         key=key,
         installed=planner_for(key, tree, skeleton, build),
         experts_per_token=experts_per_token(source.config),
         has_encoder=source.config.get("is_encoder_decoder") is True,
+        adapters=adapters,
     )
 
 
@@ -184,6 +215,45 @@ def _key(source: ModelSource, request: ModelRequest, *, unpacked: bool = False) 
         trust_remote_code=request.trust_remote_code,
         quantize=request.quantize,
         unpacked=unpacked,
+    )
+
+
+def _gguf_of(request: ModelRequest) -> OpenedGguf | None:
+    """What is in a GGUF file by what MODEL is, or by how it is written: org/name:Q4_K_M."""
+    model = str(request.model)
+    if (path := gguf_at(model)) is not None:
+        return open_gguf(path)
+    if not names_one_of_several(model) or Path(model).exists():
+        return None
+    opened = _gguf_on_hub(request)
+    if opened is None:
+        raise ModelError(f"{model.partition(':')[0]} has no GGUF file", hint="leave out what is behind the colon")
+    return opened
+
+
+def _gguf_on_hub(request: ModelRequest) -> OpenedGguf | None:
+    with reporter().status(f"reading headers of {request.model}"):
+        return open_gguf_on_hub(str(request.model), request.revision)
+
+
+def _of_gguf(request: ModelRequest, opened: OpenedGguf) -> Model:
+    changed = {
+        "--dtype": request.dtype != Dtype.AUTO,
+        "--model-class": request.model_class is not None,
+        "--trust-remote-code": request.trust_remote_code,
+        "--revision": request.revision is not None and opened.files.revision is None,
+        "--quantize": request.quantize is not None,
+        "--adapter": bool(request.adapters),
+    }
+    if wrong := [option for option, is_given in changed.items() if is_given]:
+        raise UsageError(f"{wrong[0]}: {opened.files.name} is a GGUF file, which is as it is", hint="leave it out")
+    return Model(
+        request=request,
+        source=None,
+        tree=opened.layout.tree,
+        made_for=opened.made_for,
+        footprints=Footprints(request, None),
+        gguf=opened,
     )
 
 

@@ -18,12 +18,20 @@ from devctl.models.tree import Module, ModuleTree, walk
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.parallel.layers import is_list
-from devctl.placement.parallel.records import Stage, Stages
-from devctl.placement.parallel.tensor import Ranks, TensorParallel, rank_trees, style_bytes
+from devctl.placement.parallel.records import RankUse, Stages, stage_of
+from devctl.placement.parallel.tensor import (
+    Ranks,
+    StyleBytes,
+    TensorParallel,
+    rank_tree,
+    rank_trees,
+    style_bytes,
+)
 from devctl.placement.placement import DeviceUse, Placement, over_budget, weigh
 from devctl.placement.plan import MostTokens, Plan, Refusal, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.capacity import largest, margin
+from devctl.planning.gguf import refuse_gguf
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.plan import require_counted, runtime_of, told_beside_text, versions
@@ -66,16 +74,17 @@ def plan_of_ranks(
             accelerators, or its code does not run on a part of it.
         UsageError: the workload is none for this model.
     """
+    refuse_gguf(model.gguf, "--tp")
     ranks = goal.ranks
     if why := refusal(model.tree, ranks):
         raise why.error()
     devices = _devices(machine, ranks)
     counts = max_context or workload.context_length is not None
-    question = _of_ranks(question_of(model, machine, workload, counts=counts), ranks, devices, asked=workload)
+    question = of_ranks(question_of(model, machine, workload, counts=counts), ranks, devices, asked=workload)
     if workload.context_length is None:
-        runtime, told = None, _tried(question)
+        runtime, told = None, tried(question)
     else:
-        runtime, told = _runtime(question)
+        runtime, told = runtime_of_rank(question)
     if runtime is not None:
         require_counted(workload, runtime)
     uses = rank_uses(model.tree, ranks, devices, machine.budgets, runtime)
@@ -85,11 +94,16 @@ def plan_of_ranks(
         *model.tree.notes,
         *machine.budgets.notes,
         *_told_sharing(model.tree, shared),
+        *_told_rules(model.tree),
         *_told_idle(machine, devices),
-        *((f"the most tokens of a sequence: {most.this_map or 'none'}",) if most is not None else ()),
+        *(
+            (f"the most tokens of a sequence: {f'{most.this_map:,}' if most.this_map else 'none'}",)
+            if most is not None
+            else ()
+        ),
         *(told_beside_text(question, question.workload) if most is not None else ()),
-        *_told_cache(question, runtime),
-        *((_TOLD_COMMUNICATORS,) if runtime is not None and workload.overhead is None else ()),
+        *told_cache(question, runtime),
+        *((TOLD_COMMUNICATORS,) if runtime is not None and workload.overhead is None else ()),
         *told,
     )
     return Plan(
@@ -108,7 +122,7 @@ def plan_of_ranks(
         run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
         max_context=most,
         refusal=_too_much(question, ranks, devices, uses, runtime),
-        stages=_stages(model.tree, uses),
+        stages=_one_stage(model.tree, uses),
         tensor_parallel=shared,
     )
 
@@ -201,7 +215,7 @@ def _devices(machine: Machine, ranks: Ranks) -> tuple[Device, ...]:
     return tuple(found[: ranks.size])
 
 
-def _of_ranks(question: Question, ranks: Ranks, devices: Sequence[Device], *, asked: WorkloadRequest) -> Question:
+def of_ranks(question: Question, ranks: Ranks, devices: Sequence[Device], *, asked: WorkloadRequest) -> Question:
     """The question about the first rank, with what the communicators take unless that is said."""
     more = COMMUNICATORS if asked.overhead is None else 0
     return replace(
@@ -211,7 +225,7 @@ def _of_ranks(question: Question, ranks: Ranks, devices: Sequence[Device], *, as
     )
 
 
-def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
+def runtime_of_rank(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     """What runs beside the weights of a rank, and what to know of it.
 
     Raises:
@@ -231,7 +245,7 @@ def _runtime(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     return runtime_of(question)
 
 
-def _tried(question: Question) -> tuple[str, ...]:
+def tried(question: Question) -> tuple[str, ...]:
     """What to know of whether the model's code runs on a part of it, where no workload is asked for: a few tokens are.
 
     Raises:
@@ -239,7 +253,7 @@ def _tried(question: Question) -> tuple[str, ...]:
     """
     few = min(_FEW, question.workload.context_length)
     workload = replace(question.workload, context_length=few, new_tokens=min(1, few - 1), batch_size=1, images=None)
-    runtime, _ = _runtime(replace(question, workload=workload))
+    runtime, _ = runtime_of_rank(replace(question, workload=workload))
     return () if runtime is not None else ("whether the model's code runs on a rank's part is not known",)
 
 
@@ -255,7 +269,7 @@ def _longest(question: Question, ranks: Ranks, devices: Sequence[Device]) -> Mos
     try:
         found = largest(left, max(1, most - less))
     except UntracedError:
-        _runtime(question)  # which tells whether it is the sharing that fails
+        runtime_of_rank(question)  # which tells whether it is the sharing that fails
         raise
     return MostTokens(this_map=found + less if found else 0, optimal=None)
 
@@ -279,26 +293,22 @@ def _shared(tree: ModuleTree, ranks: Ranks, uses: Sequence[DeviceUse]) -> Tensor
     )
 
 
-def _stages(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
+def _one_stage(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
     """All layers as one stage, whose devices are those of the ranks."""
-    fullest = max(uses, key=lambda use: use.total - (use.budget or 0))
     layers = _layer_list(tree)
-    return Stages(
-        container=layers.name,
-        stages=(
-            Stage(
-                stage=0,
-                host="localhost",
-                devices=tuple(str(use.device) for use in uses),
-                layers=(0, len(layers.children)),
-                used=fullest.used,
-                state=fullest.state,
-                activations=fullest.activations,
-                overhead=fullest.overhead,
-                budget=fullest.budget or 0,
-            ),
-        ),
-    )
+    ranks = [
+        RankUse(
+            used=use.used,
+            state=use.state,
+            activations=use.activations,
+            overhead=use.overhead,
+            budget=use.budget or 0,
+        )
+        for use in uses
+    ]
+    names = [str(use.device) for use in uses]
+    stage = stage_of(0, "localhost", names, (0, len(layers.children)), ranks)
+    return Stages(container=layers.name, stages=(stage,))
 
 
 def _layer_list(tree: ModuleTree) -> Module:
@@ -313,7 +323,7 @@ def _layer_list(tree: ModuleTree) -> Module:
     return max(lists, key=lambda module: tree.index.held[module.name])
 
 
-_TOLD_COMMUNICATORS = (
+TOLD_COMMUNICATORS = (
     f"{format_bytes(COMMUNICATORS)} of the overhead are for the communicators of a rank, an estimate from vLLM's logs "
     "with 2 and 4 ranks; --overhead says better where it is known"
 )
@@ -335,11 +345,33 @@ def _told_sharing(tree: ModuleTree, shared: TensorParallel) -> Iterator[str]:
             fewest = max(part.index.held[""] for part in rank_trees(tree, with_experts))
             if fewest < most:
                 yield f"with --ep {ranks.size} a rank would hold {format_bytes(fewest)}: experts are in that plan"
+
+
+def told_sharing_of_stages(tree: ModuleTree, ranks: Ranks, sharded: Sequence[StyleBytes]) -> Iterator[str]:
+    """The same of stages, each of which ``ranks`` share."""
+    held = tree.index.held[""]
+    most = sum(style.on_each for style in sharded)
+    whole = sum(style.nbytes for style in sharded if not style.is_cut)
+    if most > _UNEVEN * held / ranks.size:
+        helps = "" if whole < held / 2 else "tensor parallelism hardly helps: "
+        yield (
+            f"{helps}of {format_bytes(held)} in all layers, {format_bytes(whole)} are not shared: "
+            "every rank of a stage has what its layers have of it"
+        )
+        with_experts = Ranks(size=ranks.size, experts=ranks.size)
+        if not ranks.dispatches and refusal(tree, with_experts) is None:
+            now = rank_tree(tree, with_experts, 0).index.held[""]
+            if now < most:
+                yield f"with --ep {ranks.size} a rank would have {now / most:.0%} as much: experts are in that plan"
+    yield from _told_rules(tree)
+
+
+def _told_rules(tree: ModuleTree) -> Iterator[str]:
     if tree.sharding is not None and not tree.sharding.release.startswith(f"{RULES}."):
         yield f"the parts are counted by the rules of {RULES}, and {tree.sharding.release} is installed"
 
 
-def _told_cache(question: Question, runtime: Runtime | None) -> Iterator[str]:
+def told_cache(question: Question, runtime: Runtime | None, *, in_stages: bool = False) -> Iterator[str]:
     """Where every rank keeps all keys and values, as its plan does not cut them."""
     sharding = question.tree.sharding
     if runtime is None or sharding is None or any(each.what == KEY_HEADS for each in sharding.heads):
@@ -347,7 +379,8 @@ def _told_cache(question: Question, runtime: Runtime | None) -> Iterator[str]:
     here = state_bytes(runtime.footprint)
     alone = replace(question.workload, tensor_parallel=1, expert_parallel=1)
     if here and here >= state_bytes(question.footprints.of(alone)):
-        yield f"every rank keeps the whole KV cache, {format_bytes(here)}: the plan does not cut it"
+        kept = "of its stage's layers" if in_stages else format_bytes(here)
+        yield f"every rank keeps the whole KV cache, {kept}: the plan does not cut it"
 
 
 def _told_idle(machine: Machine, devices: Sequence[Device]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from devctl import __version__
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.models import attention
@@ -18,6 +19,8 @@ from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WayToRu
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
 from devctl.planning.gates import map_refusal, room_refusal
+from devctl.planning.gguf import refuse_gguf
+from devctl.planning.gguf_plan import plan_gguf
 from devctl.planning.installed import remember
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
@@ -35,6 +38,12 @@ from devctl.planning.request import (
 )
 from devctl.planning.unpacked import as_held, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
+
+ANEW = (
+    "PEFT places a model anew that has layers off the accelerators: give PeftModel.from_pretrained this map, too, as "
+    "device_map, each name with base_model.model. before it"
+)
+"""Of a plan with adapters."""
 
 
 def make_plan(
@@ -55,6 +64,10 @@ def make_plan(
     Raises:
         UsageError: the workload is none for this model.
     """
+    if model.gguf is not None:
+        if goal != ByStrategy():
+            refuse_gguf(model.gguf, "--strategy, --objective, --target-context and --map")
+        return plan_gguf(model.gguf, machine, workload, limits, max_context=max_context)
     model = as_held(model, machine)
     if isinstance(goal, FillContext):
         workload = replace(workload, context_length=goal.tokens)
@@ -86,6 +99,8 @@ def make_plan(
     if most is not None:
         notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
+    if model.adapters and placement.offloaded:
+        notes += (ANEW,)
     run = None if runtime is None else way_to_run(runtime.footprint, model.tree)
     if run is None and most is not None:
         run = _way_to_run(question, question.workload)
@@ -116,6 +131,7 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     Raises:
         UsageError: the workload is none for this model.
     """
+    refuse_gguf(model.gguf, "--compare")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
@@ -145,6 +161,7 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    refuse_gguf(model.gguf, "--what-if")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     cases = capacity.what_if(question)
@@ -161,6 +178,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         UsageError: the workload is none for this model.
         UntracedError: what the model holds beside its weights is not known.
     """
+    refuse_gguf(model.gguf, "capacity")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
     return capacity.Capacity(
@@ -181,7 +199,7 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
     except UntracedError as error:
         return None, (f"KV cache and activations are not counted: {error.message}",)
     made_for, asked = question.made_for, question.workload.context_length
-    beyond = (f"the model is made for {made_for} tokens, and not {asked}",) if made_for and asked > made_for else ()
+    beyond = (f"the model is made for {made_for:,} tokens, and not {asked:,}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)
 
 
@@ -237,15 +255,15 @@ def _filled(question: Question, *, may_quantise: bool) -> tuple[Question, tuple[
         found = replace(question, workload=replace(question.workload, batch_size=batch))
         most = "at least " if batch == capacity.MOST_SEQUENCES else ""
         each = "sequence fits" if batch == 1 else "sequences fit"
-        return found, (f"{most}{batch} {each} at once, of {wanted} tokens",), None
+        return found, (f"{most}{batch:,} {each} at once, of {wanted:,} tokens",), None
     one = replace(question, workload=replace(question.workload, batch_size=1))
     context = capacity.largest_context(one, None, most=wanted)
     if not context:
         help_ = "more memory, or --quantize, may help" if may_quantise else "more memory may help"
-        refusal = Refusal(f"not one sequence fits, of {wanted} tokens or fewer", hint=help_)
+        refusal = Refusal(f"not one sequence fits, of {wanted:,} tokens or fewer", hint=help_)
         return one, (), refusal
     found = replace(one, workload=capacity.with_context(one.workload, context))
-    return found, (f"not one sequence of {wanted} tokens fits: planned for {context}, the longest that does",), None
+    return found, (f"not one sequence of {wanted:,} tokens fits: planned for {context:,}, the longest that does",), None
 
 
 def told_tokens(
@@ -254,9 +272,9 @@ def told_tokens(
     """The most tokens, as a note; ``where`` says on what both of them are."""
     limit = question.made_for
     batch = question.workload.batch_size
-    each = "" if batch == 1 else f" for each of {batch} sequences"
+    each = "" if batch == 1 else f" for each of {batch:,} sequences"
     here, best = (
-        ("none" if not tokens else str(tokens)) + (" (all that the model is made for)" if tokens == limit else "")
+        ("none" if not tokens else f"{tokens:,}") + (" (all that the model is made for)" if tokens == limit else "")
         for tokens in (most.this_map, most.optimal)
     )
     return f"the most tokens{each}: {here} {where[0]}, {best} {where[1]}"
@@ -266,7 +284,7 @@ def versions() -> dict[str, str]:
     """The versions that decide what a plan says."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("devctl", "transformers", "accelerate", "torch")}
+    return {"devctl": __version__, **{name: version(name) for name in ("transformers", "accelerate", "torch")}}
 
 
 def choose(placements: Sequence[Placement]) -> tuple[Placement, str]:

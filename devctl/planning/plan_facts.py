@@ -9,6 +9,7 @@ from typing import Any
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
+from devctl.models.gguf.layout import DTYPE as GGUF
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import normal
@@ -61,6 +62,11 @@ class PlanFacts:
     workload: Mapping[str, Any] | None = None
     blocks: tuple[BlockFacts, ...] = ()
     output: int = 0
+
+    @property
+    def is_of_gguf(self) -> bool:
+        """Whether it is the plan of a GGUF file, for llama.cpp."""
+        return self.model.get("dtype") == GGUF
 
     def of(self, device: Device) -> DeviceFacts | None:
         """What it says of ``device`` in all."""
@@ -159,7 +165,8 @@ def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterat
         if each.used and not keys and each.device != Device.cpu():
             yield f"{each.device} is said to hold {format_bytes(each.used)}, and the map puts nothing there"
     used = sum(each.used for each in facts.devices)
-    if (whole := facts.model.get("bytes")) is not None and used != whole:
+    # llama.cpp has some tensors on several devices
+    if (whole := facts.model.get("bytes")) is not None and (used < whole if facts.is_of_gguf else used != whole):
         yield f"its devices hold {format_bytes(used)}, and its model is of {format_bytes(whole)}{_exactly(used, whole)}"
     if facts.offloaded is not None and facts.offloaded != (off := _offloaded(facts)):
         said_off, exactly = format_bytes(facts.offloaded), _exactly(facts.offloaded, off)
@@ -186,6 +193,9 @@ def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator
     """
     frozen = FrozenMap.of(device_map)
     main = main_of(frozen)
+    if facts.is_of_gguf:
+        yield from _of_layers(facts, frozen)
+        return
     state, there = Counter[Device](), Counter[Device]()
     generates, handed_on = bool((facts.workload or {}).get("new_tokens")), 0
     for block in facts.blocks:
@@ -213,3 +223,19 @@ def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator
     if at_main is not None and at_main.activations < facts.output:
         said_there = format_bytes(at_main.activations)
         yield f"{main} is said to need {said_there} of activations, and the output is of {format_bytes(facts.output)}"
+
+
+def _of_layers(facts: PlanFacts, device_map: FrozenMap) -> Iterator[str]:
+    """The same of a plan for llama.cpp, where every layer runs and keeps its state on its own device."""
+    state = Counter[Device]()
+    for block in facts.blocks:
+        if (device := device_map.device_of(block.name)) is not None:
+            state[device] += block.state
+    for device in dict.fromkeys([*state, *(each.device for each in facts.devices)]):
+        said = facts.of(device)
+        if said is not None and said.state != state[device]:
+            kept_there, exactly = format_bytes(said.state), _exactly(said.state, state[device])
+            yield (
+                f"{device} is said to keep {kept_there} of state, and its layers keep "
+                f"{format_bytes(state[device])}{exactly}"
+            )

@@ -107,7 +107,7 @@ def _otherwise(planned: Run, ran: Run) -> Iterator[str]:
     if planned.context_length is not None and ran.context_length is not None:
         here, there = ((run.context_length, run.new_tokens or 0) for run in (ran, planned))
         if here != there:
-            yield f"{here[0]} tokens with {here[1]} new ones (in the plan {there[0]} with {there[1]})"
+            yield f"{here[0]:,} tokens with {here[1]:,} new ones (in the plan {there[0]:,} with {there[1]:,})"
     if planned.batch_size is not None and planned.batch_size != ran.batch_size:
         yield f"a batch of {ran.batch_size} ({planned.batch_size})"
     if planned.kv_dtype is not None:

@@ -107,7 +107,9 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
     context = asked.context_length or min(REFERENCE, model.made_for or REFERENCE)
     new = asked.new_tokens if asked.new_tokens is not None else min(1, context - 1)
     if model.made_for is not None and new >= max(model.made_for, asked.context_length or 0):
-        raise UsageError(f"--new-tokens {new}: the model is made for {model.made_for} tokens in all", hint="give fewer")
+        raise UsageError(
+            f"--new-tokens {new}: the model is made for {model.made_for:,} tokens in all", hint="give fewer"
+        )
     if context <= new:
         raise UsageError(f"--new-tokens {new} leaves no prompt of --context-length {context}", hint="give fewer")
     told = decoding(asked.decode or CONFIG, model.generation) if counts else Decoding()

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, TypeVar
 
 from devctl.devices import Device
-from devctl.errors import UsageError
+from devctl.errors import UsageError, did_you_mean
 from devctl.inventory.records import Inventory
 from devctl.models import attention, decoding
 from devctl.models.images import Images, parse_images
@@ -38,17 +38,38 @@ _SHORT_NAMES = {
     "fp32": "float32",
     "fp16": "float16",
     "bf16": "bfloat16",
+    "half": "float16",
+    "double": "float64",
     "fp8": "float8_e4m3fn",
 }
 """What dtypes are called for short; of those of eight bits keys and values are kept in one only."""
 
 
+_QUANTISED = {
+    "int8": (Quantize.INT8, Quantize.EETQ_INT8, Quantize.TORCHAO_INT8, Quantize.QUANTO_INT8),
+    "int4": (Quantize.NF4, Quantize.TORCHAO_INT4, Quantize.QUANTO_INT4),
+    "int2": (Quantize.QUANTO_INT2,),
+    "float8": (Quantize.FP8, Quantize.FBGEMM_FP8, Quantize.TORCHAO_FLOAT8, Quantize.QUANTO_FLOAT8),
+}
+_QUANTISED |= {
+    "8bit": _QUANTISED["int8"],
+    "8-bit": _QUANTISED["int8"],
+    "4bit": _QUANTISED["int4"],
+    "4-bit": _QUANTISED["int4"],
+    "fp8": _QUANTISED["float8"],
+    "float8_e4m3fn": _QUANTISED["float8"],
+    **{str(each): (each,) for each in Quantize if str(each) not in ("int8", "fp8")},
+}
+"""What is called so of the methods that quantise: several, of which one has to be named."""
+
+
 class _DtypeName(StrEnum):
-    """Torch's names of dtypes, which may be given by their short ones."""
+    """Torch's names of dtypes, which may be given by their short ones, and in capitals."""
 
     @classmethod
     def _missing_(cls, value: object) -> StrEnum | None:
-        wanted = _SHORT_NAMES.get(value) if isinstance(value, str) else None
+        name = value.strip().lower().removeprefix("torch.") if isinstance(value, str) else ""
+        wanted = _SHORT_NAMES.get(name, name)
         return next((member for member in cls if member == wanted), None)
 
 
@@ -91,6 +112,7 @@ class ModelRequest:
         revision: branch, tag or commit, of a model on the hub.
         quantize: as ``from_pretrained`` would quantise the weights while loading.
         cache: keep the module tree and footprints for the next time, and use those that were kept.
+        adapters: folders or ids of adapters that PEFT loads beside it.
 
     Raises:
         UsageError: there is no such dtype or method, or a live module is to be built anew.
@@ -103,6 +125,7 @@ class ModelRequest:
     revision: str | None = None
     quantize: Quantize | str | None = None
     cache: bool = True
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", one_of(Dtype, self.dtype, "--dtype"))
@@ -115,6 +138,7 @@ class ModelRequest:
             "--model-class": self.model_class is not None,
             "--revision": self.revision is not None,
             "--quantize": self.quantize is not None,
+            "--adapter": bool(self.adapters),
         }
         if wrong := [option for option, is_given in changed.items() if is_given]:
             raise UsageError(f"{wrong[0]}: a module that is there already is not built anew", hint="leave it out")
@@ -134,6 +158,7 @@ class MachineRequest:
         file: a file that ``devctl list --json`` wrote; "-" is standard input.
         inventory: a machine that is known. Without any of the three, this machine, now.
         max_memory: entries like "0=10GiB,cpu=30GiB"; None is what the machine has free.
+        keeps_others: whether devices that those do not name may hold what they have free, instead of nothing.
         visible: ids of the accelerators to plan with, like "0,2".
         reserve: entries like "1GiB", "10%" or "0=2GiB", kept free.
         speed: None where it does not matter how fast the machine is; else entries like "0=2TB,link=25GB", bytes a
@@ -147,6 +172,7 @@ class MachineRequest:
     file: str | PathLike[str] | None = None
     inventory: Inventory | None = None
     max_memory: tuple[str, ...] | None = None
+    keeps_others: bool = False
     visible: str | None = None
     reserve: tuple[str, ...] | None = None
     speed: tuple[str, ...] | None = None
@@ -271,6 +297,45 @@ class ByRanks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What fits in vLLM, started so.
+
+    Attributes:
+        utilisation: the share of each accelerator's memory that it may take; None is what it takes by itself.
+        batched_tokens, sequences: that a step has, at most; None is what it takes by itself.
+        tp: ranks that share every layer; None for one.
+        ep: ranks that share experts out: as many, or None for none.
+
+    Raises:
+        UsageError: a number is too small or too large.
+    """
+
+    utilisation: float | None = None
+    batched_tokens: int | None = None
+    sequences: int | None = None
+    tp: int | None = None
+    ep: int | None = None
+
+    def __post_init__(self) -> None:
+        share = self.utilisation
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"--gpu-memory-utilization {share:g}: it is above 0, and at most 1")
+        require_between("--max-num-batched-tokens", self.batched_tokens, 1)
+        require_between("--max-num-seqs", self.sequences, 1)
+        require_between("--tp", self.tp, 2, MOST_RANKS)
+        if self.ep is not None and self.ep != self.tp:
+            raise UsageError(
+                f"--ep {self.ep}: vLLM shares experts out to as many ranks as share a layer",
+                hint=f"give --ep {self.tp}, or other numbers for both",
+            )
+
+    @property
+    def expert_parallel(self) -> bool:
+        """Whether experts are shared out whole."""
+        return self.ep is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a plan may do that fits.
 
@@ -297,7 +362,20 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
     try:
         return kind(value)
     except ValueError:
-        raise UsageError(f"{option} {value!r} is not one of {', '.join(kind)}") from None
+        raise UsageError(f"{option} {not_one(kind, str(value))}") from None
+
+
+def not_one(kind: type[StrEnum], value: str) -> str:
+    """Why ``value`` is no member of ``kind``, and what was probably meant."""
+    said = value.strip().lower().removeprefix("torch.")
+    methods = [str(each) for each in _QUANTISED.get(said, ())]
+    either = " or ".join(filter(None, (", ".join(methods[:-1]), *methods[-1:])))
+    if kind is Dtype and methods:
+        return f"{value!r} is no dtype that weights are built in: quantised, they are {either}, by --quantize"
+    if kind is Quantize and methods:
+        return f"{value!r} may be {either}: say which" if len(methods) > 1 else f"{value!r} is called {either}"
+    short = [name for name, whole in _SHORT_NAMES.items() if issubclass(kind, _DtypeName) and whole in list(kind)]
+    return f"{value!r} is not one of {', '.join(map(repr, map(str, kind)))}{did_you_mean(said, [*kind, *short])}"
 
 
 def images_of(value: str | Images | None) -> Images | None:
@@ -328,4 +406,4 @@ def require_between(option: str, number: int | None, least: int, most: int = MOS
 
 def _require_countable(tokens: int) -> None:
     if tokens > MOST_TOKENS:
-        raise UsageError(f"{tokens} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS}")
+        raise UsageError(f"{tokens:,} tokens are more than devctl counts", hint=f"it counts up to {MOST_TOKENS:,}")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from devctl.devices import Device
@@ -111,13 +112,13 @@ def large() -> None:
     ):
         timed(f"{what}, {GPUS} accelerators", run)
     for function in (find_faults, bytes_per_device, disjoint):
-        timed(f"{function.__name__}, {len(spread)} keys", lambda function=function: function(tree, spread))
+        timed(f"{function.__name__}, {len(spread)} keys", partial(function, tree, spread))
     timed(f"make_placement, {GPUS} accelerators", lambda: make_placement(tree, spread, many, strategy=None))
     for strategy in Strategy:
         for budgets, accelerators in ((few, 8), (many, GPUS)):
             timed(
                 f"place, {strategy}, {accelerators} accelerators",
-                lambda strategy=strategy, budgets=budgets: place(tree, budgets, strategy),
+                partial(place, tree, budgets, strategy),
             )
 
 

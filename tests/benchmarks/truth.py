@@ -14,6 +14,7 @@ import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -120,7 +121,7 @@ _WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
 """Wide enough for what a kernel takes for itself, which no tensor holds, to be little beside the tensors."""
 _LONGER = {"max_position_embeddings": 2048}
 _SEES = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4}
-_PLAIN = {
+_PLAIN: dict[str, dict[str, object]] = {
     "Olmo2ForCausalLM": {},
     "GlmForCausalLM": {},
     "CohereForCausalLM": {},
@@ -139,7 +140,7 @@ _SEEING = {
     "BeitForImageClassification": {**_SEES, "image_size": 224, "patch_size": 16},
 }
 
-_HELD_OUT = {
+_HELD_OUT: dict[str, dict[str, object]] = {
     "Qwen2ForCausalLM": {},
     "Olmo2ForCausalLM": {},
     "GlmForCausalLM": {},
@@ -153,7 +154,7 @@ _HELD_OUT = {
 }
 """Decoders of many shapes: gated and plain, shared and own keys, positions by rotation, table and distance."""
 
-_WAYS = {
+_WAYS: dict[str, dict[str, Any]] = {
     "padded": {"batch": 2, "told": {"padded": True}},
     "beams": {"generation": {"num_beams": 4}, "tokens": 512},
     "sampled": {"generation": {"do_sample": True}},

@@ -72,10 +72,10 @@ def test_every_option_of_a_table_is_one(devctl, table):
 
 def test_help_has_a_panel_for_each_group(devctl):
     for command, panels in (
-        ("plan", ["Arguments", "Model", "Machine", "Placement", "Workload", "Output", "Options"]),
+        ("plan", ["Arguments", "Model", "Machine", "Placement", "Workload", "Engine", "Output", "Options"]),
         ("load", ["Arguments", "Model", "Placement", "Run", "Proofs and output", "Several hosts", "Options"]),
         ("check", ["Arguments", "GPUs", "Host and map", "Output", "Options"]),
     ):
         lines = devctl(command, "--help").out.splitlines()
         found = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
-        assert found == panels
+        assert found == [*panels, "Examples", "Exit codes"]

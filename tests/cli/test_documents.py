@@ -20,6 +20,7 @@ CHECK = "inventory/check.schema.json"
 FITS_ON = "planning/fits_on.schema.json"
 CLUSTER = "inventory/cluster.schema.json"
 EXPORT = "export/export.schema.json"
+DOCTOR = "planning/doctor.schema.json"
 
 
 def schema(name):
@@ -51,7 +52,7 @@ def test_every_document_has_a_schema():
         "loading/schema.json",
         "distributed/schema.json",
     }
-    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, *others} == set(SCHEMAS)
+    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, DOCTOR, *others} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

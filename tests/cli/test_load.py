@@ -96,7 +96,7 @@ def test_a_prompt(devctl, minilm):
 @pytest.mark.parametrize(
     ("device_map", "code", "said"),
     [
-        ("", 2, "broken JSON"),
+        ("", 2, "it is empty"),
         ("{}", 2, "no device map"),
         ('{"a": "tpu"}', 2, "puts 'a' on \"tpu\", which is no device"),
         ({"model": "cpu"}, 3, "no device for 1 tensors: lm_head.weight"),

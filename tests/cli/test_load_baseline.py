@@ -134,7 +134,7 @@ def test_the_same_model_in_another_folder(devctl, checkpoint, report):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is broken JSON"),
+        ("", "it is empty"),
         ("{", "is broken JSON"),
         ("[" * 100_000, "is broken JSON"),
         ("[]", "is no report of `devctl load --json`"),

@@ -12,7 +12,7 @@ from devctl.inventory.document import to_document
 from devctl.inventory.hypothetical import parse_devices
 from devctl.placement.document import map_of
 from devctl.placement.parallel.records import parse_stages
-from tests.cli.test_documents import COMPARISON, PLAN, holds
+from tests.cli.test_documents import COMPARISON, PLAN, WHAT_IF, holds
 from tests.conftest import CONFIGS
 
 TINY = CONFIGS / "tiny-llama"
@@ -140,9 +140,17 @@ def test_more_boards_than_layers_are_refused(devctl):
         (["--objective", "latency"], "leave out --objective"),
         (["--map", "x"], "leave out --map"),
         (["--no-offload"], "leave out --no-offload"),
-        (["--what-if"], "leave out --what-if"),
-        (["--target-context", "64"], "leave out --target-context"),
-        (["--max-memory", "0=1GiB"], "leave out --max-memory"),
+        (["--max-memory", "0=1GiB"], "names none of the hosts, which are a, b"),
+        (["--max-memory", "a:0=1GiB,1=1GiB"], "'1=1GiB' names none of the hosts"),
+        (["--max-memory", "c:0=1GiB"], "'c:0=1GiB' names none of the hosts"),
+        (["--max-memory", "cuda:0=1GiB"], "'cuda:0=1GiB' names none of the hosts"),
+        (["--max-memory", "a:9=1GiB"], "a: --max-memory: cuda:9 is not among the devices given"),
+        (["--max-memory", "a:cpu=1GiB"], "over hosts nothing is on the CPU or a disk"),
+        (["--max-memory", "a:0=80G"], "a: --max-memory: "),
+        (["--max-memory", "a:"], "a: --max-memory: "),
+        (["--reserve", "c:1GiB"], "'c:1GiB' names none of the hosts"),
+        (["--reserve", "cpu=1GiB"], "over hosts nothing is on the CPU or a disk"),
+        (["--reserve", "a:9=1MiB"], "a: --reserve: cuda:9 is not among the devices"),
         (["--visible", "0"], "leave out --visible"),
         (["--context-length", "64", "--batch-size", "2", "--no-padding"], "leave out --no-padding"),
         (["--fits-on", "H100"], "leave out"),
@@ -303,6 +311,27 @@ def test_what_is_kept_free_is_so_on_every_host(devctl):
     assert [stage["budget"] for stage in document["stages"]] == [12 * 2**20] * 2
 
 
+def budgets(document):
+    return {f"{stage['host']}/{stage['devices'][0]}": stage["budget"] // 2**20 for stage in document["stages"]}
+
+
+def test_what_is_kept_free_and_what_boards_may_hold_is_said_of_one_host(devctl, tmp_path):
+    hosts = ["--devices", "a:2x16MiB;b:16MiB"]
+    some = planned(devctl("plan", TINY, *hosts, "--reserve", "a:1MiB,b:0=2MiB"))
+    assert budgets(some) == {"a/cuda:0": 15, "a/cuda:1": 15, "b/cuda:0": 14}
+    # what is on every host is said together with what is on one
+    both = planned(devctl("plan", TINY, *hosts, "--reserve", "1MiB,a:cuda:1=4MiB"))
+    assert budgets(both) == {"a/cuda:0": 15, "a/cuda:1": 12, "b/cuda:0": 15}
+    most = planned(devctl("plan", TINY, *hosts, "--max-memory", "a:1=8MiB", "--max-memory", "b:cuda:0=9MiB"))
+    assert budgets(most) == {"a/cuda:0": 16, "a/cuda:1": 8, "b/cuda:0": 9}
+    # of a machine that was listed, what is not named keeps what it has free
+    machines = ["--machine", box(tmp_path, "x", "2x16MiB"), "--machine", box(tmp_path, "y", "16MiB")]
+    listed = planned(devctl("plan", TINY, *machines, "--max-memory", "x:0=8MiB", "--reserve", "1MiB"))
+    assert budgets(listed) == {"x/cuda:0": 7, "x/cuda:1": 15, "y/cuda:0": 15}
+    without = planned(devctl("plan", TINY, *hosts, "--max-memory", "a:0=0B"))
+    assert set(budgets(without)) == {"a/cuda:1", "b/cuda:0"}
+
+
 @pytest.fixture
 def staged(devctl, tmp_path):
     path = tmp_path / "stages.json"
@@ -361,5 +390,56 @@ def test_the_library_plans_over_hosts(tmp_path):
         library.plan(TINY, {"a": "9x1GiB"})
     with pytest.raises(library.UsageError, match="leave out strategy"):
         library.plan(TINY, "a:8MiB;b:8MiB", strategy="auto")
-    with pytest.raises(library.UsageError, match="leave out max_memory"):
+    with pytest.raises(library.UsageError, match="max_memory: '0=1GiB' names none of the hosts"):
         library.compare(TINY, "a:8MiB;b:8MiB", max_memory={0: "1GiB"})
+    less = library.compare(TINY, "a:64MiB;b:64MiB", max_memory={"a:0": "16MiB"})
+    assert [use.budget for use in less.chosen.devices] == [16 * 2**20, 64 * 2**20]
+
+
+TOLD = ["--overhead", "0B"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "more"), [("a:16MiB;b:16MiB", []), ("a:2x8MiB;b:2x8MiB", ["--tp", "2"])], ids=["alone", "groups"]
+)
+def test_as_many_sequences_as_fit_are_found_and_no_more(devctl, devices, more):
+    options = ["--devices", devices, *more, *TOLD]
+    document = planned(devctl("plan", TINY, *options, "--target-context", "128"))
+    batch = document["workload"]["batch_size"]
+    assert batch > 1
+    assert document["workload"]["context_length"] == 128
+    assert f"{batch} sequences fit at once, of 128 tokens" in document["notes"]
+    asked = [*options, "--context-length", "128", "--batch-size"]
+    assert json.loads(devctl("plan", TINY, *asked, batch).out)["stages"] == document["stages"]
+    assert devctl("plan", TINY, *asked, batch + 1).code == 3
+
+
+def test_where_no_sequence_of_such_a_length_fits_the_longest_that_does_is_planned(devctl):
+    options = ["--devices", "a:9MiB;b:9MiB", *TOLD]
+    document = planned(devctl("plan", TINY, *options, "--target-context", "2048"))
+    tokens = document["workload"]["context_length"]
+    assert 1 < tokens < 2048
+    assert f"not one sequence of 2048 tokens fits: planned for {tokens}, the longest that does" in document["notes"]
+    assert devctl("plan", TINY, *options, "--context-length", tokens + 2).code == 3
+    done = devctl("plan", TINY, "--devices", "a:7MiB;b:7MiB", *TOLD, "--target-context", "2048")
+    assert (done.code, done.out) == (3, "")
+    assert "not one sequence fits, of 2048 tokens or fewer" in done.err
+    assert "more hosts may help" in done.err
+
+
+def test_what_if_is_of_the_best_stages_for_each_case(devctl):
+    options = ["--devices", "a:24MiB;b:2x16MiB", *TOLD]
+    document = holds(devctl("plan", TINY, *options, "--what-if", "--json").out, WHAT_IF)
+    fits = {(case["context_length"], case["batch_size"]): case["fits"] for case in document["cases"]}
+    assert set(fits.values()) == {True, False}
+    assert document["workload"]["padded"] is False
+    shown = devctl("plan", TINY, *options, "--what-if")
+    assert "in the best stages" in shown.out
+    for (context, batch), is_yes in list(fits.items())[:4]:
+        done = devctl("plan", TINY, *options, "--context-length", context, "--batch-size", batch)
+        assert done.code == (0 if is_yes else 3)
+
+
+def test_the_library_fills_a_context_over_hosts():
+    plan = library.plan(TINY, {"a": "16MiB", "b": "16MiB"}, target_context=128, overhead=0)
+    assert plan.fits and plan.runtime.footprint.workload.batch_size > 1

@@ -219,7 +219,7 @@ def test_the_longest_context_is_of_ranks(devctl, small):
     most = document["max_context"]
     assert most["optimal"] is None
     assert 0 < most["this_map"] < 65536
-    assert f"the most tokens of a sequence: {most['this_map']}" in said
+    assert f"the most tokens of a sequence: {most['this_map']:,}" in said
     fits = ["plan", folder, "--devices", "2x1GiB", "--tp", "2", "--overhead", "990MiB", "--context-length"]
     assert devctl(*fits, most["this_map"]).code == 0
     assert devctl(*fits, most["this_map"] * 2).code == 3

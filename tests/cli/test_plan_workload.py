@@ -89,28 +89,29 @@ def test_without_a_workload_the_room_is_told(devctl):
     lines = set()
     for option in ("--no-cache", "--json", "--json"):  # a first plan, one that keeps the model, one from what is kept
         _, err = plan(devctl, "--devices", "2x24GiB", option)
-        lines |= {line for line in err.splitlines() if line.startswith("room: ")}
-    assert lines == {"room: 33.0 GiB, about 92,000 tokens, when cuda:0 is full"}
+        lines.add(err.splitlines()[0])
+    assert lines == {"fits, 33.0 GiB left, about 92,000 tokens when cuda:0 is full"}
     _, err = plan(devctl, "--devices", "8x80GiB")
     assert "enough for the 131,072 tokens that the model is made for" in err
 
 
 def test_the_room_of_a_model_without_text(devctl):
     done = devctl("plan", CONFIGS / "whisper-large-v3", "--devices", "24GiB")
-    assert "room: 21.1 GiB" in done.err.splitlines()
+    assert done.err.splitlines()[0] == "fits, 21.1 GiB left"
 
 
 @pytest.mark.slow
 def test_the_room_beside_what_is_offloaded(devctl):
     """Of what is offloaded, the largest module is on the GPU while it is used: here 1 GiB of logits' weights."""
     box = ["--devices", "RTX 3060,cpu=64GiB", "--max-memory", "0=12GiB"]
-    assert "room: 1.27 GiB, too little to run a text" in plan(devctl, *box)[1].splitlines()
+    assert plan(devctl, *box)[1].splitlines()[0].endswith(" on cpu, 1.27 GiB left, too little to run a text")
     _, err = plan(devctl, *box, "--strategy", "optimal")
-    assert "room: 300 MiB, too little to run a text" in err.splitlines()  # nothing is left for what does not run
+    assert err.splitlines()[0].endswith(
+        ", 300 MiB left, too little to run a text"
+    )  # nothing is left for what does not run
     box[-1] = "0=17GiB"
     _, err = plan(devctl, *box, "--strategy", "optimal")
-    (line,) = [line for line in err.splitlines() if line.startswith("room: ")]
-    tokens = int(line.split("about ")[1].split(" tokens")[0].replace(",", ""))
+    tokens = int(err.splitlines()[0].split("about ")[1].split(" tokens")[0].replace(",", ""))
     document, err = plan(devctl, *box, "--strategy", "optimal", "--max-context")
     assert document["max_context"]["this_map"] == pytest.approx(tokens, rel=0.1)
     assert document["max_context"]["optimal"] >= document["max_context"]["this_map"]
@@ -130,15 +131,16 @@ def test_the_room_is_about_the_most_tokens(devctl, name, box):
     """Scores that grow with the square of the text are told from what grows with its length."""
     # a model that is kept from before, whose text is not, is not built anew for it
     told = devctl("plan", CONFIGS / name, "--devices", box, "--no-cache").err.split(", about ")[1].split(" tokens")[0]
-    note = devctl("plan", CONFIGS / name, "--devices", box, "--max-context").err.split("the most tokens: ")[1]
-    assert int(told.replace(",", "")) == pytest.approx(int(note.split()[0]), rel=0.05)
+    most = devctl("plan", CONFIGS / name, "--devices", box, "--max-context").err.split("the most tokens: ")[1]
+    assert int(told.replace(",", "")) == pytest.approx(int(most.split()[0].replace(",", "")), rel=0.05)
 
 
 @pytest.mark.slow
 def test_max_context(devctl, tmp_path):
     done = devctl("plan", LLAMA, "--devices", "2x24GiB", "--max-context")
-    (note,) = [line for line in done.err.splitlines() if "the most tokens" in line]
-    here = int(note.split("the most tokens: ")[1].split()[0])
+    (line,) = [line for line in done.err.splitlines() if "the most tokens" in line]
+    assert line == done.err.splitlines()[0]
+    here = int(line.split("the most tokens: ")[1].split()[0].replace(",", ""))
     document, _ = plan(devctl, "--devices", "2x24GiB", "--max-context")
     assert document["max_context"]["this_map"] == here
     (tmp_path / "map.json").write_text(done.out)
@@ -151,15 +153,15 @@ def test_max_context(devctl, tmp_path):
 def test_target_context(devctl):
     document, err = plan(devctl, "--devices", "2x24GiB", "--target-context", 16384)
     batch = document["workload"]["batch_size"]
-    assert f"note: {batch} sequences fit at once, of 16384 tokens" in err
+    assert err.splitlines()[0].endswith(f"; {batch} sequences fit at once, of 16,384 tokens")
     more = ["--context-length", 16384, "--batch-size", batch + 1, "--strategy", "optimal", "--no-offload"]
     assert devctl("plan", LLAMA, "--devices", "2x24GiB", *more).code == 3
     document, err = plan(devctl, "--devices", "24GiB", "--target-context", 131072)
-    assert "note: not one sequence of 131072 tokens fits: planned for " in err
+    assert "; not one sequence of 131,072 tokens fits: planned for " in err.splitlines()[0]
     assert document["workload"]["batch_size"] == 1
     done = devctl("plan", LLAMA, "--devices", "8GiB", "--target-context", 1024)
     assert done.code == 3
-    assert done.err.startswith("devctl: not one sequence fits, of 1024 tokens or fewer\n  - ")
+    assert done.err.startswith("devctl: not one sequence fits, of 1,024 tokens or fewer\n  - ")
     assert "cuda:0 would do with 15." in done.err
     done = devctl("plan", CONFIGS / "gpt-oss-120b", "--devices", "80GiB,cpu=1GiB", "--target-context", 131072)
     assert done.code == 3

@@ -54,12 +54,12 @@ def test_tokens_and_dtypes_by_their_short_names(devctl):
     ("option", "value", "words"),
     [
         ("--dtype", "bf17", "'bf17' is not one of 'auto', 'float32'"),
-        ("--dtype", "fp8", "'fp8' is not one of"),
+        ("--dtype", "fp8", "'fp8' is no dtype that weights are built in"),
         ("--kv-dtype", "auto", "'auto' is not one of"),
-        ("--context-length", "0", "0 is not in the range x>=1"),
+        ("--context-length", "0", "0: it is at least 1"),
         ("--context-length", "4 k", "is not a count of tokens"),
         ("--new-tokens", "-1", "is not a count of tokens"),
-        ("--target-context", "1", "1 is not in the range x>=2"),
+        ("--target-context", "1", "1: it is at least 2"),
     ],
 )
 def test_wrong_counts_and_dtypes(devctl, option, value, words):

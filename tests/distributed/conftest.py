@@ -33,6 +33,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(autouse=True)
+def without_accelerators(monkeypatch):
+    """The plans of these tests say "cpu", and are refused where there is anything else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def warm():
     """A function that runs ranks, given as dicts, and says how each ended."""
@@ -41,6 +47,7 @@ def warm():
         "PYTHONPATH": str(ROOT),
         "TORCH_CPP_LOG_LEVEL": "FATAL",
         "PYTHONWARNINGS": "ignore",
+        "CUDA_VISIBLE_DEVICES": "",
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.warm"],

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
-from transformers.distributed import DistributedConfig
+from transformers.distributed import DistributedConfig  # type: ignore[attr-defined]
 from transformers.utils import logging
 
 import devctl.models
@@ -137,7 +137,7 @@ def stages_of(counts):
     for number, count in enumerate(counts):
         rest = dict.fromkeys(("used", "state", "activations", "overhead", "budget"), 0)
         layers = (end, end + count)
-        found.append(Stage(stage=number, host="a", devices=(f"cuda:{number}",), layers=layers, **rest))
+        found.append(Stage(stage=number, host="a", devices=("cpu",), layers=layers, **rest))
         end += count
     return Stages(container="model.layers", stages=tuple(found))
 

@@ -249,7 +249,7 @@ def test_lines_are_all_that_is_on_stdout(devctl, llama, staged):
         (("--step-timeout", "5 days"), "no time like 60s"),
         (("--join-timeout", "0s"), "leaves no time"),
         (("--join-timeout", "nans"), "no time"),
-        (("--master-port", "0"), "0 is not in the range"),
+        (("--master-port", "0"), "0: it is from 1 to 65535"),
         (("--distributed",), "GROUP_RANK is not set"),
     ],
 )
@@ -273,12 +273,13 @@ def test_options_of_several_hosts_need_a_plan_over_them(devctl, llama, option):
         ({}, ("--batch-size", "2"), "give --no-padding"),
         ({}, ("--decode", "sample"), "--decode sample"),
         ({}, ("--decode", "beam:2"), "--decode beam:2"),
-        ({"devices": ["cpu"]}, (), "on cpu of b"),
+        ({"devices": ["cuda:0"]}, (), "stage 0 is on cpu of a: stages are loaded on GPUs alone, or all on CPUs"),
         ({"devices": ["disk"]}, (), "on disk of b"),
     ],
 )
 def test_what_is_not_run_in_stages_is_refused_before_anything_starts(devctl, llama, tmp_path, change, options, said):
     plan = plans.document(llama, (1, 3), "ab")
+    del plan["stages"][1]["ranks"]
     plan["stages"][1] |= change
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), *options)
     assert result.code == 3
@@ -290,9 +291,13 @@ def test_shared_layers_in_stages_are_refused(devctl, llama, tmp_path):
     plan = plans.document(llama, (1, 3), "ab")
     for stage in plan["stages"]:
         stage["devices"] = ["cuda:0", "cuda:1"]
-    result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan))
-    assert result.code == 3
-    assert "tensor and pipeline parallel" in result.err
+        del stage["ranks"]
+    path = plans.write(tmp_path / "plan.json", plan)
+    for command in (["load", llama, "--map", path], ["load", llama, "--map", path, "--launch", "print"]):
+        result = devctl(*command)
+        assert (result.code, result.out) == (3, "")
+        assert "tensor and pipeline parallel" in result.err
+        assert f"`devctl export {path} --to vllm`" in " ".join(result.err.split())
 
 
 def test_one_host_has_nothing_to_compare_its_weights_with(devctl, llama, tmp_path):
@@ -315,6 +320,7 @@ def test_bytes_of_other_ranks_are_wrong_usage(devctl, llama, tmp_path, said):
     plan = plans.shared(llama, 2)
     if said is None:
         plan["stages"][0]["used"] += 1
+        del plan["stages"][0]["ranks"]
     else:
         plan["tensor_parallel"]["bytes_per_rank"] = said
     result = devctl("load", llama, "--map", plans.write(tmp_path / "plan.json", plan), "--launch", "print")

@@ -59,6 +59,7 @@ def test_texts_of_one_length_are_run_at_once(launch, llama):
 def test_a_plan_that_counts_other_bytes_is_found_out(launch, llama):
     plan = plans.document(llama, (2, 2), "ab")
     plan["stages"][1]["used"] -= 64
+    del plan["stages"][1]["ranks"]
     ranks = launch(llama, plan)
     assert [rank.code for rank in ranks] == [5, 5]
     for rank in ranks:
@@ -89,6 +90,7 @@ def test_ranks_that_share_a_tied_head_are_exact(launch, tmp_path):
 def test_ranks_that_share_layers_are_held_against_the_plan(launch, llama):
     plan = plans.shared(llama, 2)
     plan["stages"][0]["used"] -= 16
+    del plan["stages"][0]["ranks"]
     plan["tensor_parallel"]["bytes_per_rank"] = [plan["stages"][0]["used"]] * 2
     ranks = launch(llama, plan)
     assert [rank.code for rank in ranks] == [5, 5]
@@ -161,13 +163,43 @@ def board(folder, monkeypatch):
 
 def test_a_machine_whose_boards_torch_can_not_use_runs_no_rank_on_its_cpu(llama, tmp_path, monkeypatch):
     launcher = {"GROUP_RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    seat = find_seat(parse_stages(plans.document(llama, (2, 2), "ab"), "it"), launcher)
+    on_gpu = find_seat(parse_stages(plans.document(llama, (2, 2), "ab", device="cuda:{}"), "it"), launcher)
+    on_cpu = find_seat(parse_stages(plans.document(llama, (2, 2), "ab"), "it"), launcher)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    assert _usable_device(seat) == "cpu"
+    assert _usable_device(on_cpu) == "cpu"
+    with pytest.raises(RefusedError, match="the plan is for cuda:0 of a, and this machine has no accelerator"):
+        _usable_device(on_gpu)
     board(tmp_path, monkeypatch)
     with pytest.raises(RefusedError, match="accelerators that torch can't use"):
-        _usable_device(seat)
+        _usable_device(on_gpu)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    with pytest.raises(RefusedError, match="the plan says cpu, and this machine has accelerators"):
+        _usable_device(on_cpu)
+
+
+@pytest.mark.parametrize("hosts", ["ab", "aa"])
+def test_a_plan_for_accelerators_is_not_passed_on_the_cpu(launch, llama, hosts):
+    ranks = launch(llama, plans.document(llama, (2, 2), hosts, device="cuda:{}"))
+    assert [rank.code for rank in ranks] == [3, 3], ranks
+    for rank in ranks:
+        assert rank.out == ""
+        assert "and this machine has no accelerator" in rank.err
+        assert "rank 0 on a: " in rank.err or f"rank 1 on {hosts[1]}: " in rank.err
+
+
+def test_one_host_of_two_without_accelerators_is_named_by_both(launch, llama):
+    plan = plans.document(llama, (2, 2), "ab")
+    for_gpus = plans.document(llama, (2, 2), "ab", device="cuda:{}")
+    ranks = launch(llama, plan, own={1: {"plan": for_gpus}})
+    assert [rank.code for rank in ranks] == [3, 3], ranks
+    assert all("rank 1 on b: the plan is for cuda:0 of b" in rank.err for rank in ranks)
+
+
+def test_ranks_that_share_layers_are_not_passed_on_the_cpu_either(launch, llama):
+    ranks = launch(llama, plans.shared(llama, 2, device="cuda:{}"))
+    assert [rank.code for rank in ranks] == [3, 3], ranks
+    assert all("and this machine has no accelerator" in rank.err for rank in ranks)
 
 
 def test_interfaces_lead_to_the_other_hosts(llama, monkeypatch):

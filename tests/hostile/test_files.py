@@ -57,7 +57,7 @@ def changed(text, *path, to):
 EMBEDDING = ("root", 3, 0, 3, 0, 2, 0)
 """Where a tree has the first tensor of the first part of the model: name, kind, bytes, shape, dtype, …"""
 
-WRONG = [
+WRONG: list[tuple[tuple[str | int, ...], object]] = [
     (("class",), None),
     (("dtype",), 7),
     (("budget_share",), -1),

@@ -92,11 +92,13 @@ def plan_of(text):
 SHOWN = {
     "list": lambda text: show_inventory.to_text(filled(Inventory, text), width=None, styled=False),
     "check": lambda text: show_check.lines(filled(Verdict, text)),
-    "plan": lambda text: show_plan.plan_summary(*plan_of(text), show_plan.room_line(filled(Room, text))),
+    "plan": lambda text: show_plan.plan_summary(
+        *plan_of(text), show_plan.verdict_line(filled(Placement, text), filled(Room, text))
+    ),
     "ranks": lambda text: show_ranks.ranks_summary(*plan_of(text), filled(TensorParallel, text), text, text),
-    "compare": lambda text: show_plan.comparison(filled(Comparison, text)),
-    "what-if": lambda text: show_plan.what_if_table(filled(WhatIf, text)),
-    "explain": lambda text: show_explain.explanation(filled(Explanation, text)),
+    "compare": lambda text: show_plan.comparison(filled(Comparison, text), None),
+    "what-if": lambda text: show_plan.what_if_table(filled(WhatIf, text), None),
+    "explain": lambda text: show_explain.explanation(filled(Explanation, text), None),
     "load": lambda text: show_load.load_report(filled(LoadReport, text)),
 }
 

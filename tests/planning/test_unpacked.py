@@ -15,8 +15,7 @@ from devctl.planning.unpacked import is_unpacked
 from tests import quantised, small_models
 
 CPU = Device.cpu()
-_LLAMA = small_models.WIDE["llama"]()
-_BUILT = _LLAMA[0](_LLAMA[1])
+_BUILT = small_models.build(small_models.WIDE["llama"])
 UNPACKED = 2 * sum(p.numel() for p in _BUILT.parameters()) + sum(b.numel() * 4 for b in _BUILT.buffers())
 """Bytes of the small llama in bfloat16; in fp8 it is 0.7 MiB."""
 

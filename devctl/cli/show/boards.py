@@ -1,5 +1,7 @@
 """The catalogue of boards as a table."""
 
+import sys
+
 from devctl.cli.show.inventory import columns
 from devctl.cli.show.streams import answer_style
 from devctl.inventory.catalogue import Board, boards
@@ -13,7 +15,7 @@ def boards_table() -> str:
 
     SOURCE is of bandwidth and link, and after the semicolon of the memory.
     """
-    width, styled = answer_style()
+    width, styled = answer_style(sys.stdout)
     rows = [_row(board) for board in boards()]
     return columns(_HEADER, rows, left=len(_HEADER), wrap=len(_HEADER) - 1, width=width, styled=styled)
 

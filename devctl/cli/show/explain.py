@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TextIO
 
-from devctl.cli.show.plan import ranges
-from devctl.cli.show.streams import to_text
+from devctl.cli.show.plan import name_lines, ranges
+from devctl.cli.show.streams import clean, in_lines, room_of, to_text
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -15,29 +15,27 @@ if TYPE_CHECKING:
     from devctl.placement.explain import Explanation
 
 
-def explanation(why: Explanation) -> str:
+def explanation(why: Explanation, stream: TextIO | None) -> str:
     """What held for all of the model, then for each run of parts where it is, and what led it there."""
     from rich.console import Group
-    from rich.padding import Padding
     from rich.text import Text
 
-    lines: list[RenderableType] = [Text("why:", style="bold"), *(_item(rule) for rule in why.rules)]
+    width = room_of(stream)
+    lines: list[RenderableType] = [Text("why:", style="bold"), *_items(why.rules, width)]
     for reason in why.reasons:
-        lines.append(
-            Text.assemble(
-                (str(reason.device), "bold"), f"  {format_bytes(reason.nbytes)}  ", ", ".join(ranges(reason.names))
-            )
-        )
-        lines += [Padding(_item(said), (0, 0, 0, 2)) for said in reason.because]
-    return to_text(Group(*lines), sys.stderr)
+        where = Text.assemble((clean(str(reason.device)), "bold"), f"  {format_bytes(reason.nbytes)}  ")
+        names = name_lines(ranges(reason.names), None if width is None else max(16, width - where.cell_len))
+        lines.append(Text.assemble(where, names[0] if names else ""))
+        lines += [Text(" " * where.cell_len + name) for name in names[1:]]
+        lines += _items(reason.because, width, indent=2)
+    return to_text(Group(*lines), stream)
 
 
-def _item(text: str) -> RenderableType:
-    """A sentence behind a dash, its further lines below its first."""
-    from rich.table import Table
+def _items(texts: Iterable[str], width: int | None, indent: int = 0) -> Iterator[RenderableType]:
+    """Sentences behind a dash, their further lines below their first."""
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("-", text)
-    return table
+    for text in texts:
+        first, *rest = in_lines(clean(text), None if width is None else width - indent - 2)
+        yield Text(f"{' ' * indent}- {first}")
+        yield from (Text(f"{' ' * indent}  {line}") for line in rest)

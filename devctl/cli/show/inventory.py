@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from devctl.cli.show.streams import UNKNOWN, clean, dumps, size
+from devctl.cli.show.streams import UNKNOWN, cells, clean, dumps, in_lines, size
 from devctl.inventory.records import Accelerator, Disk, Hidden, Host, Inventory, LinkPath, label
 
 _HIDDEN = {
@@ -173,46 +173,29 @@ def columns(
         wrap: the column that is folded where the table is wider than ``width``.
         dim: the rows to dim.
     """
-    cells = [list(header), *([*map(clean, row), *[""] * (len(header) - len(row))] for row in rows)]
-    widths = [max(_width(row[column]) for row in cells) for column in range(len(header))]
+    table = [list(header), *([*map(clean, row), *[""] * (len(header) - len(row))] for row in rows)]
+    widths = [max(cells(row[column]) for row in table) for column in range(len(header))]
     if wrap is not None and width is not None:
         rest = sum(widths) - widths[wrap] + 2 * (len(header) - 1)
         widths[wrap] = max(min(widths[wrap], width - rest), len(header[wrap]), 16)
     text = []
-    for number, row in enumerate(cells):
+    for number, row in enumerate(table):
         style = _BOLD if number == 0 else _DIM if number - 1 in dim else ""
-        folded = [_fold(cell, widths[wrap]) if column == wrap else [cell] for column, cell in enumerate(row)]
-        for line in range(max(len(lines) for lines in folded)):
+        lines_of = [in_lines(cell, widths[wrap]) if column == wrap else [cell] for column, cell in enumerate(row)]
+        for line in range(max(len(lines) for lines in lines_of)):
             parts = [
                 _pad(lines[line] if line < len(lines) else "", widths[column], right=column >= left)
-                for column, lines in enumerate(folded)
+                for column, lines in enumerate(lines_of)
             ]
             text.append(_styled("  ".join(parts).rstrip(), style, styled))
     return "".join(text)
 
 
 def _pad(text: str, width: int, *, right: bool) -> str:
-    blanks = " " * (width - _width(text))
+    blanks = " " * (width - cells(text))
     return blanks + text if right else text + blanks
 
 
-def _fold(text: str, width: int) -> list[str]:
-    if _width(text) <= width:
-        return [text]
-    import textwrap
-
-    return textwrap.wrap(text, width) or [""]
-
-
-def _width(text: str) -> int:
-    # below the combining marks, and for the dashes, a character is a column wide
-    if all(character < "\u0300" or "\u2010" <= character <= "\u2027" for character in text):
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
 def _styled(line: str, style: str, styled: bool, width: int | None = None) -> str:
-    lines = [line] if width is None else _fold(line, width)
+    lines = in_lines(line, width)
     return "".join(f"{style}{part}{_PLAIN}\n" if styled and style else f"{part}\n" for part in lines)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from devctl.errors import DevctlError, OutputError, RefusedError
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 UNKNOWN = "–"
 
+STDOUT = "-"
+"""What an option calls standard output."""
+
 _NARROWEST = 60
+_USUAL_WIDTH = 80
 _PIPE_WIDTH = 10_000
 """Columns when nobody looks: nothing is wrapped or cut off."""
 
@@ -96,6 +100,20 @@ def answer(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
 
+def deliver(text: str, path: Path | None) -> None:
+    """The command's answer where it was asked for: in a file, whole or not at all; on stdout for "-" or None.
+
+    Raises:
+        UsageError, OutputError, BrokenPipeError: it could not be written.
+    """
+    if path is None or str(path) == STDOUT:
+        answer(text)
+        return
+    from devctl.writing import write_whole  # which no answer on stdout needs
+
+    write_whole(path, _harmless(text, None))
+
+
 def abandon(stream: TextIO) -> None:
     """Let nothing more reach ``stream``, so that the interpreter's last flush has nothing to complain about."""
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -133,13 +151,10 @@ def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
     """
     from rich.console import Console
 
-    terminal = is_terminal(stream)
-    # the narrowest of terminals gets lines that it wraps itself, rather than columns with nothing left in them
-    looked_at = terminal or os.environ.get("COLUMNS")
-    width = max(shutil.get_terminal_size().columns, _NARROWEST) if looked_at else _PIPE_WIDTH
+    terminal, width = is_terminal(stream), room_of(stream) or _PIPE_WIDTH
     text = io.StringIO()
     out = Console(file=text, force_terminal=terminal, width=width, highlight=False, emoji=False, markup=False)
-    out.print(_cleaned(renderable))
+    out.print(_cleaned(renderable), crop=False)
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
@@ -165,11 +180,110 @@ def _cleaned(renderable: Any) -> Any:
     return renderable
 
 
-def answer_style() -> tuple[int | None, bool]:
-    """The columns that a table on stdout must keep to, None where nobody looks, and whether it may be styled."""
-    terminal = is_terminal(sys.stdout)
-    width = shutil.get_terminal_size().columns if terminal or os.environ.get("COLUMNS") else None
-    return width, terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def width_of(stream: TextIO | None) -> int | None:
+    """The columns of the terminal that ``stream`` goes to, or that COLUMNS says; None where nobody looks.
+
+    Each stream has its own: stderr may be a terminal where stdout is a file.
+    """
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and len(said) < 6 and int(said):
+        return int(said)
+    if stream is None or not is_terminal(stream):
+        return _USUAL_WIDTH if said else None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH
+    except (OSError, ValueError):
+        return _USUAL_WIDTH
+
+
+def room_of(stream: TextIO | None) -> int | None:
+    """The columns that lines to ``stream`` may take, None where nobody looks.
+
+    The narrowest of terminals gets lines that it wraps itself, rather than columns with nothing left in them.
+    """
+    width = width_of(stream)
+    return None if width is None else max(width, _NARROWEST)
+
+
+def cells(text: str) -> int:
+    """The columns that ``text`` takes on a terminal."""
+    # below the combining marks, and for the dashes, a character is a column wide
+    if all(character < "\u0300" or "\u2010" <= character <= "\u2027" for character in text):
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def in_lines(text: str, width: int | None) -> list[str]:
+    """``text`` in lines of at most ``width`` columns, broken at blanks; a longer name behind its dots and slashes.
+
+    A number is not parted, 15-23 and 1.5 among them, unless no line holds it.
+    """
+    if width is None or cells(text) <= width:
+        return [text]
+    lines: list[str] = []
+    line: str | None = None
+    for word in text.split(" "):
+        longer = word if line is None else f"{line} {word}"
+        if cells(longer) <= width:
+            line = longer
+            continue
+        if line is not None and line.strip():
+            lines.append(line.rstrip())
+        *whole, line = _parted(word, width)
+        lines += whole
+    return [*lines, *([] if line is None else [line.rstrip()])]
+
+
+_JOINT = re.compile(r"(?<=[./])(?:(?<![0-9][./])|(?![0-9]))")
+"""Behind a dot or a slash that is no part of a number."""
+
+
+def _parted(word: str, width: int) -> list[str]:
+    """A word in lines of at most ``width``."""
+    lines: list[str] = []
+    line = ""
+    for part in _JOINT.split(word):
+        if line and cells(line + part) > width:
+            lines.append(line)
+            line = ""
+        line += part
+        while cells(line) > width:
+            cut = _cut(line, width)
+            lines.append(line[:cut])
+            line = line[cut:]
+    return [*lines, line]
+
+
+def _cut(name: str, width: int) -> int:
+    """Where to part a name that nothing else parts: at its widest, but not within a number of it."""
+    most = 1
+    while most < len(name) and cells(name[: most + 1]) <= width:
+        most += 1
+    cut = most
+    while cut > 1 and name[cut - 1 : cut + 1].strip("0123456789-.,") == "":
+        cut -= 1
+    return cut if cut > 1 else most
+
+
+def answer_style(stream: TextIO | None) -> tuple[int | None, bool]:
+    """The columns that a table must keep to, None where nobody looks, and whether it may be styled.
+
+    Args:
+        stream: where the table goes; None is a file, or nowhere.
+    """
+    terminal = is_terminal(stream)
+    return width_of(stream), terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def can_show(stream: TextIO | None) -> bool:
+    """Whether ``stream`` has the characters that bars are drawn with; a file of ours does."""
+    try:
+        "█▓▒░·".encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def is_terminal(stream: TextIO | None) -> bool:

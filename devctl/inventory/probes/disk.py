@@ -29,12 +29,20 @@ _BLOCK_NAMES = (
 
 
 def hf_cache() -> Path:
-    """Where Hugging Face keeps downloaded models: HF_HUB_CACHE, HF_HOME/hub, or the user's cache folder."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return expanded(cache)
-    cache_home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = expanded(os.environ.get("HF_HOME") or cache_home / "huggingface")
+    """Where Hugging Face keeps downloaded models: HF_HUB_CACHE, HF_HOME/hub, or the user's cache folder.
+
+    As huggingface_hub's ``constants.py`` has it: HUGGINGFACE_HUB_CACHE is the older name, and variables are expanded.
+    """
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if cache := os.environ.get(name):
+            return _expanded(cache)
+    cache_home = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = _expanded(os.environ.get("HF_HOME") or cache_home / "huggingface")
     return home / "hub"
+
+
+def _expanded(path: str | Path) -> Path:
+    return expanded(os.path.expandvars(path))
 
 
 def nearest_existing(path: Path) -> Path:

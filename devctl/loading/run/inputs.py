@@ -196,10 +196,10 @@ def _refuse_misuse(
         return
     made = new_tokens if model_class.can_generate() else 0
     if made >= most:
-        raise UsageError(f"--max-new-tokens {new_tokens}: this model takes at most {most} tokens in all")
+        raise UsageError(f"--max-new-tokens {new_tokens}: this model takes at most {most:,} tokens in all")
     if context_length is not None and context_length + made > most:
         more = f" and {made} new ones" if made else ""
-        raise UsageError(f"--context-length {context_length}{more}: this model takes at most {most} tokens in all")
+        raise UsageError(f"--context-length {context_length}{more}: this model takes at most {most:,} tokens in all")
 
 
 def _require_room(
@@ -217,7 +217,7 @@ def _require_room(
         UsageError: naming how many tokens are needed.
     """
     length = len(image_ids(config, tokens_of_images(config, wants, wants.media), wants.beside))
-    takes = f"--images {images} takes {length} tokens of each sequence"
+    takes = f"--images {images} takes {length:,} tokens of each sequence"
     if context_length is not None and length >= context_length:
         raise UsageError(
             f"{takes}: a context of {context_length} is too short, and has to be at least {length + 1}",

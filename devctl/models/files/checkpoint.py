@@ -123,9 +123,13 @@ def _on_hub(source: ModelSource) -> dict[str, Stored]:
 
 def _stored(shape: Iterable[int], dtype: str, path: Path | None = None, start: int = 0) -> Stored:
     sizes = tuple(shape)
-    count = math.prod(sizes)
-    nbytes = math.ceil(count * _bits(dtype) / 8)
-    return Stored(count=count, nbytes=nbytes, shape=sizes, dtype=dtype, path=path, start=start)
+    nbytes = bytes_of(sizes, dtype)
+    return Stored(count=math.prod(sizes), nbytes=nbytes, shape=sizes, dtype=dtype, path=path, start=start)
+
+
+def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of a tensor of safetensors' ``dtype``."""
+    return -(-math.prod(shape) * _bits(dtype) // 8)
 
 
 @cache

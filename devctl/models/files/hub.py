@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def fetch(model: str, name: str, revision: str | None) -> Path:
     except ModelError:
         raise
     except Exception as error:  # besides its own, those of the HTTP library that it happens to use
-        raise _explained(error, model, name, revision) from error
+        raise explained(error, model, name, revision) from error
 
 
 def fetch_if_there(model: str, name: str, revision: str | None) -> Path | None:
@@ -65,6 +66,18 @@ def fetch_if_there(model: str, name: str, revision: str | None) -> Path | None:
         return fetch(model, name, revision)
     except NoSuchFileError:
         return None
+
+
+def in_cache(model: str, name: str, revision: str | None) -> Path | None:
+    """The file ``name`` of ``model`` where it is in the cache; None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        known = try_to_load_from_cache(model, name, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(known) if isinstance(known, str) else None
 
 
 def fetch_weights(model: str, revision: str | None) -> Path:
@@ -142,8 +155,8 @@ def _require_space(model: str, names: tuple[str, ...], revision: str | None) -> 
         )
 
 
-def _explained(error: Exception, model: str, name: str, revision: str | None) -> DevctlError:
-    """What a failed download means."""
+def explained(error: Exception, model: str, name: str, revision: str | None) -> DevctlError:
+    """What a failed download of the file ``name`` of ``model`` means."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -231,3 +244,71 @@ def _unreachable(error: BaseException, model: str, name: str) -> ModelError:
         f"{there} is not in the cache, and the hub can't be reached: {first_line(cause or error)[:_SAID]}",
         hint="check the network and HF_ENDPOINT, or give a folder or a config file",
     )
+
+
+def files_of(model: str, revision: str | None) -> tuple[str, tuple[str, ...]]:
+    """The commit that ``revision`` of ``model`` is, and the names of its files.
+
+    Raises:
+        ModelError: there is no such id or revision, it is gated, or the hub can't be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import ENDPOINT
+
+    _require_online(model, "the list of files")
+    try:
+        with watched(f"the list of files of {model}", MOST_INDEX):
+            found = HfApi(endpoint=ENDPOINT).model_info(model, revision=revision)
+    except ModelError:
+        raise
+    except Exception as error:  # besides its own, those of the HTTP library that it happens to use
+        raise explained(error, model, "the list of files", revision) from error
+    commit = found.sha or revision or "main"
+    return commit, tuple(each.rfilename for each in found.siblings or ())
+
+
+def read_range(model: str, name: str, revision: str, first: int, count: int) -> tuple[bytes, int]:
+    """``count`` bytes of the file ``name`` of ``model`` from ``first`` on, fewer at its end, and the size of the whole.
+
+    Raises:
+        ModelError: there is no such file, the hub can't be reached, is slow, or sends the whole file.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    _require_online(model, name)
+    headers = {**build_hf_headers(), "Range": f"bytes={first}-{first + count - 1}", "Accept-Encoding": "identity"}
+    try:
+        with watched(f"{name} of {model}", count):
+            response = get_session().get(hf_hub_url(model, name, revision=revision), headers=headers)
+            hf_raise_for_status(response)
+    except ModelError:
+        raise
+    except Exception as error:  # besides its own, those of the HTTP library that it happens to use
+        raise explained(error, model, name, revision) from error
+    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("content-range") or "")
+    whole: bytes = response.content
+    if told is None:
+        if first == 0 and response.status_code == 200:  # a file that is no longer than what was asked for
+            return whole, len(whole)
+        raise ModelError(
+            f"the hub does not send parts of {name} of {model}", hint="download the file, and give its path"
+        )
+    if int(told[1]) != first or len(whole) > count:
+        raise ModelError(f"the hub sends another part of {name} of {model} than was asked for", hint="try again later")
+    return whole, int(told[2])
+
+
+def _require_online(model: str, name: str) -> None:
+    """Refuse what the cache never has where the hub may not be asked.
+
+    Raises:
+        ModelError: it may not.
+    """
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        raise ModelError(
+            f"{name} of {model} is asked of the hub, and HF_HUB_OFFLINE=1 forbids it",
+            hint="unset HF_HUB_OFFLINE, or give the path of a file",
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from devctl.errors import ModelError
 from devctl.models.files.index import DOWNLOAD_AGAIN, missing_shards, read_index
-from devctl.models.files.safetensors import SUFFIX, read_header
+from devctl.models.files.safetensors import SUFFIX, read_whole
 from devctl.reading import open_file
 
 _LFS = b"version https://git-lfs"
@@ -73,10 +73,4 @@ def _check(path: Path) -> frozenset[str] | None:
             return None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    header = read_header(path)
-    if size != header.file_size:
-        what = "cut off" if size < header.file_size else "corrupt"
-        raise ModelError(
-            f"{path} is {what}: it has {size:,} bytes, and should have {header.file_size:,}", hint=DOWNLOAD_AGAIN
-        )
-    return frozenset(header.tensors)
+    return frozenset(read_whole(path).tensors)

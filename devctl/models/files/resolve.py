@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from devctl.errors import ModelError, UsageError, first_line
-from devctl.models.files.hub import CONFIG, GENERATION_CONFIG, MOST_CONFIG, fetch, fetch_if_there
+from devctl.models.files.hub import (
+    CONFIG,
+    GENERATION_CONFIG,
+    MOST_CONFIG,
+    NoSuchFileError,
+    fetch,
+    fetch_if_there,
+    in_cache,
+)
+from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, of_folder, of_hub
+from devctl.models.gguf.files import SUFFIX as GGUF
+from devctl.models.gguf.files import gguf_at
 from devctl.reading import read_document
 
 MOST_LAYERS = 10_000
@@ -25,7 +36,8 @@ _LAYERS = re.compile(r"num_(\w+_)?layers|n_layers?|(encoder|decoder)_layers")
 _READ = {".json", ".safetensors", ".bin", ".txt", ".model", ".tiktoken", ".py", ".jinja"}
 """Suffixes of the files that a model is read from."""
 
-_WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+"""Suffixes of files of weights."""
 
 
 class SourceKind(StrEnum):
@@ -98,16 +110,19 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
     A folder or file of that name comes before the hub. Offline (``HF_HUB_OFFLINE=1``), the cache must have it.
 
     Raises:
-        ModelError: there is no such file, folder or id, it is gated, or the hub can't be reached.
+        ModelError: there is no such file, folder or id, it is gated, or the hub can't be reached; or it is something
+            else than a model, which it is called.
         UsageError: a revision of something that is not on the hub.
     """
     if not model:
-        raise ModelError("MODEL is empty", hint=_WHAT_TO_GIVE)
+        raise ModelError("MODEL is empty", hint=WHAT_TO_GIVE)
+    if model == "-":
+        raise ModelError("MODEL is '-', but a model is not read from standard input", hint=WHAT_TO_GIVE)
     try:
         found = _resolve_here(model)
     except (OSError, RuntimeError, ValueError) as error:  # no permission; no such user's home; a name that can't be
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ModelError(f"cannot look at {model}: {reason}", hint=_WHAT_TO_GIVE) from None
+        raise ModelError(f"cannot look at {model}: {reason}", hint=WHAT_TO_GIVE) from None
     if found is not None:
         if revision is not None:
             raise UsageError(f"{model} is here, and has no --revision", hint="that is for a model on the hub")
@@ -123,16 +138,26 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 def _resolve_here(model: str) -> ModelSource | None:
     path = Path(model).expanduser()
+    if gguf_at(model) is not None:
+        what = "a folder of GGUF files" if path.is_dir() else "a GGUF file"
+        raise ModelError(
+            f"{model} is {what}, which llama.cpp runs: devctl plans it, and loads what transformers does",
+            hint=f"`devctl plan {model} --to llama.cpp` says how it is run",
+        )
+    if path.is_file() and path.suffix in _WEIGHTS:
+        path = folder_of(path, model)
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
     if not path.is_dir():
+        if path.is_fifo():
+            raise ModelError(f"{model} is a pipe, which a model is not read from", hint=WHAT_TO_GIVE)
         if path.exists():
-            raise ModelError(f"{model} is neither a file nor a folder", hint=_WHAT_TO_GIVE)
+            raise ModelError(f"{model} is neither a file nor a folder", hint=WHAT_TO_GIVE)
         return None
     _refuse_what_waits(path)
     config = path / "config.json"
     if not config.is_file():
-        raise ModelError(f"{model} has no config.json", hint=_WHAT_TO_GIVE)
+        raise of_folder(path, model)
     return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
 
 
@@ -140,7 +165,7 @@ def _refuse_what_waits(folder: Path) -> None:
     """Refuse pipes and devices in place of a model's files: transformers would wait for them, or read on for ever."""
     for path in folder.iterdir():
         if path.suffix in _READ and not path.is_file() and not path.is_dir() and path.exists():
-            raise ModelError(f"{path} is a pipe, a socket or a device, not a file", hint=_WHAT_TO_GIVE)
+            raise ModelError(f"{path} is a pipe, a socket or a device, not a file", hint=WHAT_TO_GIVE)
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -194,10 +219,21 @@ def _numbers(config: object) -> Iterator[tuple[str, int]]:
 
 
 def _looks_like_a_path(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", "/"))
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", GGUF, "/"))
 
 
 def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
-    path = fetch(model, CONFIG, revision)
+    try:
+        path = fetch(model, CONFIG, revision)
+    except NoSuchFileError:
+        for name in (ADAPTER, PIPELINE):
+            if (found := fetch_if_there(model, name, revision)) is not None:
+                raise of_hub(model, found) from None
+        raise
+    except ModelError:
+        for name in (ADAPTER, PIPELINE):
+            if (cached := in_cache(model, name, revision)) is not None:
+                raise of_hub(model, cached) from None
+        raise
     commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
     return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)

@@ -16,6 +16,9 @@ SUFFIX = ".safetensors"
 MOST_HEADER = 100_000_000
 """Bytes that the format allows a header."""
 
+MOST_NAME, MOST_DIMENSIONS = 16, 64
+"""Characters of a dtype's name, and dimensions of a tensor; what has more is none, and takes long to multiply."""
+
 _LENGTH = 8
 """Bytes at the start of a file that are the header's length, little-endian."""
 
@@ -72,6 +75,25 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path} is corrupt, its header is broken: {first_line(error)}", hint=DOWNLOAD_AGAIN) from None
 
 
+def read_whole(path: Path) -> Header:
+    """The header of a file that has all of its bytes.
+
+    Raises:
+        ModelError: as `read_header`, or it has more or fewer bytes than its header says.
+    """
+    header = read_header(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    if size != header.file_size:
+        what = "cut off" if size < header.file_size else "corrupt"
+        raise ModelError(
+            f"{path} is {what}: it has {size:,} bytes, and should have {header.file_size:,}", hint=DOWNLOAD_AGAIN
+        )
+    return header
+
+
 def parse_header(data: bytes) -> Header:
     """The header whose JSON is ``data``, without the eight bytes before it.
 
@@ -95,6 +117,8 @@ def _tensor(name: str, entry: Any) -> StoredTensor:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if type(dtype) is not str or type(start) is not int or type(end) is not int or not 0 <= start <= end:
+            raise ValueError
+        if len(dtype) > MOST_NAME or len(shape) > MOST_DIMENSIONS:
             raise ValueError
         for length in shape:
             if type(length) is not int or length < 0:

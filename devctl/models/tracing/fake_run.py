@@ -18,6 +18,7 @@ from devctl.errors import first_line
 from devctl.models.attention import of_config, without_packages
 from devctl.models.decoding import CACHE_BITS
 from devctl.models.footprint import Kernels, Workload
+from devctl.models.tracing.adapters import with_adapters
 from devctl.models.tracing.attention import standing_in
 from devctl.models.tracing.caches import TRACED
 from devctl.models.tracing.fake_tensors import FakeWorld
@@ -91,6 +92,7 @@ class FakeModel:
         self._owners = _owners(skeleton.tree)
         self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
         self._model: Any = _build(skeleton, workload, self.world)
+        self._adapted = bool(skeleton.adapters)
         self._attention = of_config(self._model.config)
         batch = workload.batch_size
         self.prompts: Prompts = (
@@ -206,7 +208,13 @@ class FakeModel:
         """Follows what happens inside; gives a function that ends a step."""
         weights = [*self._model.parameters(), *self._model.buffers()]
         on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
-        recorder = Recorder(weights, length=tokens, most=self.most, on_accelerator=on_accelerator)
+        recorder = Recorder(
+            weights,
+            length=tokens,
+            most=self.most,
+            on_accelerator=on_accelerator,
+            promoting=self._adapted,
+        )
         fewest = self.fewest_rounds
         loops = None if fewest is None else Loops(tokens, lambda: recorder.held, fewest)
         with (
@@ -342,10 +350,11 @@ def _build(skeleton: Skeleton, workload: Workload, world: FakeWorld) -> Any:
             stack.enter_context(torch.device(device))
             return skeleton.model_class(config)
 
-    model = shard(build("meta"), skeleton.tree.sharding, workload)  # many times faster than among fake tensors
+    # many times faster than among fake tensors
+    model = with_adapters(shard(build("meta"), skeleton.tree.sharding, workload), skeleton)
     with world.entered():
         if not world.take_over(model):
-            model = shard(build("cpu"), skeleton.tree.sharding, workload)
+            model = with_adapters(shard(build("cpu"), skeleton.tree.sharding, workload), skeleton)
         model.train(False)
         if plan := model._get_dtype_plan(dtype):
             kept = build_glob_alternation(list(plan))[0]

@@ -104,6 +104,18 @@ def _of_sort(args: tuple[Any, ...], out: Any, *, on_accelerator: bool) -> int:
     return int(values.numel() * (values.itemsize + (2 if rows == 1 else 3) * positions.itemsize))
 
 
+def _of_promotion(args: tuple[Any, ...]) -> int:
+    """Bytes of the operands that the CPU converts first to the dtype that it computes in (``TensorIterator.cpp``)."""
+    operands = [each for each in args if isinstance(each, torch.Tensor) and each.dim()]
+    if len({operand.dtype for operand in operands}) < 2:
+        return 0
+    wide = torch.promote_types(operands[0].dtype, operands[1].dtype)
+    return sum(operand.numel() * wide.itemsize for operand in operands if operand.dtype != wide)
+
+
+_ELEMENTWISE = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
+_ELEMENTWISE |= {torch.ops.aten.div.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.mul_.Tensor}
+
 _SORTED_IN_PLACE = 4096
 """CUDA sorts rows of up to so many values without a copy."""
 _SORTS = {torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
@@ -116,10 +128,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ignored: the weights.
         length: tokens of the text.
         on_accelerator: whose kernels run.
+        promoting: whether operands of several dtypes are met, as beside adapters, of which the CPU makes copies.
     """
 
     def __init__(
-        self, ignored: Collection[torch.Tensor], *, length: int, most: int, on_accelerator: bool = False
+        self,
+        ignored: Collection[torch.Tensor],
+        *,
+        length: int,
+        most: int,
+        on_accelerator: bool = False,
+        promoting: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         of_weights = {size for tensor in ignored for size in tensor.shape}
@@ -133,6 +152,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Bytes that are alive."""
         self._most = most
         self._on_accelerator = on_accelerator
+        self._promoting = promoting and not on_accelerator
         self._executing: list[str] = []
         self._latest = MODEL
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
@@ -179,6 +199,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scratch = _SCRATCH[func](args, out) if func in _SCRATCH else None
         if func in _SORTS:
             scratch = _of_sort(args, out, on_accelerator=self._on_accelerator)
+        if self._promoting and func in _ELEMENTWISE and (copied := _of_promotion(args)):
+            scratch = copied
         if scratch is not None:
             number = self._new(scratch, (), args)
             self.phase.events += [(Event.BORN, number), (Event.DIED, number)]

@@ -9,10 +9,15 @@ from devctl.devices import Device
 
 @dataclass(frozen=True, slots=True)
 class HostDevice(Device):
-    """A device of the host that has the name ``host``, written "host/cuda:0"."""
+    """A device of the host that has the name ``host``, written "host/cuda:0".
+
+    Attributes:
+        last: the last of several devices of that host that it is the first of, written "host/cuda:0 to cuda:3".
+    """
 
     host: str = ""
+    last: str = ""
 
     def __str__(self) -> str:
         # super() knows no class that dataclass has made anew for its slots
-        return f"{self.host}/{Device.__str__(self)}"
+        return f"{self.host}/{Device.__str__(self)}" + (f" to {self.last}" if self.last else "")

@@ -56,13 +56,13 @@ def layers_of(tree: ModuleTree) -> Layers | str:
     first: list[str] = []
     last: list[str] = []
     everywhere: list[str] = []
-    is_behind = False
+    has_passed = False
     for part in _around(tree.root, container.name):
         if part is container:
-            is_behind = True
+            has_passed = True
         elif not _has_weights(part):
             everywhere.append(part.name)
-        elif is_behind or _AFTER.search(part.name):
+        elif has_passed or is_behind(part.name):
             last.append(part.name)
         else:
             first.append(part.name)
@@ -78,6 +78,11 @@ def layers_of(tree: ModuleTree) -> Layers | str:
 def is_list(module: Module) -> bool:
     """Whether a module has numbered children, and no others."""
     return bool(module.children) and all(child.name.rpartition(".")[2].isdecimal() for child in module.children)
+
+
+def is_behind(name: str) -> bool:
+    """Whether a module of that name runs behind the layers, if it is beside them."""
+    return _AFTER.search(name) is not None
 
 
 def _lists(module: Module, no_split: frozenset[str]) -> Iterator[Module]:

@@ -20,9 +20,15 @@ def devices_of(board: Board) -> tuple[HostDevice, ...]:
     return tuple(HostDevice(device.type, device.id, host=board.host) for device in plain)
 
 
+def group_of(host: str, devices: Sequence[str]) -> HostDevice:
+    """Accelerators of a host that share a stage, as one that says the first and the last of them."""
+    first = Device.from_str(devices[0])
+    return HostDevice(first.type, first.id, host=host, last=devices[-1] if len(devices) > 1 else "")
+
+
 def place_stages(
     tree: ModuleTree,
-    costs: Costs,
+    ranks: Sequence[Costs],
     cut: Cut,
     boards: Sequence[Board],
     *,
@@ -32,24 +38,25 @@ def place_stages(
     """The cut as a placement: a module is on the first accelerator of its stage; each of them has a row.
 
     Args:
+        ranks: what layers take on each accelerator of a board.
         boards: all that there are; those without a stage hold nothing.
         strategy: what to call the way in which it was cut.
     """
-    layers = costs.layers
+    layers = ranks[0].layers
     found: list[tuple[str, Device]] = []
     uses: list[DeviceUse] = []
     for board, first, end in cut:
         names = [*layers.names[first:end]]
         names += [*layers.first, *layers.everywhere] if first == 0 else []
-        names += layers.last if end == costs.count else []
+        names += layers.last if end == len(layers.names) else []
         names.sort(key=tree.index.places.__getitem__)
-        load = costs.load(first, end, board.overhead)
+        loads = [costs.load(first, end, board.overhead) for costs in ranks]
         devices = devices_of(board)
         found += [(name, devices[0]) for name in names]
         uses += [
             DeviceUse(
                 device=device,
-                budget=board.budget,
+                budget=budget,
                 modules=tuple(names),
                 used=load.used,
                 state=load.state,
@@ -58,13 +65,13 @@ def place_stages(
                 unallocated=load.unallocated,
                 loading=load.loading,
             )
-            for device in devices
+            for device, budget, load in zip(devices, board.budgets, loads, strict=True)
         ]
     taken = {use.device for use in uses}
     uses += [
-        DeviceUse(device=device, used=0, budget=board.budget, modules=())
+        DeviceUse(device=device, used=0, budget=budget, modules=())
         for board in boards
-        for device in devices_of(board)
+        for device, budget in zip(devices_of(board), board.budgets, strict=True)
         if device not in taken
     ]
     found.sort(key=lambda pair: tree.index.places[pair[0]])

@@ -9,21 +9,30 @@ from devctl.models.tree import ModuleTree
 from devctl.placement.explain import Explanation
 from devctl.placement.parallel.costs import Costs
 from devctl.placement.parallel.layers import Layers, layers_of
-from devctl.placement.parallel.places import devices_of
+from devctl.placement.parallel.places import group_of
 from devctl.placement.parallel.records import Stage, Stages
-from devctl.placement.parallel.stages import Board
+from devctl.placement.parallel.tensor import Ranks, rank_tree
 from devctl.placement.reason import Reason
 
 
-def explain_stages(tree: ModuleTree, stages: Stages) -> Explanation:
-    """Why ``stages``, of weights alone, are as they are."""
+def explain_stages(tree: ModuleTree, stages: Stages, ranks: Ranks | None = None) -> Explanation:
+    """Why ``stages``, of weights alone, are as they are.
+
+    Args:
+        ranks: that share each of them; None where each is on one accelerator.
+    """
     layers = layers_of(tree)
     assert isinstance(layers, Layers), "stages are made of them"
-    costs = Costs(tree, layers)
+    costs = Costs(tree if ranks is None else rank_tree(tree, ranks, 0), layers)
     fullest = max(_part(costs, stage, *stage.layers) for stage in stages.stages)
     rules = (
         f"a stage is a run of whole layers of {layers.container}, and runs when the one before it has",
         "the first has the embedding, the last the norm and the head; nothing is on CPU or disk",
+        *(
+            ()
+            if ranks is None
+            else (f"{ranks.size} ranks share each, and what is said is of the one that has least room",)
+        ),
         f"no other cut leaves more room on the fullest stage, which is {_percent(fullest)} full",
     )
     reasons = []
@@ -31,9 +40,8 @@ def explain_stages(tree: ModuleTree, stages: Stages) -> Explanation:
         first, end = stage.layers
         names = [*(layers.first if first == 0 else ()), *layers.names[first:end]]
         names += layers.last if end == costs.count else ()
-        board = Board(host=stage.host, devices=stage.devices, budget=stage.budget)
         because = tuple(_because(costs, stage, fullest))
-        device = devices_of(board)[0]
+        device = group_of(stage.host, stage.devices)
         reasons.append(Reason(names=tuple(names), device=device, nbytes=stage.used, because=because))
     return Explanation(rules=rules, reasons=tuple(reasons))
 

@@ -8,11 +8,35 @@ ranks are numbered stage by stage.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from devctl.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankUse:
+    """What one rank of a stage holds, in bytes, as `Stage` has it of the fullest, and what its device may hold."""
+
+    used: int
+    state: int
+    activations: int
+    overhead: int
+    budget: int
+
+    @property
+    def total(self) -> int:
+        """All bytes on its device."""
+        return self.used + self.state + self.activations + self.overhead
+
+    def to_document(self) -> dict[str, Any]:
+        """What documents say of it."""
+        return {name: getattr(self, name) for name in _BYTES}
+
+
+_BYTES = ("used", "state", "activations", "overhead", "budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +46,8 @@ class Stage:
     Attributes:
         stage: its number; the first has the embedding.
         host: the name of the host.
-        devices: accelerators of that host, like "cuda:0", one for each rank of its tensor-parallel group.
+        devices: accelerators of that host, like "cuda:0", one for each rank of its tensor-parallel group; "cpu" for
+            each, in a plan that is changed to be tried without any.
         layers: (first, one past the last).
         used: bytes of weights and buffers on the fullest of its devices.
         state: bytes of KV cache and the like there.
@@ -30,6 +55,7 @@ class Stage:
         overhead: bytes that the libraries and their communicators take there, and torch's allocator beside what it
             gives out.
         budget: bytes that the device may hold.
+        uneven: the same of each of its devices; empty where all are as the fullest.
     """
 
     stage: int
@@ -41,6 +67,13 @@ class Stage:
     activations: int
     overhead: int
     budget: int
+    uneven: tuple[RankUse, ...] = ()
+
+    @property
+    def uses(self) -> tuple[RankUse, ...]:
+        """What each rank holds, in the order of its devices."""
+        same = RankUse(**{name: getattr(self, name) for name in _BYTES})
+        return self.uneven or (same,) * len(self.devices)
 
     @property
     def total(self) -> int:
@@ -64,7 +97,25 @@ class Stage:
             "activations": self.activations,
             "overhead": self.overhead,
             "budget": self.budget,
+            "ranks": [
+                # each stage has as many
+                {"rank": self.stage * len(self.devices) + at, "device": device, **use.to_document()}
+                for at, (device, use) in enumerate(zip(self.devices, self.uses, strict=True))
+            ],
         }
+
+
+def stage_of(number: int, host: str, devices: Sequence[str], layers: tuple[int, int], uses: Sequence[RankUse]) -> Stage:
+    """The stage whose ranks hold ``uses``, in the order of ``devices``."""
+    fullest = max(uses, key=lambda use: Fraction(use.total, max(use.budget, 1)))
+    return Stage(
+        stage=number,
+        host=host,
+        devices=tuple(devices),
+        layers=layers,
+        uneven=tuple(uses) if len(set(uses)) > 1 else (),
+        **fullest.to_document(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +160,11 @@ class Stages:
     def tensor_parallel(self) -> int:
         """Ranks that share each stage."""
         return len(self.stages[0].devices)
+
+    @property
+    def is_for_engines(self) -> bool:
+        """Whether there are several stages that ranks share, which transformers does not load."""
+        return len(self.stages) > 1 and self.tensor_parallel > 1
 
     def devices_on(self, host: str) -> tuple[str, ...]:
         """The accelerators of a host that have a rank, in the order of their ranks."""
@@ -160,20 +216,29 @@ def parse_stages(data: Any, origin: str) -> Stages:
         found = Stages(container=_text(data["layers_in"]), stages=stages)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{origin} has stages that can't be read: {type(error).__name__}: {error}") from None
-    if why := _fault(found):
+    if why := _fault(found) or _fault_of_ranks(found, data["stages"]):
         raise UsageError(f"{origin}: {why}")
     return found
 
 
 def _stage(data: dict[str, Any]) -> Stage:
     first, end = (_count(number) for number in data["layers"])
+    fullest = _use(data)
+    devices = tuple(_text(device) for device in data["devices"])
+    ranks = data.get("ranks")  # which plans have not always had
+    uses = () if ranks is None else tuple(map(_use, ranks))
     return Stage(
         stage=_count(data["stage"]),
         host=_text(data["host"]),
-        devices=tuple(_text(device) for device in data["devices"]),
+        devices=devices,
         layers=(first, end),
-        **{name: _count(data[name]) for name in ("used", "state", "activations", "overhead", "budget")},
+        uneven=uses if set(uses) - {fullest} else (),
+        **fullest.to_document(),
     )
+
+
+def _use(data: dict[str, Any]) -> RankUse:
+    return RankUse(**{name: _count(data[name]) for name in _BYTES})
 
 
 def _count(value: Any) -> int:
@@ -186,6 +251,18 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} is no name")
     return value
+
+
+def _fault_of_ranks(found: Stages, data: Sequence[dict[str, Any]]) -> str | None:
+    """Why what is told of each rank can't be so; None where it can, or nothing is told."""
+    for stage, each in zip(found.stages, data, strict=True):
+        if "ranks" not in each:
+            continue
+        if [rank.get("device") for rank in each["ranks"]] != list(stage.devices):
+            return f"stage {stage.stage} has ranks on other devices than its own"
+        if _use(each) not in stage.uses:
+            return f"stage {stage.stage} says it is as full as none of its ranks is"
+    return None
 
 
 def _fault(found: Stages) -> str | None:
@@ -205,7 +282,7 @@ def _fault(found: Stages) -> str | None:
         elif len(stage.devices) != found.tensor_parallel:
             wrong = f"stage {number} has {len(stage.devices)} devices, and stage 0 has {found.tensor_parallel}"
         for device in stage.devices:
-            if (stage.host, device) in devices:
+            if (stage.host, device) in devices and device != "cpu":  # which ranks may share
                 wrong = f"{device} of {stage.host} has two stages"
             devices.add((stage.host, device))
         if wrong is not None:

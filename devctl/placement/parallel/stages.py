@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import ceil, floor, prod
 
 from devctl.placement.parallel.costs import Costs
-from devctl.placement.parallel.records import Stage, Stages
+from devctl.placement.parallel.records import RankUse, Stages, stage_of
 
 MOST_HOSTS = 8
 """Hosts among which the order is looked for."""
@@ -33,18 +33,25 @@ class Board:
     Attributes:
         devices: accelerators of the host, like "cuda:0".
         budget: bytes that each may hold; of unequal ones, the least.
-        overhead: bytes that libraries and communicators take there.
+        overhead: bytes that libraries and communicators take there; of unequal ones, the most.
+        uneven: the budget of each; empty where they are equal.
     """
 
     host: str
     devices: tuple[str, ...]
     budget: int
     overhead: int = 0
+    uneven: tuple[int, ...] = ()
 
     @property
     def kind(self) -> tuple[int, int]:
         """What is equal of boards that may change places."""
         return self.budget, self.overhead
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """What each of its accelerators may hold."""
+        return self.uneven or (self.budget,) * len(self.devices)
 
 
 Host = tuple[Board, ...]
@@ -108,25 +115,27 @@ def boards_needed(costs: Costs, board: Board) -> int | None:
     return None if found is None else len(found)
 
 
-def to_stages(costs: Costs, cut: Cut) -> Stages:
-    """The record of a cut."""
+def to_stages(ranks: Sequence[Costs], cut: Cut) -> Stages:
+    """The record of a cut.
+
+    Args:
+        ranks: what layers take on each accelerator of a board.
+    """
     stages = []
     for number, (board, first, end) in enumerate(cut):
-        load = costs.load(first, end, board.overhead)
-        stages.append(
-            Stage(
-                stage=number,
-                host=board.host,
-                devices=board.devices,
-                layers=(first, end),
+        loads = [costs.load(first, end, board.overhead) for costs in ranks]
+        uses = [
+            RankUse(
                 used=load.used,
                 state=load.state,
                 activations=load.activations,
                 overhead=load.overhead,
-                budget=board.budget,
+                budget=budget,
             )
-        )
-    return Stages(container=costs.layers.container, stages=tuple(stages))
+            for load, budget in zip(loads, board.budgets, strict=True)
+        ]
+        stages.append(stage_of(number, board.host, board.devices, (first, end), uses))
+    return Stages(container=ranks[0].layers.container, stages=tuple(stages))
 
 
 def even_by_transformers(layers: int, stages: int) -> tuple[int, ...]:
@@ -167,6 +176,7 @@ def groups_of(host: Host, size: int) -> Host:
             devices=tuple(device for board in group for device in board.devices),
             budget=min(board.budget for board in group),
             overhead=max(board.overhead for board in group),
+            uneven=tuple(b.budget for b in group) if len({board.budget for board in group}) > 1 else (),
         )
         for group in (host[at : at + size] for at in range(0, len(host) - size + 1, size))
     )

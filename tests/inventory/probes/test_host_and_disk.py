@@ -192,12 +192,14 @@ def test_without_mountinfo_psutil_is_asked(monkeypatch):
     ("environment", "expected"),
     [
         ({"HF_HUB_CACHE": "/c", "HF_HOME": "/h"}, "/c"),
+        ({"HUGGINGFACE_HUB_CACHE": "/older", "HF_HOME": "/h"}, "/older"),
+        ({"HF_HOME": "$XDG_CACHE_HOME/h", "XDG_CACHE_HOME": "/x"}, "/x/h/hub"),
         ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
         ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
     ],
 )
 def test_hf_cache(monkeypatch, environment, expected):
-    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -1,11 +1,12 @@
 """Stages over hosts as a plan document has them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
 from devctl.errors import UsageError
-from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
+from devctl.placement.parallel.records import RankUse, Stage, Stages, is_staged, parse_stages, stage_of
 
 
 def stage(number, host, devices, layers):
@@ -28,6 +29,23 @@ def test_stages_are_read_as_they_are_written():
     assert is_staged(FOUND.to_document())
     assert not is_staged({"device_map": {}})
     assert parse_stages(FOUND.to_document(), "x") == FOUND
+
+
+def test_ranks_of_a_stage_that_differ_are_read_as_they_are_written():
+    most, less = (RankUse(used=used, state=3, activations=2, overhead=1, budget=16) for used in (10, 9))
+    uneven = replace(FOUND, stages=(stage_of(0, "b", ("cuda:0", "cuda:1"), (0, 2), (less, most)), *FOUND.stages[1:]))
+    document = uneven.to_document()
+    assert [rank["used"] for rank in document["stages"][0]["ranks"]] == [9, 10]
+    assert [rank["rank"] for each in document["stages"] for rank in each["ranks"]] == [0, 1, 2, 3, 4, 5]
+    assert document["stages"][0]["used"] == 10
+    assert parse_stages(document, "x") == uneven
+
+
+def test_a_plan_without_ranks_in_its_stages_is_read():
+    document = FOUND.to_document()
+    for each in document["stages"]:
+        del each["ranks"]
+    assert parse_stages(document, "x") == FOUND
 
 
 def test_ranks_go_stage_by_stage_and_count_on_each_host():
@@ -60,6 +78,12 @@ def test_a_stage_fits_just_when_all_of_it_does():
         (lambda d: d["stages"][1].update(used=-1), "can't be read"),
         (lambda d: d["stages"][1].update(host=""), "can't be read"),
         (lambda d: d["stages"][1].pop("budget"), "can't be read"),
+        (lambda d: d["stages"][1]["ranks"][0].pop("used"), "can't be read"),
+        (lambda d: d["stages"][1].update(ranks=7), "can't be read"),
+        (lambda d: d["stages"][1].update(ranks=["cuda:2"]), "can't be read"),
+        (lambda d: d["stages"][1]["ranks"].pop(), "stage 1 has ranks on other devices than its own"),
+        (lambda d: d["stages"][1]["ranks"][0].update(device="cuda:9"), "stage 1 has ranks on other devices"),
+        (lambda d: d["stages"][1].update(used=11), "stage 1 says it is as full as none of its ranks is"),
         (lambda d: d["stages"][1].update(devices=["cuda:0"]), "has 1 devices, and stage 0 has 2"),
         (lambda d: d["stages"][2].update(devices=["cuda:2", "cuda:1"]), "cuda:2 of a has two stages"),
         (lambda d: [each.update(devices=[]) for each in d["stages"]], "stage 0 has no device"),

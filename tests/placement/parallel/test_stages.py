@@ -142,7 +142,7 @@ def test_stages_follow_each_other_and_have_a_layer_each(sizes, budgets):
     of = costs(*sizes, embed=3, head=5)
     hosts = [host("a", *budgets[:2]), *([host("b", *budgets[2:])] if budgets[2:] else [])]
     found = find_stages(of, hosts)
-    stages = to_stages(of, found.cut)
+    stages = to_stages([of], found.cut)
     assert parse_stages(stages.to_document(), "x") == stages
     assert stages.stages[-1].layers[1] == len(sizes)
     assert sum(stage.used for stage in stages.stages) == sum(sizes) + 8
@@ -199,7 +199,7 @@ def test_a_cut_by_counts_and_groups_of_boards():
     boards = host("a", 10, 9, 8, 7, 6, overhead=1)
     assert [(first, end) for _, first, end in cut_by(boards[:3], (2, 1, 3))] == [(0, 2), (2, 3), (3, 6)]
     assert groups_of(boards, 2) == (
-        Board(host="a", devices=("cuda:0", "cuda:1"), budget=9, overhead=1),
-        Board(host="a", devices=("cuda:2", "cuda:3"), budget=7, overhead=1),
+        Board(host="a", devices=("cuda:0", "cuda:1"), budget=9, overhead=1, uneven=(10, 9)),
+        Board(host="a", devices=("cuda:2", "cuda:3"), budget=7, overhead=1, uneven=(8, 7)),
     )
     assert groups_of(boards, 1) == boards

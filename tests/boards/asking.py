@@ -1,0 +1,74 @@
+"""What a step is given, and how its cells are tried."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from devctl.errors import DevctlError, first_line
+from tests.boards import journal
+from tests.boards.cards import Card
+from tests.boards.records import Cell, failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a step may use.
+
+    Attributes:
+        cards: the accelerators, by torch's number.
+        folder: for temporary files; emptied afterwards.
+        checkout: where the repository is.
+    """
+
+    cards: Sequence[Card]
+    folder: Path
+    checkout: Path
+
+    @property
+    def card(self) -> Card:
+        """The first one."""
+        return self.cards[0]
+
+
+def try_all(cells: Iterable[Cell], path: Path, cards: Sequence[Card]) -> None:
+    """Try the cells that the journal at ``path`` does not have yet, and write what they find.
+
+    Whatever is raised in one is a row, and the next is tried.
+    """
+    known = journal.read(path).ended
+    for cell in cells:
+        if cell.subject in known:
+            continue
+        journal.begin(path, cell.subject)
+        try:
+            for row in cell.work():
+                journal.add(path, row)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and others are tried
+            journal.add(path, failed(cell.subject, "runs", told_of(error)))
+            let_go(error)
+        journal.end(path, cell.subject)
+        gc.collect()
+        for card in cards:
+            card.empty()
+    journal.append(path, {"done": True})
+
+
+def told_of(error: BaseException) -> str:
+    """An exception in a line: its class, and what it says."""
+    if isinstance(error, DevctlError):
+        findings = "; ".join(getattr(error, "findings", ()))
+        return " ".join(part for part in (error.message, findings and f"({findings})") if part)
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def let_go(error: BaseException) -> None:
+    """Let go of the tensors that the frames of ``error`` hold."""
+    from devctl.loading.run.out_of_memory import release
+
+    try:
+        release(error)
+    except RuntimeError:  # a context that a kernel broke: the next cell tells it
+        gc.collect()

@@ -1,0 +1,139 @@
+"""The document and the page: complete, valid and harmless whatever a box says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+
+from tests.boards import __main__ as boards
+from tests.boards.page import page, size, value
+from tests.boards.records import (
+    MIB,
+    Board,
+    Box,
+    Evidence,
+    Status,
+    Tried,
+    Verdict,
+    equal,
+    explained,
+    failed,
+    holds,
+    near_peak,
+    near_process,
+    skipped,
+    told,
+)
+
+SCHEMA = json.loads((Path(boards.__file__).with_name("schema.json")).read_text(encoding="utf-8"))
+BOX = Box(
+    boards=(Board(name="NVIDIA L4", memory=22 << 30, compute_capability="8.9"),) * 2,
+    versions={"torch": "2.9.1", "driver of nvidia": "550.54.15"},
+)
+
+
+def tried(*rows, status=Status.DONE, section="peaks", why=""):
+    return Tried(
+        name=f"{section}/some",
+        section=section,
+        what="some",
+        status=status,
+        estimate=60,
+        seconds=3.2,
+        rows=rows,
+        why=why,
+    )
+
+
+ROWS = (
+    equal("llama", "weights", 100, 100, unit="B"),
+    equal("llama", "state", 100, None, unit="B"),
+    near_peak("llama", "peak", 103, 100),
+    near_peak("llama", "peak", 97, 100),
+    near_process("llama", "process", 400 * MIB, 90 * MIB),
+    holds("llama", "fits or not", True, why="it ran"),
+    explained("cuda:0", "memory in all", 24, 23, "the driver keeps some"),
+    told("llama", "reserved and not allocated", 5 * MIB, unit="B"),
+    skipped("pairs", "copies", "one board"),
+    failed("gemma", "runs", "RuntimeError: CUDA error | at `x` <b> /home/alice/y\nline"),
+)
+EVIDENCE = Evidence(
+    box=BOX,
+    begun="2026-11-26",
+    steps=(
+        tried(*ROWS),
+        tried(status=Status.WAITING, section="edge"),
+        tried(status=Status.SKIPPED, section="placement", why="it needs 2 boards, and there is 1"),
+    ),
+)
+
+
+def test_verdicts_go_by_the_targets():
+    assert [str(row.verdict) for row in ROWS] == [
+        *("met", "skipped", "met", "missed", "missed", "met", "met", "told", "skipped", "failed")
+    ]
+
+
+def test_a_peak_may_be_a_little_over_and_hardly_under():
+    verdicts = [near_peak("x", "peak", predicted, 1000).verdict for predicted in (979, 980, 1000, 1050, 1051)]
+    assert verdicts == [Verdict.MISSED, Verdict.MET, Verdict.MET, Verdict.MET, Verdict.MISSED]
+    assert near_peak("x", "peak", 0, 0).verdict is Verdict.MET
+    assert near_peak("x", "peak", 1, 0).verdict is Verdict.MISSED
+
+
+def test_a_process_may_be_300_mib_apart():
+    verdicts = [
+        near_process("x", "process", 1000 * MIB + apart, 1000 * MIB).verdict for apart in (-300 * MIB, 300 * MIB)
+    ]
+    assert verdicts == [Verdict.MET, Verdict.MET]
+    assert near_process("x", "process", 1301 * MIB, 1000 * MIB).verdict is Verdict.MISSED
+    assert near_process("x", "process", 1301 * MIB, None).verdict is Verdict.SKIPPED
+
+
+def test_the_document_is_as_the_schema_says():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    document = json.loads(json.dumps(EVIDENCE.to_document()))
+    jsonschema.validate(document, SCHEMA)
+    assert document["counts"] == {"met": 4, "missed": 2, "told": 1, "skipped": 2, "failed": 1}
+
+
+def test_what_is_written_has_no_path_and_is_valid_where_a_figure_is_none(tmp_path):
+    odd = replace(EVIDENCE, steps=(tried(*ROWS, told("x", "y", float("nan")), told("x", "z", float("inf"))),))
+    document, beside = boards.write(odd, tmp_path / "evidence")
+    assert document.name == "2x-nvidia-l4-2026-11-26.json"
+    assert beside.name == "2x-nvidia-l4-2026-11-26.md"
+    text = document.read_text()
+    jsonschema.validate(json.loads(text, parse_constant=lambda name: 1 / 0), SCHEMA)
+    for each in (text, beside.read_text()):
+        assert "alice" not in each
+    assert sorted(path.name for path in document.parent.iterdir()) == [document.name, beside.name]
+
+
+def test_the_page_tells_what_was_missed_and_what_was_not_run():
+    text = page(EVIDENCE)
+    assert "# devctl on 2x NVIDIA L4" in text
+    assert "| peak | 1 | 1 | 0 | 0 | 0 | -3.0% | +3.0% |" in text
+    assert "Missed or failed:" in text
+    assert "| edge/some | some | there was no time for it yet: run 'python -m tests.boards' again |" in text
+    assert "| placement/some | some | it needs 2 boards, and there is 1 |" in text
+    assert "Simulated" not in text
+    assert "Simulated: no board was there" in page(replace(EVIDENCE, box=replace(BOX, simulated=True)))
+
+
+def test_text_that_is_not_ours_makes_no_columns_or_tags():
+    (line,) = [line for line in page(EVIDENCE).splitlines() if "RuntimeError" in line][:1]
+    assert "CUDA error \\| at 'x' &lt;b>" in line
+    assert line.count(" | ") == 7
+
+
+def test_figures_are_told_as_a_person_reads_them():
+    assert [value(*each) for each in ((None, "B"), (True, None), ("said", None), (1536, "B"), (25e9, "B/s"))] == [
+        *("", "yes", "said", "1.50 KiB", "25 GB/s")
+    ]
+    assert [value(*each) for each in ((12_345, "tokens"), (0.12345678, None), (3, None))] == [
+        "12,345 tokens",
+        "0.1235",
+        "3",
+    ]
+    assert [size(each) for each in (5, -3 * MIB, 80 << 30)] == ["5 B", "-3.00 MiB", "80.00 GiB"]

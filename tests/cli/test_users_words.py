@@ -1,0 +1,151 @@
+"""Words that users have for things, and what they hear where one is wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from devctl.errors import did_you_mean
+from devctl.inventory.hypothetical import parse_devices
+from devctl.models.quantised.quantise import Quantize
+from devctl.planning.request import Dtype, KvDtype, ModelRequest, not_one
+from tests.conftest import CONFIGS
+
+TINY = CONFIGS / "tiny-llama"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("bf16", "bfloat16"),
+        ("BF16", "bfloat16"),
+        ("fp16", "float16"),
+        ("half", "float16"),
+        ("fp32", "float32"),
+        ("torch.bfloat16", "bfloat16"),
+        ("Float64", "float64"),
+        ("auto", "auto"),
+    ],
+)
+def test_a_dtype_has_many_names(word, meant):
+    assert Dtype(word) == ModelRequest(model="m", dtype=word).dtype == meant
+
+
+def test_keys_and_values_have_them_too():
+    assert KvDtype("FP8") == "float8_e4m3fn"
+    assert KvDtype("bf16") == "bfloat16"
+
+
+@pytest.mark.parametrize("word", ["int4", "INT4", "4bit"])
+def test_four_bits_may_be_three_things(word):
+    for kind in (Dtype, Quantize):
+        assert "nf4, torchao-int4 or quanto-int4" in not_one(kind, word)
+
+
+def test_every_way_of_four_bits_is_named_there():
+    assert {str(each) for each in Quantize if "int4" in each or each == "nf4"} == {"nf4", "torchao-int4", "quanto-int4"}
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("H100x2", "2xH100"),
+        ("H100 x 2", "2xH100"),
+        ("h100X2,cpu=64GiB", "2xH100,cpu=64GiB"),
+        ("MI300Xx8", "8xMI300X"),
+        ("24GiBx2", "2x24GiB"),
+        ("RTX 4090×2", "2xRTX 4090"),
+        ("RTX4090", "1xRTX4090"),
+    ],
+)
+def test_a_count_may_be_before_or_behind_a_board(text, same):
+    assert parse_devices(text) == parse_devices(same)
+
+
+@pytest.mark.parametrize("text", ["GTX1080", "GTX 1080", "RTX 9999", "nothingx2"])
+def test_an_x_within_a_name_is_no_count(text):
+    with pytest.raises(ValueError, match=r"nothing is known|no board known here"):
+        parse_devices(text)
+
+
+def test_none_of_a_board_is_refused():
+    with pytest.raises(ValueError, match="'H100x0' is none; leave it out"):
+        parse_devices("H100x0")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["pln"], "No such command 'pln'; did you mean plan?"),
+        (["PLAN"], "No such command 'PLAN'; did you mean plan?"),
+        (["plan", TINY, "--stragety", "auto"], "No such option: --stragety; did you mean --strategy?"),
+        (["plan", TINY, "--contxt-length", "4k"], "; did you mean --context-length?"),
+        (["check", "--gpu", "2"], "No such option: --gpu; did you mean --gpus?"),
+        (["--verison"], "No such option: --verison; did you mean --version?"),
+        (["plan", TINY, "--strategy", "optimum"], "; did you mean optimal?"),
+        (["plan", TINY, "--strategy", "Balanced"], "; did you mean balanced?"),
+        (["plan", TINY, "--objective", "latncy"], "; did you mean latency?"),
+        (["plan", TINY, "--dtype", "bflot16"], "; did you mean bfloat16"),
+        (["plan", TINY, "--quantize", "nf-4"], "; did you mean nf4?"),
+        (["list", "--only", "gpus"], "; did you mean gpu?"),
+        (["load", TINY, "--launch", "prnt"], "; did you mean print?"),
+        (["plan", TINY, "--devices", "2xH10"], "near it are H100"),
+        (["plan", TINY, "--batch-size", "x"], "'x' is no whole number"),
+        (["plan", TINY, "--batch-size", "0"], "0: it is at least 1"),
+        (["plan", TINY, "more", "words"], "too many arguments: more words"),
+        (["plan", TINY, "--dtype"], "--dtype needs a value behind it"),
+        (["plan", TINY, "--context-length", "32kk"], "write it like 4096 or 32k"),
+        (["plan", TINY, "--prefill-chunk-size", "0"], "0: it is at least 1"),
+    ],
+    ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_is_told_with_what_was_meant(devctl, wrong, said):
+    done = devctl(*wrong)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert len(done.err.splitlines()) == 2
+
+
+def test_nothing_is_guessed_where_nothing_is_near():
+    assert did_you_mean("banana", ["plan", "load"]) == ""
+    assert did_you_mean("", ["plan"]) == ""
+    assert did_you_mean("plan", []) == ""
+    assert did_you_mean("int3", ["int8", "int2"]) == "", "another number is another thing"
+    assert did_you_mean("float3", ["float16", "float32"]) == "; did you mean float32?"
+    assert len(did_you_mean("x" * 10**6, ["plan"])) < 100
+
+
+def test_chunks_of_a_prompt_are_counted_as_any_tokens(devctl):
+    asked = ["plan", TINY, "--devices", "1GiB", "--context-length", "1k", "--json", "--prefill-chunk-size"]
+    assert devctl(*asked, "1k").out == devctl(*asked, "1024").out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", TINY, "--map", "-"],
+        ["plan", TINY, "--machine", "-"],
+        ["load", TINY, "--map", "-"],
+        ["load", TINY, "--baseline", "-"],
+        ["check", "--map", "-"],
+        ["export", "-", "--to", "vllm"],
+    ],
+    ids=lambda command: " ".join(map(str, [command[0], *command[-2:]])),
+)
+@pytest.mark.parametrize("text", ["", " \n"], ids=["nothing", "blanks"])
+def test_an_empty_pipe_is_called_one(command, text):
+    done = subprocess.run(
+        [sys.executable, "-m", "devctl", *map(str, command)], input=text, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(CONFIGS.parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input is empty" in done.stderr
+
+
+def test_a_model_is_not_read_from_a_pipe(devctl, tmp_path):
+    assert "not read from standard input" in devctl("plan", "-").err
+    os.mkfifo(tmp_path / "pipe")
+    done = devctl("plan", tmp_path / "pipe")
+    assert done.code == 4
+    assert "is a pipe, which a model is not read from" in done.err

@@ -1,0 +1,202 @@
+"""vLLM's cache and memory, in sums that a reader can do, and against what it logged."""
+
+import pytest
+
+from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.placement.engines import vllm
+from devctl.placement.engines.text_model import Kept, TextModel, text_model
+from devctl.placement.engines.vllm_cache import cache_of
+from devctl.placement.engines.vllm_weights import TIED, weights_of_rank
+from tests.benchmarks.engine import POOL, TOO_LARGE, WEIGHTS, predict
+from tests.benchmarks.engine_runs import RUNS
+from tests.trees import tree
+
+GIB, MIB = 2**30, 2**20
+FULL, WINDOW = Kept("full"), Kept("sliding", 32)
+
+
+def model(*layers, **own):
+    """A decoder with two KV heads of eight numbers, in two bytes each: 64 bytes of a token and layer."""
+    given = {
+        "item": 2,
+        "layers": layers,
+        "hidden": 32,
+        "intermediate": 64,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "vocabulary": 128,
+        "latent": 0,
+        "beside_latent": 0,
+        "unpacked": 0,
+        "recurrent": 0,
+        "experts": 0,
+        "experts_per_token": 0,
+        "expert_intermediate": 0,
+        "packed_experts": False,
+        "rope_bytes": 0,
+        "seen": None,
+    }
+    return TextModel(**given | own)
+
+
+def test_layers_that_keep_alike_are_one_group_and_a_page_is_of_16_tokens():
+    cache = cache_of(model(FULL, FULL, FULL), 1, None)
+    assert [group.layers for group in cache.groups] == [(0, 1, 2)]
+    assert (cache.block_size, cache.page, cache.block(range(3))) == (16, 1024, 3 * 1024)
+    assert cache.per_token(range(3)) == 3 * 64
+    assert cache.tokens(10) == 160
+    assert cache.blocks_of(17, 8192) == 2
+
+
+def test_a_rank_has_at_least_one_head_of_keys():
+    assert [cache_of(model(FULL), ranks, None).page for ranks in (1, 2, 4)] == [1024, 512, 512]
+    assert cache_of(model(FULL), 1, 1).page == 512, "in eight bits"
+
+
+def test_windows_and_whole_contexts_are_groups_of_as_many_layers():
+    layers = (WINDOW, WINDOW, FULL) * 2
+    cache = cache_of(model(*layers), 1, None)
+    assert [group.layers for group in cache.groups] == [(0, 3), (1, 4), (2, 5)]
+    # 31 tokens of a window and 64 that are read at once are 95, on 6 pages and one more; 160 are 10
+    assert cache.blocks_of(160, 64) == 7 + 7 + 10
+    assert cache.tokens(31) == 160, "of each of three groups, ten pages"
+
+
+def test_a_kind_with_few_more_layers_is_one_group_that_is_filled_up():
+    cache = cache_of(model(*(WINDOW,) * 4, *(FULL,) * 3), 1, None)
+    assert [len(group.layers) for group in cache.groups] == [4, 3]
+    assert cache.per_token(range(7)) == 2 * 4 * 64, "8 layers of which there are 7"
+
+
+def test_a_stage_takes_pages_for_its_own_layers():
+    cache = cache_of(model(*(FULL,) * 5), 1, None)
+    assert [cache.block(range(3)), cache.block(range(3, 5))] == [3 * 1024, 2 * 1024]
+
+
+def test_latents_are_whole_on_every_rank():
+    one, eight = (cache_of(model(FULL, latent=576, beside_latent=132), ranks, None) for ranks in (1, 8))
+    assert one == eight
+    assert one.per_token(range(1)) == 576 * 2 + 132
+
+
+def test_a_page_is_as_large_as_the_state_of_a_recurrent_layer():
+    cache = cache_of(model(Kept("recurrent"), FULL, recurrent=2500), 1, None)
+    assert (cache.block_size, cache.page) == (48, 3072), "three times 16 tokens of 64 bytes are above 2500"
+    assert cache.blocks_of(480, 64) == 2 + 10
+
+
+def test_a_last_stage_chooses_tokens_and_another_does_not():
+    wide = model(FULL, vocabulary=128_000)
+    last, other = vllm.Ranks(stages=2, stage=1), vllm.Ranks(stages=2)
+    logits = 1024 * 128_000 * (2 + 4 + 4 + 4)
+    assert logits < vllm.activations(wide, last, 8192, 1024) < 1.1 * logits
+    assert vllm.activations(wide, other, 8192, 1024) < logits / 10
+
+
+def test_fewer_sequences_need_less_to_choose_from():
+    wide = model(FULL, vocabulary=128_000)
+    assert vllm.activations(wide, vllm.Ranks(), 8192, 64) < vllm.activations(wide, vllm.Ranks(), 8192, 1024) / 2
+
+
+def test_boards_of_70_gib_read_more_at_once_but_for_an_a100():
+    assert vllm.batch_defaults(80 * GIB, "H100 SXM") == (8192, 1024)
+    assert vllm.batch_defaults(80 * GIB, "NVIDIA A100-SXM4-80GB") == (2048, 256)
+    assert vllm.batch_defaults(24 * GIB, "RTX 4090") == (2048, 256)
+
+
+def test_weights_are_taken_from_the_allocator_in_steps_of_two_mebibytes():
+    spec = {"layers": {"0:Layer": {"q_proj": {"weight": 11 * MIB + 1}, "o_proj": {"weight": 10 * MIB + MIB // 2}}}}
+    sizes = weights_of_rank(tree(spec), model(FULL), 1, lambda name: "all")
+    # a step ends less than a mebibyte behind the first, and more behind the second, whose rest is left to others
+    assert sizes == {"all": 12 * MIB + 10 * MIB + MIB // 2}
+
+
+def test_queries_keys_and_values_are_one_tensor():
+    spec = {"q_proj": {"weight": 6 * MIB}, "k_proj": {"weight": 3 * MIB}, "v_proj": {"weight": 2 * MIB + MIB // 2}}
+    assert weights_of_rank(tree(spec), model(FULL), 1, lambda name: "all") == {"all": 12 * MIB}, "11.5 in a step of 12"
+
+
+def test_a_head_that_is_tied_is_a_part_of_its_own():
+    spec = {"embed_tokens": {"weight": 512}, "lm_head": {"weight": 512}}
+    tied = tree(spec, ties=[("lm_head.weight", "embed_tokens.weight")])
+    assert set(weights_of_rank(tied, model(FULL), 1, lambda name: "all")) == {"all", TIED}
+
+
+CHOSEN = {
+    "google/gemma-3-4b-it": {},
+    "moonshotai/Kimi-Dev-72B": {"tp": 2},
+    "meta-llama/Llama-3.1-8B-Instruct": {"pp": 4},
+    "Qwen/Qwen3-30B-A3B": {},
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16": {},
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_was_logged_is_what_is_predicted(name):
+    run = next(each for each in RUNS if each.model == name and CHOSEN[name].items() <= vars_of(each).items())
+    row = predict(run)
+    assert abs(row.weights_off) <= WEIGHTS
+    assert -POOL <= row.pool_off <= TOO_LARGE
+    assert row.gives_a_token_its_bytes
+    assert row.tokens == pytest.approx(run.tokens, rel=0.01)
+    assert row.concurrency == pytest.approx(run.concurrency, rel=0.01)
+
+
+@pytest.mark.slow
+def test_all_that_was_logged_is_predicted_within_the_bounds():
+    from tests.benchmarks.engine import means
+
+    weights, pool, _, largest = means([predict(run) for run in RUNS])
+    assert weights <= WEIGHTS
+    assert pool <= POOL
+    assert largest <= TOO_LARGE
+
+
+def vars_of(run):
+    return {"tp": run.tp, "pp": run.pp}
+
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "vocab_size": 128,
+}
+
+
+def attending(rows):
+    """A model with one weight, which makes keys of as many rows."""
+    weight = Tensor(name="a.k_proj.weight", kind=TensorKind.PARAMETER, nbytes=64, shape=(rows, 32), dtype="bfloat16")
+    keys = Module(name="a.k_proj", class_name="Linear", parameters=(weight,))
+    within = Module(name="a", class_name="Attention", children=(keys,))
+    return ModuleTree(root=Module(name="", class_name="M", children=(within,)), class_name="M", dtype="bfloat16")
+
+
+def test_a_config_is_held_against_the_weights():
+    assert text_model(CONFIG, attending(16)).head_dim == 8
+    told = text_model({**CONFIG, "head_dim": 16}, attending(16))
+    assert isinstance(told, str)
+    assert "is not of 32 rows" in told
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"is_encoder_decoder": True}, "an encoder and a decoder"),
+        ({"layer_types": ["hyena"]}, "its layers are hyena"),
+        ({"layer_types": ["full_attention"] * 2}, "fewer or more"),
+        ({"layer_types": ["sliding_attention"]}, "how long the windows are"),
+        ({"hybrid_layer_pattern": [1]}, "hybrid_layer_pattern"),
+        ({"kv_lora_rank": 8}, "latents"),
+        ({"vocab_size": None}, "no vocab_size"),
+        ({"vocab_size": "many"}, "no vocab_size"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_its_reason(own, why):
+    found = text_model({**CONFIG, **own}, attending(16))
+    assert isinstance(found, str)
+    assert why in found
