@@ -8,7 +8,7 @@ TINY := tests/configs/tiny-llama
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-fast lint format docs coverage completions benchmark clean
+.PHONY: demo test test-fast lint format docs coverage completions benchmark boards clean
 
 demo: $(VENV)/installed  ## list, plan and load, on a tiny model with random weights
 	@printf '\n$$ devctl list\n'
@@ -41,20 +41,25 @@ coverage: $(VENV)/installed-test  ## which lines the fast tests run; what they s
 	$(PIP) install pytest-cov
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term:skip-covered
 
-completions: $(VENV)/installed  ## the scripts in completions/, from the command line as it is
+completions: $(VENV)/installed  ## what TAB knows of the command line, and the scripts in completions/
+	@$(BIN)/python -m devctl.cli.described > $(VENV)/commands.json
+	@cp $(VENV)/commands.json devctl/completion/commands.json
 	@for shell in bash zsh fish pwsh; do \
 		case $$shell in bash) file=devctl.bash;; zsh) file=_devctl;; fish) file=devctl.fish;; pwsh) file=devctl.ps1;; esac; \
-		_DEVCTL_COMPLETE=source_$$shell $(BIN)/devctl > completions/$$file || exit; \
+		$(BIN)/devctl completion $$shell > completions/$$file || exit; \
 	done
 
 # `list` is not among them: it is held against nvitop and gpustat, which are not installed here
-BENCHMARKS := start plan again load memory optimal hosts truth
+BENCHMARKS := start completion plan again load memory optimal hosts truth
 
 benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some minutes, on a machine with nothing else to do
 	@for script in $(BENCHMARKS); do \
 		printf '\n$$ python -m tests.benchmarks.%s\n' $$script; \
 		$(BIN)/python -m tests.benchmarks.$$script || exit; \
 	done
+
+boards: $(VENV)/installed-test  ## eight minutes of claims held against the boards of this machine; again for the next eight
+	$(BIN)/python -m tests.boards
 
 clean:
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

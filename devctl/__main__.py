@@ -1,6 +1,7 @@
 """``python -m devctl``."""
 
 import gc
+import os
 import sys
 
 
@@ -11,6 +12,10 @@ def main() -> None:
     """
     try:
         gc.disable()
+        if "_DEVCTL_COMPLETE" in os.environ:  # before anything is imported that no TAB needs
+            from devctl.completion.entry import complete_if_asked
+
+            complete_if_asked()
         from devctl.cli import main as run
 
         gc.freeze()

@@ -69,9 +69,18 @@ class OutputError(DevctlError):
 
 
 class ModelError(DevctlError):
-    """The model can't be read: not found, gated, offline, corrupt or of an unknown architecture."""
+    """The model can't be read: not found, gated, offline, corrupt or of an unknown architecture.
+
+    Args:
+        message, hint: as of any error.
+        findings: what can be said of it all the same, one line each.
+    """
 
     exit_code = ExitCode.MODEL
+
+    def __init__(self, message: str, *, findings: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.findings = findings
 
 
 class UntracedError(ModelError):

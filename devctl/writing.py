@@ -16,6 +16,23 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def hub_cache() -> Path:
+    """Where Hugging Face keeps downloaded models: HF_HUB_CACHE, HF_HOME/hub, or the user's cache folder.
+
+    As huggingface_hub's ``constants.py`` has it: HUGGINGFACE_HUB_CACHE is the older name, and variables are expanded.
+    """
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if cache := os.environ.get(name):
+            return _expanded(cache)
+    cache_home = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = _expanded(os.environ.get("HF_HOME") or cache_home / "huggingface")
+    return home / "hub"
+
+
+def _expanded(path: str | Path) -> Path:
+    return expanded(os.path.expandvars(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a whole file as UTF-8, or leave what was there and nothing beside it.
 

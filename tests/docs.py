@@ -1,8 +1,7 @@
 """What the pages for users show, run as a reader would run it: in a shell, on a terminal of 80 columns without colour.
 
-A `console` block is lines of ``$ command`` with what each prints, to the letter. A `text` block that begins with such a
-line is of commands whose figures differ from run to run, like seconds: only its other words are compared. Blocks of
-`sh` are not run.
+A `console` block is lines of ``$ command`` with what each prints, to the letter. Where ``figures`` is behind the word,
+seconds, rates and measured peaks differ from run to run: only the rest is compared. Other blocks are not run.
 
 The blocks of a page run in their order, in one folder with `tests/configs` and, where a command names ``models/NAME``,
 the small model of that name from `tests/small_models.py`, with random weights.
@@ -32,7 +31,7 @@ COLUMNS, LINES = 80, 24
 SECONDS = 300
 """The most that a block may take."""
 
-_FENCED = re.compile(r"^```(console|text)\n(?=\$ )(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^```console( figures)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DRAWN = re.compile(r"^<!-- (devctl .* --svg (\S+)) -->$", re.MULTILINE)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _SEPARATOR = "\x1e"
@@ -61,7 +60,7 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     """The blocks of a page that are run."""
-    return [Block(found[2], found.start(2), found.end(2), found[1] == "console") for found in _FENCED.finditer(text)]
+    return [Block(found[2], found.start(2), found.end(2), found[1] is None) for found in _FENCED.finditer(text)]
 
 
 def without_figures(text: str) -> str:
@@ -180,32 +179,34 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def renew(page: Path, write: bool) -> int:
+    """How many blocks and pictures of ``page`` differ from what is printed and drawn; ``write`` writes them anew."""
+    text = page.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        printed = run_page(text, Path(folder))
+        drawn = [(command, ROOT / path, draw(command, path, Path(folder))) for command, path in pictures(text)]
+    changed = [(block, now) for block, now in zip(blocks(text), printed, strict=True) if not block.holds(now)]
+    old = [(command, path, now) for command, path, now in drawn if not path.exists() or path.read_text("utf-8") != now]
+    for command in (*(block.commands[0] for block, _ in changed), *(command for command, _, _ in old)):
+        print(f"{page}: {command}")
+    if write:
+        for block, now in reversed(changed):
+            text = text[: block.start] + now + text[block.end :]
+        page.write_text(text, encoding="utf-8")
+        for _, path, now in old:
+            path.write_text(now, encoding="utf-8")
+    return len(changed) + len(old)
+
+
 def main() -> int:
     """Run all pages, or those that are named."""
     parser = argparse.ArgumentParser(prog="python -m tests.docs", description=__doc__.partition("\n")[0])
     parser.add_argument("pages", nargs="*", type=Path, default=PAGES, help="all of README.md and docs/, unless given")
     parser.add_argument("--write", action="store_true", help="write what is printed into the pages")
     arguments = parser.parse_args()
-    different = 0
-    for page in arguments.pages:
-        text = page.read_text(encoding="utf-8")
-        with tempfile.TemporaryDirectory() as folder:
-            printed = run_page(text, Path(folder))
-            drawn = [(command, ROOT / path, draw(command, path, Path(folder))) for command, path in pictures(text)]
-        changed = [(block, now) for block, now in zip(blocks(text), printed, strict=True) if not block.holds(now)]
-        for block, now in reversed(changed):
-            text = text[: block.start] + now + text[block.end :]
-            print(f"{page}: {block.commands[0]}")
-        old = [
-            (command, path, now) for command, path, now in drawn if not path.exists() or path.read_text("utf-8") != now
-        ]
-        for command, path, now in old:
-            print(f"{page}: {command}")
-            if arguments.write:
-                path.write_text(now, encoding="utf-8")
-        if arguments.write and changed:
-            page.write_text(text, encoding="utf-8")
-        different += len(changed) + len(old)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["DEVCTL_CACHE_DIR"] = cache  # a model is traced once for all pages
+        different = sum(renew(page, arguments.write) for page in arguments.pages)
     return 1 if different and not arguments.write else 0
 
 

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "trying": {"devices", "inventory", "models", "placement", "loading", "planning"},
     "distributed": {"devices", "models", "placement", "loading", "planning"},
     "api": {"devices", "inventory", "models", "placement", "loading", "planning", "trying"},
+    "completion": set(),
     "cli": {"devices", "inventory", "models", "placement", "loading", "planning", "trying", "distributed", "export"}
-    | {"api"},
+    | {"api", "completion"},
 }
 WINGS = {
     "inventory": {"probes"},

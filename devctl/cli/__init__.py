@@ -28,6 +28,7 @@ COMMANDS = {
     "load": "devctl.cli.load:load",
     "export": "devctl.cli.export:export",
     "doctor": "devctl.cli.doctor:doctor",
+    "completion": "devctl.cli.completion:completion",
 }
 """Where each command is; its module is imported when the command is asked for, so that `list` starts fast."""
 
@@ -115,6 +116,7 @@ app = typer.Typer(
     name="devctl",
     help="What hardware is here, where each layer of a model should go, and does it really run there.",
     no_args_is_help=True,
+    add_completion=False,  # `devctl completion` is ours, and Typer's imports what no command needs
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=_HELP_OPTIONS,
@@ -148,6 +150,10 @@ def _interrupt_again(ignored: Any) -> None:
 
 def main() -> None:
     """The ``devctl`` entry point."""
+    if "_DEVCTL_COMPLETE" in os.environ:
+        from devctl.completion.entry import complete_if_asked
+
+        complete_if_asked()
     sys.unraisablehook = _interrupt_again
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing

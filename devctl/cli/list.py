@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -131,26 +132,41 @@ def _text(inventory: Inventory, *, json: bool) -> str:
 
 
 def _watch(look: Callable[[], Inventory], seconds: float, *, json: bool) -> None:
-    """Show what ``look`` finds, every ``seconds``, until Ctrl-C; then leave without a word.
+    """Show what ``look`` finds, every ``seconds``, until q or Ctrl-C; then leave without a word.
 
     Raises:
-        typer.Exit: always, with the exit code of an interruption.
+        typer.Exit: always, with the exit code of an interruption; of none where somebody pressed q.
     """
     try:
         if json:
             _each(look, seconds, lambda inventory: streams.answer(show_inventory.to_json(inventory, one_line=True)))
-        elif not sys.stdout.isatty():
+        elif not streams.is_terminal(sys.stdout) or os.environ.get("TERM") == "dumb":
             _each(look, seconds, lambda inventory: streams.answer(_text(inventory, json=False) + "\n"))
         else:
-            from rich.live import Live
-            from rich.text import Text
-
-            with Live(auto_refresh=False) as screen:
-                _each(
-                    look, seconds, lambda i: screen.update(Text.from_ansi(_text(i, json=False).rstrip()), refresh=True)
-                )
+            _on_screen(look, seconds)
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    raise typer.Exit(ExitCode.DONE)
+
+
+def _on_screen(look: Callable[[], Inventory], seconds: float) -> None:
+    """The same on a screen of its own, under a clock, until q."""
+    from devctl.cli.watching import screen
+
+    with screen() as shown:
+        due = time.monotonic()
+        while True:
+            inventory = look()
+            clock = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; {'q' if shown.has_keys else 'Ctrl-C'} leaves"
+
+            def draw(inventory: Inventory = inventory, clock: str = clock) -> None:
+                shown.draw(f"{clock}\n\n{_text(inventory, json=False)}")
+
+            draw()
+            now = time.monotonic()
+            due = max(due + seconds, now)
+            if shown.wait(due, draw):
+                return
 
 
 def _each(look: Callable[[], Inventory], seconds: float, show: Callable[[Inventory], None]) -> None:

@@ -153,6 +153,10 @@ class ModelOptions:
 class PlannedModelOptions(ModelOptions):
     """Which model, built how, where it is not loaded."""
 
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A folder, a config.json, a GGUF file, or a model id on the hub."),
+    ]
     quantize: Annotated[
         Quantize | None,
         typer.Option(

@@ -15,6 +15,8 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import plan as show
 from devctl.cli.show import streams
+from devctl.errors import RefusedError, UsageError
+from devctl.models.files.kinds import PipelineFoundError
 from devctl.models.gguf.files import gguf_at
 from devctl.placement.engines.records import Engine
 from devctl.placement.strategy import Strategy
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from devctl.placement.explain import Explanation
     from devctl.placement.plan import Comparison, Plan, WhatIf
     from devctl.planning.fits_on import FitsOn
+    from devctl.planning.pipelines import PipelinePlan
 
-_Answer = TypeVar("_Answer", "Comparison", "WhatIf", "FitsOn")
+_Answer = TypeVar("_Answer", "Comparison", "WhatIf", "FitsOn", "PipelinePlan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ def plan(
     GGUF file, or of a folder of one, whose layers are placed for llama.cpp: --to llama.cpp says how it is run.
 
     With --engine vllm it is what fits in vLLM, in the plan document: its cache on each GPU, and how much of it holds.
+
+    A pipeline of diffusers is planned component by component, by its weights.
     """
     streams.clean_logs()
     about = {clashes.OVER_HOSTS} if machine.over_hosts else set()
@@ -75,7 +80,20 @@ def plan(
     clashes.refuse(clashes.OF_PLAN, about)
     output.require_apart()
     options = _Options(model=model, machine=machine, goal=goal, workload=workload, engine=engine, output=output)
-    if engine.engine is Engine.VLLM:
+    try:
+        _answer(options, about)
+        return
+    except PipelineFoundError as error:
+        found = error
+    # not while that is handled: it would be taken for the cause of what a hub answers
+    _pipeline(options, found)
+
+
+def _answer(options: _Options, about: set[str]) -> None:
+    """Print what is asked for of a model, which is told ``about``."""
+    model, machine, goal = options.model, options.machine, options.goal
+    workload, output = options.workload, options.output
+    if options.engine.engine is Engine.VLLM:
         _for_vllm(options)
         return
     if machine.over_hosts:
@@ -183,6 +201,54 @@ def _of_ranks(asked: _Options) -> None:
     here = open_machine(asked.machine.request(timed=False))
     opened = open_model(asked.model.request())
     _show(plan_of_ranks(opened, here, workload, wanted, max_context=goal.max_context), asked.output)
+
+
+_OF_PIPELINES = {
+    "dtype",
+    "revision",
+    "no-cache",
+    "devices",
+    "machine",
+    "max-memory",
+    "visible",
+    "reserve",
+    "json",
+    "output",
+}
+"""Options that mean something for a pipeline, of which whole components are placed by their weights."""
+
+
+def _pipeline(asked: _Options, found: PipelineFoundError) -> None:
+    """Print what the components of a pipeline hold, and in which ways they fit.
+
+    Raises:
+        UsageError: something is asked of it that is known of models alone.
+        ModelError: a component can't be read.
+        RefusedError: its weights fit in no way.
+    """
+    from devctl.cli.show.pipeline import pipeline_table, way_line
+    from devctl.planning.machine import open_machine
+    from devctl.planning.pipelines import plan_pipeline, require_known, told
+
+    if asked.machine.over_hosts:
+        raise UsageError(f"{found.given} is a pipeline of diffusers, which is run on one machine", hint="name one")
+    names = given(asked.model, asked.machine, asked.goal, asked.workload, asked.engine, asked.output)
+    about = clashes.Clash(
+        f"{found.given} is a pipeline of diffusers, of which whole components are placed by their weights",
+        tuple(sorted(name for name in names if " " not in name and name not in {*_OF_PIPELINES, "model"})),
+    )
+    clashes.refuse((about,), names)
+    plan = plan_pipeline(asked.model.request(), found, open_machine(asked.machine.request(timed=False)))
+    require_known(plan)
+    if not any(fit.fits for fit in plan.fits):
+        show.say_notes(plan.notes)
+        smaller = "" if plan.dtype in ("float16", "bfloat16") else ", or --dtype bfloat16,"
+        raise RefusedError(
+            f"the weights of {found.given} fit in no way that diffusers has for whole components",
+            findings=(*(told(each) for each in plan.components if each.nbytes), *map(way_line, plan.fits)),
+            hint=f"more memory{smaller} may help; enable_sequential_cpu_offload() divides components",
+        )
+    _tell(plan, pipeline_table, asked.output)
 
 
 def _tell(found: "_Answer", table: "Callable[[_Answer, TextIO | None], str]", output: OutputOptions) -> None:

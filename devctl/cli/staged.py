@@ -24,7 +24,7 @@ from devctl.distributed.launch import (
 from devctl.distributed.link import Limits
 from devctl.distributed.start import run_local, run_ssh
 from devctl.errors import RefusedError, UsageError
-from devctl.placement.document import KIND, SCHEMA, parse_json
+from devctl.placement.document import KIND, SCHEMA, parse_json, require_of_transformers
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
 from devctl.planning.map_file import read_text, require_loadable
@@ -133,11 +133,7 @@ def read_staged(argument: str | None) -> StagedPlan | None:
         return None
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    if isinstance(engine := document.get("engine"), dict):
-        raise RefusedError(
-            f"{argument} is a plan for {engine.get('name')} {engine.get('release')}, and transformers loads here",
-            hint=f"`devctl export {argument} --to vllm` gives its lines",
-        )
+    require_of_transformers(document, argument)
     planned, shared = document.get("model"), document.get("tensor_parallel")
     if isinstance(planned, dict):
         require_loadable(planned, origin)

@@ -113,13 +113,10 @@ def require_run(request: RankRequest, file: str = "FILE") -> None:
         reasons.append("experts that are spread over ranks (expert parallel) are not loaded by devctl")
     elif not request.is_shared and len(stages.stages) == 1:
         reasons.append("the plan has one stage on one accelerator: a plain map loads that")
-    on_cpu = [device_of(name).type is DeviceType.CPU for stage in stages.stages for name in stage.devices]
     for stage in stages.stages:
         for name in stage.devices:
-            if device_of(name).type not in _COMPUTING and not all(on_cpu):
-                reasons.append(
-                    f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded on GPUs alone, or all on CPUs"
-                )
+            if device_of(name).type not in _COMPUTING:
+                reasons.append(f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded on GPUs alone")
     if request.batch_size > 1 and request.padding:
         reasons.append("texts that are padded get other tokens in stages, without an error: give --no-padding")
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):
@@ -259,29 +256,23 @@ def _require_planned(request: RankRequest, skeleton: Skeleton) -> None:
 
 
 def _usable_device(seat: Seat) -> str:
-    """What this rank runs on: its accelerator of the plan, or the CPU where the plan says so.
+    """What this rank runs on: its accelerator of the plan, or the CPU on a machine that has no board at all.
+
+    That proves stages, and says so; all ranks have to run on the same kind of device.
 
     Raises:
-        RefusedError: there is no such accelerator, or it is not usable; what a CPU runs instead proves nothing of it.
+        RefusedError: there are accelerators, and the planned one is not usable.
     """
     import torch
 
     planned = device_of(seat.me.device)
-    if planned.type is DeviceType.CPU and torch.accelerator.is_available():
-        raise RefusedError(
-            "the plan says cpu, and this machine has accelerators, which transformers would take",
-            hint="hide them: start it with CUDA_VISIBLE_DEVICES= in front",
-        )
     if not (findings := loader.unusable([planned])):
         return str(planned)
     if torch.accelerator.is_available():
         raise RefusedError("the plan does not hold for this installation of torch", findings=findings)
     if any(path.exists() for path in _BOARDS):
         raise RefusedError("this machine has accelerators that torch can't use", findings=findings)
-    raise RefusedError(
-        f"the plan is for {planned} of {seat.me.host}, and this machine has no accelerator",
-        hint='to try the stages on CPUs, let all devices of its "stages" say "cpu"; it says nothing of GPUs then',
-    )
+    return "cpu"
 
 
 def _require_room(request: RankRequest, seat: Seat, device: str) -> None:

@@ -380,7 +380,7 @@ def _text(local: Local, made: Made) -> str | None:
 
 def _notes(rows: Sequence[RankRow], weights: int | None) -> Iterator[str]:
     if any(row.device == "cpu" for row in rows):
-        yield "the ranks ran on the CPU, as the plan says: the stages are proven, and nothing of accelerators is"
+        yield "without accelerators here, the ranks ran on the CPU: the stages are proven, the accelerators are not"
     if weights == 0:
         yield "no file of weights was read by more than one host, so none was compared"
 

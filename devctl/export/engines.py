@@ -23,12 +23,16 @@ def export(plan: Exportable | Unsayable, engine: str, host: str | None = None) -
 
     Raises:
         UsageError: there is no such engine, or no such host.
-        RefusedError: the engine can't run it so: with every reason.
+        RefusedError: the engine can't run it so, with every reason; or it is a plan for another.
     """
     if engine not in ENGINES:
         raise UsageError(f"--to {engine}: not one of {', '.join(ENGINES)}")
     if isinstance(plan, Exportable) and plan.dtype == llama_cpp.GGUF and engine != "llama.cpp":
         raise RefusedError(f"{engine} is not what a GGUF file is planned for", hint="give --to llama.cpp")
+    if isinstance(plan, Exportable) and plan.serving is not None and engine != "vllm":
+        raise RefusedError(
+            f"the plan is for vLLM, and what fits there does not in {engine}", hint="plan it anew, without --engine"
+        )
     found = plan if isinstance(plan, Unsayable) else ENGINES[engine](plan)
     if isinstance(found, Unsayable):
         raise RefusedError(f"{engine} can't run this plan as it is", findings=found.reasons)

@@ -28,7 +28,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         return Unsayable(reasons)
     hosts = plan.stages.hosts
     split = tensor_split(plan.counts)
-    words = ["llama-server", *_which(plan)]
+    on_hub = plan.dtype == GGUF and plan.revision is not None
+    words = ["llama-server", *_file_of(_file(plan), on_hub=on_hub)]
     if plan.on_cpu is not None and plan.on_cpu == (0, plan.layers):
         words += ["--gpu-layers", "0"]  # the output is there, too
     elif plan.layers is not None:
@@ -38,6 +39,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += ["--gpu-layers", "all"]
     if len(split) > 1:
         words += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, split))]
+    elif plan.dtype == GGUF and plan.on_cpu != (0, plan.layers):
+        words += ["--split-mode", "none"]  # else it would take every GPU that it sees
     if plan.context_length is not None:
         # the cache is shared out to the sequences
         words += ["--ctx-size", str(plan.context_length * plan.batch_size), "--parallel", str(plan.batch_size)]
@@ -68,7 +71,7 @@ def fitting(file: str, tokens: int | None = None, kv_dtype: str | None = None, *
         kv_dtype: torch's name of what keys and values are kept in, where llama.cpp has it.
         on_hub: whether ``file`` is one on a hub, org/name/file.
     """
-    words = ["llama-fit-params", *(_on_hub(file) if on_hub else ["--model", file])]
+    words = ["llama-fit-params", *_file_of(file, on_hub=on_hub)]
     if tokens is not None:
         words += ["--ctx-size", str(tokens)]
     if (kept_in := _KV_DTYPES.get(kv_dtype)) is not None:
@@ -76,16 +79,11 @@ def fitting(file: str, tokens: int | None = None, kv_dtype: str | None = None, *
     return shlex.join(words)
 
 
-def _which(plan: Exportable) -> list[str]:
+def _file_of(file: str, *, on_hub: bool) -> list[str]:
     """Options that say which file is run."""
-    if plan.dtype == GGUF and plan.revision is not None:
-        return _on_hub(plan.model)
-    return ["--model", _file(plan)]
-
-
-def _on_hub(file: str) -> list[str]:
-    organisation, name, inner = file.split("/", 2)
-    return ["--hf-repo", f"{organisation}/{name}", "--hf-file", inner]
+    organisation, _, rest = file.partition("/")
+    name, _, inner = rest.partition("/")
+    return ["--hf-repo", f"{organisation}/{name}", "--hf-file", inner] if on_hub and inner else ["--model", file]
 
 
 def tensor_split(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,7 +126,10 @@ def _reasons(plan: Exportable) -> tuple[str, ...]:
 
 def _notes(plan: Exportable) -> tuple[str, ...]:
     if plan.dtype == GGUF:
-        notes = ["sizes are those of the file; llama.cpp's compute buffers are not counted"]
+        notes = [
+            "llama.cpp's compute buffers are not known, and the prompts that llama-server keeps in RAM (--cache-ram) "
+            "are not counted"
+        ]
         if plan.revision is not None:
             notes.append(f"llama.cpp downloads the newest file of that name; planned was {plan.revision}")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from devctl.export.known import unknown
 from devctl.export.records import Command, Exportable, visible_devices
 
 _DTYPES = frozenset({"float16", "bfloat16", "float32"})
@@ -16,6 +17,7 @@ class Server:
 
     Attributes:
         name: as people write it.
+        key: as ``--to`` has it.
         partition: the variable that it takes the layers of each stage from.
         kv_dtypes: its words for what keys and values are kept in, by torch's names; None where nothing is to be said.
         offloading: how it offloads, of several GPUs.
@@ -23,6 +25,7 @@ class Server:
     """
 
     name: str
+    key: str
     partition: str
     kv_dtypes: Mapping[str | None, str | None]
     offloading: str
@@ -32,6 +35,8 @@ class Server:
         """Why it can't run ``plan``, a line each."""
         stages = plan.stages
         found = []
+        if plan.class_name is not None and (why := unknown(self.key, plan.class_name)):
+            found.append(why)
         if plan.on_cpu is not None and len(stages.stages) > 1:
             found.append(f"{self.name} offloads {self.offloading}: a plan of several GPUs can't say it")
         elif plan.on_cpu is not None and not plan.cpu_bytes:

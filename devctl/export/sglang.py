@@ -11,6 +11,7 @@ RELEASE = "0.5.23"
 PORT = 25000
 SERVER = Server(
     name="SGLang",
+    key="sglang",
     partition="SGLANG_PP_LAYER_PARTITION",  # without it, the layers that are over go to the last stages
     kv_dtypes={None: None, "bfloat16": "bfloat16", "float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2"},
     offloading="the same bytes on every GPU",

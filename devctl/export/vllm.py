@@ -12,6 +12,7 @@ RELEASE = "0.33.0"
 PORT = 29501
 SERVER = Server(
     name="vLLM",
+    key="vllm",
     partition="VLLM_PP_LAYER_PARTITION",
     kv_dtypes={
         None: None,

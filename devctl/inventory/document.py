@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from enum import StrEnum
 from typing import Any
 
-from devctl.as_json import to_json_values
+from devctl.as_json import kind_in_json, shown_as_json, to_json_values
 from devctl.devices import Device
 from devctl.inventory.records import Inventory
 
@@ -50,7 +51,12 @@ def _record(kind: type, value: Any, where: str) -> Any:
     try:
         return kind(**arguments)
     except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{where or 'the document'}: {error}") from None
+        absent = _NAMES.findall(str(error))
+        raise ValueError(f"{where or 'the document'} lacks {', '.join(absent) or 'something'}") from None
+
+
+_NAMES = re.compile("'([a-z_]+)'")
+"""Of the fields that a record's own complaint names."""
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -77,7 +83,7 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
             raise _wrong(value, f"a {kind.__name__}", where) from None
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(value, f"of type {kind.__name__}", where)
+        raise _wrong(value, kind_in_json(kind.__name__), where)
     if kind is int and value < 0:
         raise _wrong(value, "at least 0", where)
     if isinstance(value, int | float) and not abs(value) < 2**63:
@@ -86,4 +92,4 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _wrong(value: Any, expected: str, where: str) -> ValueError:
-    return ValueError(f"{where or 'the document'} is {value!r}, not {expected}")
+    return ValueError(f"{where or 'the document'} is {shown_as_json(value)}, not {expected}")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import DevctlError, ModelError, UsageError, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
+from devctl.models.files.told import told_by_headers
 from devctl.models.files.weights import checkpoint_dtype
 from devctl.models.own_code import contained
+from devctl.models.plain import in_plain_words
 from devctl.models.quantised.counting import dtype_name
 
 if TYPE_CHECKING:
@@ -101,9 +103,11 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedCo
         if model_type not in transformers.CONFIG_MAPPING and not trust_remote_code:
             raise ModelError(
                 f"transformers {transformers.__version__} does not know the model type {model_type!r}",
+                findings=told_by_headers(source),
                 hint="a newer transformers may, or code that comes with the model (--trust-remote-code)",
             ) from None
-        raise ModelError(f"transformers can't read {source.config_path}: {first_line(error)}") from error
+        said = in_plain_words(error, data)
+        raise ModelError(f"transformers can't read {source.config_path}: {said}") from error
     if not isinstance(config, transformers.PreTrainedConfig):
         raise ModelError(
             f"the code of {source.location} makes a {type(config).__name__} of its config, and no PreTrainedConfig",
@@ -152,7 +156,7 @@ def _config_of(
         part = wanted.from_pretrained(str(source.config_path))
     except Exception as error:  # a config class may raise anything
         raise ModelError(
-            f"transformers can't read {source.config_path} as a {wanted.__name__}: {first_line(error)}"
+            f"transformers can't read {source.config_path} as a {wanted.__name__}: {in_plain_words(error, data)}"
         ) from error
     if quantised is not None and getattr(part, "quantization_config", None) is None:
         notes.append(
@@ -200,6 +204,7 @@ def _find_class(
         return other, True
     raise ModelError(
         f"transformers {transformers.__version__} has no class {wanted!r}, which the config names as its architecture",
+        findings=told_by_headers(source),
         hint="a newer transformers may, or code that comes with the model (--trust-remote-code); "
         "--model-class AutoModel plans the base model",
     )

@@ -22,6 +22,7 @@ from devctl.models.files.resolve import ModelSource
 from devctl.models.files.untied import find_untied
 from devctl.models.own_code import contained
 from devctl.models.parallel_plan import read_sharding
+from devctl.models.plain import in_plain_words
 from devctl.models.quantised.by_headers import count_by_headers, is_packed
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.quantise import (
@@ -336,6 +337,14 @@ def _tree_of(
     )
 
 
+def _data_of(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """What the config says, as far as it can be written."""
+    try:
+        return config.to_dict()
+    except Exception:  # noqa: BLE001 - one that is wrong in itself: the failure that is told is another
+        return None
+
+
 def _build(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
@@ -360,7 +369,8 @@ def _build(
     except ImportError as error:
         raise ModelError(f"{model_class.__name__} needs a package that is missing: {first_line(error)}") from error
     except Exception as error:  # a constructor, also one from remote code, may raise anything
-        why = f"{type(error).__name__}: {first_line(error)}"
+        own = is_remote(model_class)  # whoever wrote it reads Python
+        why = f"{type(error).__name__}: {first_line(error)}" if own else in_plain_words(error, _data_of(config))
         if isinstance(getattr(model_class, "_tied_weights_keys", None), list):
             why += " (its _tied_weights_keys is a list, as transformers 4 had it)"
         raise ModelError(

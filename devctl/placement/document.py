@@ -1,6 +1,7 @@
 """Maps and plans as JSON: what ``plan`` writes, and ``load`` and ``check`` read."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +102,10 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
 
     Raises:
         UsageError: there is none, it is empty, or a value is no device.
-        RefusedError: it is of a plan for several processes.
+        RefusedError: it is of a plan for several processes, or for another engine.
     """
     if isinstance(data, dict) and data.get("kind") == KIND:
+        require_of_transformers(data, origin)
         if is_staged(data):  # a plain map may have a module of that name
             raise of_several(parse_stages(data, origin), origin)
         data = data.get("device_map")
@@ -131,6 +133,21 @@ def map_of(data: Any, origin: str) -> dict[str, Device]:
                 hint='a device is a GPU\'s id, or "cuda:0", "cpu", "disk", "mps", "xpu:0"',
             ) from None
     return found
+
+
+def require_of_transformers(document: Mapping[str, Any], origin: str) -> None:
+    """Refuse a plan document of another engine, which has no map that transformers takes.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    engine = document.get("engine")
+    if isinstance(engine, dict):
+        file = origin if "/" in origin or "." in origin else "FILE"
+        raise RefusedError(
+            f"{origin} is a plan for {engine.get('name')} {engine.get('release')}, and this is transformers",
+            hint=f"`devctl export {file} --to vllm` gives its lines",
+        )
 
 
 def of_several(stages: Stages, origin: str) -> RefusedError:

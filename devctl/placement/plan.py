@@ -15,6 +15,7 @@ from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_gguf, of_several
 from devctl.placement.engines.records import EngineFit
 from devctl.placement.parallel.layers import layers_of
+from devctl.placement.parallel.places import group_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
 from devctl.placement.placement import HfDevice, Placement, to_hf
@@ -290,11 +291,11 @@ class Plan:
 
 def _of_groups(stages: Stages, device_map: Mapping[str, Device]) -> dict[str, str]:
     """The same of stages: each module is on all devices of its own."""
-    groups = {
-        f"{stage.host}/{stage.devices[0]}": ",".join(f"{stage.host}/{device}" for device in stage.devices)
+    groups: dict[Device, str] = {
+        group_of(stage.host, stage.devices): ",".join(f"{stage.host}/{device}" for device in stage.devices)
         for stage in stages.stages
     }
-    return {name: groups[str(device)] for name, device in device_map.items()}
+    return {name: groups[device] for name, device in device_map.items()}
 
 
 def _workload(footprint: Footprint, attention: str | None) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from devctl.errors import ModelError
-from devctl.models.files.kinds import AdapterFoundError
-from devctl.models.files.resolve import ModelSource, resolve
+from devctl.models.adapters import read_adapter
+from devctl.models.files.kinds import ADAPTER, AdapterFoundError
+from devctl.models.files.resolve import ModelSource, SourceKind, resolve
 from devctl.models.quantised.quantise import Quantize
 from devctl.planning.progress import reporter
 from devctl.planning.request import ModelRequest
@@ -39,9 +40,27 @@ def find_planned(request: ModelRequest) -> tuple[ModelRequest, ModelSource]:
         ModelError: nowhere, or it is an adapter whose base is not known, or not at hand.
     """
     try:
-        return request, find_source(request)
+        return _with_embedded(request, find_source(request))
     except AdapterFoundError as error:
-        return _of_base(request, error)
+        found = error
+    # not while that is handled: it would be taken for the cause of what a hub answers
+    return _of_base(request, found)
+
+
+def _with_embedded(request: ModelRequest, source: ModelSource) -> tuple[ModelRequest, ModelSource]:
+    """The request with the adapter that is in the model's own folder, which transformers loads too where PEFT is."""
+    folder = str(source.config_path.parent)
+    if source.kind is not SourceKind.DIRECTORY or not (source.config_path.parent / ADAPTER).is_file():
+        return request, source
+    if folder in request.adapters:
+        return request, source
+    try:
+        read_adapter(folder)
+    except ModelError as error:
+        reporter().warn(f"{folder} has an adapter in it, which is not counted: {error.message}")
+        return request, source
+    reporter().warn(f"{folder} has an adapter in it, which transformers loads, too, where PEFT is installed")
+    return replace(request, adapters=(folder, *request.adapters)), source
 
 
 def _of_base(request: ModelRequest, found: AdapterFoundError) -> tuple[ModelRequest, ModelSource]:

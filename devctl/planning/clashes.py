@@ -32,8 +32,8 @@ _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 
 WHAT_WORKS = (
-    "what works: --devices, --max-memory, --reserve, --context-length, --batch-size, --kv-dtype, --max-context, "
-    "--to llama.cpp"
+    "what works: --devices, --machine, --max-memory, --reserve, --context-length, --batch-size, --kv-dtype, "
+    "--overhead, --max-context, --no-offload, --to llama.cpp"
 )
 """Of a GGUF file."""
 

@@ -16,7 +16,7 @@ import devctl
 from devctl.as_json import to_json_values
 from devctl.errors import DevctlError, first_line
 from devctl.inventory import Inventory, take_inventory
-from devctl.inventory.records import Accelerator, Hidden, Host, Vendor, label
+from devctl.inventory.records import Accelerator, Driver, Hidden, Host, Vendor, label
 from devctl.planning.examining.findings import Finding, Level, broken, note, ok
 from devctl.planning.examining.folders import judge_folders
 from devctl.planning.examining.frameworks import SECONDS, Question, Step
@@ -198,7 +198,8 @@ def judge_steps(steps: Mapping[str, Step], seconds: float, private: Private, tol
     found: list[Finding] = []
     for name, step in steps.items():
         if not step.reached:
-            found.append(note(name, "was not looked at, as what comes before it ended the look", None))
+            subject = "torch devices" if name == "devices" else name
+            found.append(note(subject, "was not looked at, as what comes before it ended the look", None))
         elif step.fault is not None:
             found.append(_fault(name, private.hide(" ".join(step.fault.split())), seconds))
         elif name == "devices":
@@ -255,6 +256,12 @@ def judge_boards(inventory: Inventory, private: Private) -> list[Finding]:
         for driver in inventory.drivers
         if driver.fault
     ]
+    found += [
+        ok(f"{driver.vendor} driver", f"{driver.version or 'of an unknown version'}{_runs(driver)}")
+        for driver in inventory.drivers
+        if not driver.fault
+    ]
+    found.append(ok("boards", _seen(inventory)))
     for board in inventory.accelerators:
         if board.vendor is Vendor.OTHER or board.mig is not None:
             continue
@@ -270,9 +277,11 @@ def judge_boards(inventory: Inventory, private: Private) -> list[Finding]:
         for said in inventory.notes
         if not said.startswith(tuple(f"{variable}: " for variable in CHOOSING))  # told of the variable itself
     ]
-    if all(finding.level is Level.NOTE for finding in found):
-        found.insert(0, ok("boards", _seen(inventory)))
     return found
+
+
+def _runs(driver: Driver) -> str:
+    return f", which runs CUDA {driver.cuda}" if driver.cuda else ""
 
 
 def _name(board: Accelerator) -> str:

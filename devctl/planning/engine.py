@@ -12,6 +12,7 @@ from typing import Any
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
+from devctl.export.known import unknown
 from devctl.inventory.catalogue import find
 from devctl.inventory.records import Vendor
 from devctl.models.footprint import Workload
@@ -102,6 +103,10 @@ def _text(model: Model) -> TextModel:
         config = dict(model.source.config)
     elif (live := getattr(model.request.model, "config", None)) is not None:
         config = dict(live.to_dict())
+    named = config.get("architectures")
+    class_name = str(named[0]) if isinstance(named, list) and named else model.tree.class_name
+    if why := unknown("vllm", class_name):
+        raise RefusedError(why)
     found = text_model(config, model.tree)
     if isinstance(found, str):
         raise RefusedError(found)

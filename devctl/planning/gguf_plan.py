@@ -23,8 +23,13 @@ from devctl.planning.question import libraries
 from devctl.planning.request import MOST_TOKENS, Limits, WorkloadRequest
 from devctl.units import format_bytes
 
-_LITTLE_LEFT = 2**30
-"""Bytes that llama.cpp's own fitting keeps free on each device (``--fit-target``), beyond its compute buffers."""
+COMPUTE = 2**30
+"""Bytes of each GPU that are kept for llama.cpp's compute buffers, with a workload, where ``--overhead`` says nothing.
+
+They are not known before it builds its graphs. It is what llama.cpp's own fitting keeps free of each device
+(``--fit-target``), and more than a batch of 512 tokens takes with flash attention in most models: the logits over a
+vocabulary of 262,144 are 512 MiB.
+"""
 
 
 def plan_gguf(
@@ -44,7 +49,8 @@ def plan_gguf(
     tokens = workload.context_length
     if tokens is not None or max_context:
         asked.require_kept()
-    cut = asked.cut(tokens)
+    # the shortest text is what a cut has to hold in which the longest is looked for
+    cut = asked.cut(1 if max_context else tokens)
     placement = asked.place(cut, tokens)
     refusal = asked.refusal(cut, placement)
     most = asked.most_tokens(cut) if max_context and refusal is None else None
@@ -59,7 +65,7 @@ def plan_gguf(
         room=_room(placement, opened.made_for) if tokens is None and refusal is None else None,
         max_context=most,
         refusal=refusal,
-        other_engine=f"llama.cpp's weights{' and KV cache' if tokens else ''}, without its compute buffers",
+        other_engine=f"llama.cpp's weights{' and KV cache' if tokens else ''}; its compute buffers are not known",
     )
 
 
@@ -124,8 +130,14 @@ class _Asked:
             last=tuple(Part(name=name, nbytes=size[name]) for name in layout.last),
             everywhere=tuple(Part(name=name, nbytes=size[name]) for name in layout.everywhere),
             tied=layout.tied,
-            overhead={} if tokens is None else libraries(self.workload.overhead, self.machine),
+            overhead={} if tokens is None else self._overhead,
         )
+
+    @property
+    def _overhead(self) -> dict[Device, int]:
+        """What is kept of each accelerator for libraries and compute buffers."""
+        buffers = COMPUTE if self.workload.overhead is None else 0
+        return {device: size + buffers for device, size in libraries(self.workload.overhead, self.machine).items()}
 
     def cut(self, tokens: int | None, kept_in: BlockType | None = None) -> Cut:
         """The best cut for so many tokens."""
@@ -244,15 +256,20 @@ class _Asked:
             yield f"{beside}: llama-server takes it with --mmproj, on the first GPU"
 
     def _told_buffers(self, placement: Placement) -> str:
-        """That compute buffers are not counted, what is left for them, and what knows them."""
+        """That compute buffers are not known, what is kept or left for them, and what knows them."""
         gpus = [use for use in placement.devices if is_accelerator(use.device) and use.used and use.budget is not None]
         line = self.opened.fitting(self._all_tokens, self.workload.kv_dtype)
         least = min(gpus, key=_left, default=None)
-        left = ""
+        kept = ""
         if least is not None and placement.fits:
-            left = f" ({format_bytes(_left(least))} are left on {least.device}"
-            left += ", less than the 1 GiB that it would keep free)" if _left(least) < _LITTLE_LEFT else ")"
-        return f"llama.cpp's compute buffers are not counted{left}; its own fitting knows them better: {line}"
+            left = f"{format_bytes(_left(least))} are left on {least.device}"
+            if self.workload.context_length is None:
+                kept = f": {left}"
+            elif self.workload.overhead is None:
+                kept = f": {format_bytes(COMPUTE)} of each GPU is kept for them, or as much as --overhead says; {left}"
+            else:
+                kept = f": what --overhead says is for them and for libraries; {left}"
+        return f"llama.cpp's compute buffers are not known{kept}; its own fitting knows them better: {line}"
 
     @property
     def _all_tokens(self) -> int | None:

@@ -177,16 +177,16 @@ def hosts_question(
         UsageError: the workload is none for this model.
     """
     refuse_gguf(model.gguf, "several hosts")
-    layers = _layers(model)
     with_boards = [each for each in hosts if each.accelerators]
     if not with_boards:
         why = tuple(f"{each.name}: {line}" for each in hosts for line in each.machine.missing)
         raise RefusedError("there is no accelerator for a stage: none is on CPU or disk", findings=why)
     require_one_kind(with_boards)
-    if ranks.size > 1:
-        _require_groups(model.tree, ranks, with_boards)
     for each in with_boards:
         model = as_held(model, each.machine)
+    layers = _layers(model)
+    if ranks.size > 1:
+        _require_groups(model.tree, ranks, with_boards)
     single = sum(len(each.accelerators) for each in with_boards) == 1
     communicators = 0 if single else parallel.COMMUNICATORS if ranks.size > 1 else COMMUNICATORS
     boards = tuple(groups_of(_boards(each, workload, communicators=communicators), ranks.size) for each in with_boards)
@@ -228,8 +228,8 @@ def _require_groups(tree: ModuleTree, ranks: Ranks, hosts: Sequence[NamedMachine
         listed = str(works[0]) if len(works) == 1 else f"{', '.join(map(str, works[:-1]))} or {works[-1]}"
         hint = f"{option} can be {listed}"
     if why := parallel.refusal(tree, ranks):
-        kept = why.hint if not works and why.hint.startswith("leave out") else hint
-        raise replace(why, hint=kept).error()
+        # what is said of numbers there knows nothing of the hosts
+        raise replace(why, hint=hint if works or why.hint.startswith("--") else why.hint).error()
     for each in hosts:
         if (count := len(each.accelerators)) % ranks.size:
             there = "one accelerator" if count == 1 else f"{count} accelerators"

@@ -121,6 +121,9 @@ def read_machine(path: str) -> Inventory:
     text, origin = read_text(Path(path), "the machine", hint)
     try:
         return from_document(json.loads(text))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{origin} describes no machine: it is broken JSON at {where}", hint=hint) from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{origin} describes no machine: {first_line(error)}", hint=hint) from None
 

@@ -39,7 +39,7 @@ class Model:
 
     Attributes:
         request: what was asked for.
-        source: where it is read from; None for a live module.
+        source: where it is read from; None for a live module, and for a GGUF file.
         tree: its modules.
         made_for: tokens that it is made for; None where its config does not say.
         footprints: what it holds beside its weights, by workload: traced as it is asked for.

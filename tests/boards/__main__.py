@@ -30,13 +30,16 @@ from devctl.writing import write_whole
 from tests.boards import private
 from tests.boards.child import CHECKOUT, parse_box
 from tests.boards.page import page
-from tests.boards.records import Box, Evidence, Step, Verdict
+from tests.boards.records import Box, Evidence, Step, Verdict, parse_evidence
 from tests.boards.slices import MARGIN, Exit, Slice, in_order, run_slice
 from tests.boards.state import State, folder_of, gather, left, open_state
 from tests.boards.steps import STEPS
 
 DESCRIBING = 120
 """Seconds in which torch is imported and the driver has answered."""
+
+ENDING = 20
+"""Seconds in which a process ends that was told to."""
 
 MOST_MINUTES = 24 * 60
 MOST_SAID = 16 * 2**20
@@ -75,7 +78,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End ``process`` and what it started, and wait for it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # one that a driver holds does not end, and must not hold the others
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=ENDING)
 
 
 def _tail(file: IO[bytes], most: int) -> str:
@@ -132,7 +137,7 @@ def write(evidence: Evidence, folder: Path) -> tuple[Path, Path]:
     document, beside = folder / f"{name}.json", folder / f"{name}.md"
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(document, json.dumps(cleaned, indent=1, allow_nan=False) + "\n")
-    write_whole(beside, private.of_this_box().clean_lines(page(evidence)))
+    write_whole(beside, page(parse_evidence(cleaned)))
     return document, beside
 
 
@@ -163,9 +168,17 @@ def run(given: argparse.Namespace, steps: Sequence[Step], say: Callable[[str], N
     """One slice; its exit code."""
     start = time.monotonic()
     work = given.out / ".boards"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"--out {given.out}: it can't be written to: {error.strerror}")
+        return 2
     env = environment(work.resolve() / "cache")
     box = find_box(given.on, env)
     if not box.boards:
+        with contextlib.suppress(OSError):  # what was there before stays
+            work.rmdir()
+            given.out.rmdir()
         say(private.of_this_box().clean(f"no board: {box.problem}"))
         say("list the steps with --dry-run")
         return 3
@@ -205,7 +218,8 @@ def told(evidence: Evidence, state: State, steps: Sequence[Step]) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in evidence.counts.items())
     rest = left(state, steps)
     if not rest:
-        return f"{counts}; every step was tried"
+        asked = " that was asked for" if left(state, STEPS) else ""
+        return f"{counts}; every step{asked} was tried"
     return f"{counts}; {len(rest)} steps are left, about {sum(s.seconds for s in rest) / 60:.0f} minutes: run it again"
 
 
@@ -227,8 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(given, steps, lambda line: print(line, file=sys.stderr, flush=True))
     except DevctlError as error:
-        print(f"{error.message}", file=sys.stderr)
+        print(error.message, file=sys.stderr)
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -33,10 +33,17 @@ class Ask:
         return self.cards[0]
 
 
+MOST = 300
+"""Letters of what an exception says that are told."""
+
+BROKEN = 75
+"""The exit code of a process whose accelerator answers no more, as after an illegal access: another may go on."""
+
+
 def try_all(cells: Iterable[Cell], path: Path, cards: Sequence[Card]) -> None:
     """Try the cells that the journal at ``path`` does not have yet, and write what they find.
 
-    Whatever is raised in one is a row, and the next is tried.
+    Whatever is raised in one is a row, and the next is tried; in another process where a card is broken by it.
     """
     known = journal.read(path).ended
     for cell in cells:
@@ -51,9 +58,19 @@ def try_all(cells: Iterable[Cell], path: Path, cards: Sequence[Card]) -> None:
             let_go(error)
         journal.end(path, cell.subject)
         gc.collect()
-        for card in cards:
-            card.empty()
+        if not all(map(_answers, cards)):
+            raise SystemExit(BROKEN)
     journal.append(path, {"done": True})
+
+
+def _answers(card: Card) -> bool:
+    """Whether a card does what it is asked; what its allocator keeps is given back."""
+    try:
+        card.wait()
+        card.empty()
+    except RuntimeError:
+        return False
+    return True
 
 
 def told_of(error: BaseException) -> str:
@@ -61,7 +78,8 @@ def told_of(error: BaseException) -> str:
     if isinstance(error, DevctlError):
         findings = "; ".join(getattr(error, "findings", ()))
         return " ".join(part for part in (error.message, findings and f"({findings})") if part)
-    return f"{type(error).__name__}: {first_line(error)}"
+    text = first_line(error)
+    return f"{type(error).__name__}: {text[:MOST]}{'…' if len(text) > MOST else ''}"
 
 
 def let_go(error: BaseException) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from devctl.devices import Device
@@ -31,15 +32,17 @@ class Card(Protocol):
 
     Attributes:
         index: torch's number of it.
-        place: torch's name of it.
         kernels: whose kernels run on it.
         simulated: it is none.
     """
 
     index: int
-    place: str
     kernels: Kernels
     simulated: bool
+
+    @property
+    def place(self) -> str:
+        """torch's name of it."""
 
     def total(self) -> int:
         """What torch says there is in all."""
@@ -189,7 +192,8 @@ class CudaCard:
         for dtype in dtypes:
             one = torch.ones((128, 128), dtype=dtype, device=self.place)
             torch.addmm(one, one, one)
-            torch.nn.functional.scaled_dot_product_attention(*[one.view(1, 1, 128, 128)] * 3)
+            heads = one.view(1, 1, 128, 128)
+            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
         self.wait()
 
     def held(self) -> Held:
@@ -234,8 +238,29 @@ def open_cards() -> tuple[CudaCard, ...]:
     return tuple(found)
 
 
+PACKAGES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "safetensors": "safetensors",
+    "huggingface_hub": "huggingface-hub",
+    "typer": "typer",
+    "rich": "rich",
+    "psutil": "psutil",
+    "pynvml": "nvidia-ml-py",
+}
+"""What devctl imports, and what it is called by those who install it."""
+
+
+def missing() -> tuple[str, ...]:
+    """What has to be installed for devctl to run from a checkout."""
+    return tuple(package for module, package in PACKAGES.items() if find_spec(module) is None)
+
+
 def describe() -> Box:
     """This box, by what torch and the driver say."""
+    if absent := missing():
+        return Box(boards=(), versions={}, problem=f"packages are missing: pip install {' '.join(absent)}")
     import torch
 
     from devctl.inventory import Part, take_inventory

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from devctl.loading.run.inputs import Inputs
     from devctl.models.skeleton import Skeleton
 
-Make = Callable[[], tuple[Any, Any]]
+Make = Callable[..., tuple[Any, Any]]
 """Makes a class of transformers and a config, anew."""
 
 
@@ -244,7 +244,8 @@ def run(loaded: Loaded, job: Job) -> Measured:
             gc.collect()
             card.empty()
             card.forget()
-            work(loaded, inputs, job)
+            # a step more than tokens: generate does not run the model on its last one
+            work(loaded.module, inputs, card.place, job.new + 1)
             card.wait()
             held = card.held()
             state = sum(storages(caches).values()) if caches else None
@@ -261,11 +262,14 @@ def run(loaded: Loaded, job: Job) -> Measured:
     )
 
 
-def work(loaded: Loaded, inputs: Inputs, job: Job) -> Any:
-    """Generate, or run a forward where the model makes no tokens; what comes out."""
+def work(module: Any, inputs: Inputs, place: str, new: int) -> Any:
+    """Generate ``new`` tokens, or run a forward where the model makes none; what comes out.
+
+    Args:
+        place: torch's name of the device that takes the inputs.
+    """
     import torch
 
-    module, place = loaded.module, loaded.card.place
     given = {
         name: tensor.to(place, module.dtype if tensor.is_floating_point() else None)
         for name, tensor in inputs.tensors.items()
@@ -278,8 +282,7 @@ def work(loaded: Loaded, inputs: Inputs, job: Job) -> Any:
         settings.pad_token_id = 0
         if module.config.is_encoder_decoder and not isinstance(settings.decoder_start_token_id, int):
             settings.decoder_start_token_id = 0
-        # a step more than tokens: generate does not run the model on its last one
-        return module.generate(**given, do_sample=False, num_beams=1, max_new_tokens=job.new + 1)
+        return module.generate(**given, do_sample=False, num_beams=1, max_new_tokens=new)
 
 
 def _of_decoder(module: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

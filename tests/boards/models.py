@@ -226,6 +226,7 @@ def _made(data: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _large(name: str) -> tuple[dict[str, Any], dict[str, Any], int, int]:
     """The config, the part of it that has the layers, and bytes of a layer and of the rest, in two bytes a weight."""
+    data: dict[str, Any]
     if name == "qwen3-14b":
         data = dict(_QWEN3_14B)
     elif name == "llava-7b":

@@ -34,6 +34,8 @@ class PretendedCard:
     index: int
     simulated: bool = True
     kernels: Kernels = Kernels.CPU
+    said_room: int = TOTAL
+    """What a plan is told that it may use."""
 
     @property
     def place(self) -> str:
@@ -52,7 +54,7 @@ class PretendedCard:
         return TOTAL - self.reserved_now() - CONTEXT
 
     def room(self) -> int:
-        return TOTAL
+        return self.said_room
 
     def overhead(self) -> int:
         return CONTEXT

@@ -32,7 +32,7 @@ _MAC = re.compile(r"\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b")
 _IP = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.])")
 _IP6 = re.compile(r"(?<![\w:])(?=(?:[0-9a-fA-F]*:){3})[0-9a-fA-F:]*[0-9a-fA-F](?![\w:])")
 _PATH = re.compile(r"(?<![\w<>/.~-])~?/(?:[^\s'\"`<>|:;,()\[\]{}/]+/?)+")
-_WINDOWS = re.compile(r"(?<!\w)(?:[A-Za-z]:)?\\(?:[^\s'\"`<>|:;,()\[\]{}\\]+\\?)+")
+_WINDOWS = re.compile(r"(?<!\w)(?:[A-Za-z]:\\|\\\\)(?:[^\s'\"`<>|:;,()\[\]{}\\]+\\?)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,6 @@ class Private:
         ):
             text = pattern.sub(stands, text)
         return "".join(character if character.isprintable() else " " for character in text)
-
-    def clean_lines(self, text: str) -> str:
-        """The same of each line of a text."""
-        return "\n".join(map(self.clean, text.split("\n")))
 
     def cleaned(self, value: Any) -> Any:
         """The same of every text within JSON values, the names of keys too."""

@@ -18,6 +18,7 @@ SCHEMA = 1
 """Version of the evidence's document; it grows when a key changes its meaning or goes."""
 
 MIB = 2**20
+NOT_SIMULATED = "a simulated device is one of its own process alone"
 Value = int | float | str | bool | None
 
 
@@ -339,6 +340,29 @@ def skipped(subject: str, claim: str, why: str) -> Row:
 def failed(subject: str, claim: str, why: str) -> Row:
     """A claim that could not be tried to its end."""
     return Row(subject=subject, claim=claim, verdict=Verdict.FAILED, why=why)
+
+
+def parse_evidence(document: Mapping[str, Any]) -> Evidence:
+    """What ``to_document`` made.
+
+    Raises:
+        ValueError: it is no evidence.
+    """
+    try:
+        return Evidence(
+            box=Box(
+                boards=tuple(Board(**board) for board in document["boards"]),
+                versions=document["versions"],
+                simulated=document["simulated"],
+            ),
+            begun=document["begun"],
+            steps=tuple(
+                Tried(**{**step, "status": Status(step["status"]), "rows": tuple(map(parse_row, step["rows"]))})
+                for step in document["steps"]
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not evidence: {error}") from None
 
 
 def parse_row(data: Mapping[str, Any]) -> Row:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.boards import journal
+from tests.boards.asking import BROKEN
 from tests.boards.records import FINISHED, Box, Row, Status, Step, Verdict
 from tests.boards.state import State, blame
 
@@ -18,7 +19,7 @@ MARGIN = 10
 SHORTEST = 15
 """Seconds with which no step is begun: torch is hardly imported by then."""
 
-_CRASHES = 3
+_CRASHES = 4
 """So many processes of one step may end badly; each next one leaves out the cell in which the last one ended."""
 
 _CUTS = 2
@@ -139,6 +140,8 @@ def run_step(step: Step, state: State, time: Slice) -> Status:
                     return put(Status.CUT)
                 blame(state, step, f"it did not end in {_CUTS} slices")
                 return put(Status.CUT)
+            if exit.code == BROKEN and found.open is None:
+                continue  # it told what broke its board, and another process may go on
             why = _why(exit, seconds)
             if blame(state, step, why) is None:
                 # it ended before or between cells: the next try would, too

@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from tests.boards import __main__ as boards
-from tests.boards.records import SECTIONS, Box
+from tests.boards import cards
+from tests.boards.models import FAMILIES
+from tests.boards.records import SECTIONS, TARGETS, Box
 from tests.boards.slices import Exit
 from tests.boards.steps import STEPS
 from tests.boards.test_page import SCHEMA
@@ -81,6 +83,43 @@ def test_without_a_board_it_says_so_and_exits_3(command, monkeypatch, tmp_path):
     assert not (tmp_path / "evidence").exists()
 
 
+def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch):
+    there = cards.find_spec
+    monkeypatch.setattr(cards, "find_spec", lambda name: None if name in ("pynvml", "typer") else there(name))
+    assert cards.describe().problem == "packages are missing: pip install typer nvidia-ml-py"
+
+
+def test_torch_without_cuda_is_told(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = cards.describe()
+    assert (found.boards, found.problem) == ((), f"torch {torch.__version__} is built without CUDA")
+    assert found.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_runs(command, tmp_path):
+    (tmp_path / "evidence").write_text("a file")
+    code, _, err = command("--out", str(tmp_path / "evidence"))
+    assert code == 2
+    assert "it can't be written to" in err
+
+
+def test_ctrl_c_while_the_box_is_looked_at_ends_quietly(command, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(boards, "find_box", interrupted)
+    assert command("--out", str(tmp_path))[::2] == (130, "interrupted\n")
+
+
+def test_the_page_of_how_to_run_it_names_what_there_is():
+    text = (boards.CHECKOUT / "docs" / "boards.md").read_text(encoding="utf-8")
+    assert f"{sum(map(len, FAMILIES.values()))} small architectures" in text
+    assert all(f"| {section} |" in text for section in SECTIONS)
+    assert all(f"| {target} |" in text for target in TARGETS)
+
+
 @pytest.mark.parametrize(
     ("ended", "said"),
     [
@@ -127,7 +166,7 @@ def test_a_slice_on_devices_that_are_none_writes_its_evidence_and_goes_on(tmp_pa
             check=False,
         )
 
-    first = run("--only", "overhead/")
+    first = run("--only", "overhead/", "--only", "real/")
     assert first.returncode == 0, first.stderr
     (document,) = tmp_path.glob("*.json")
     found = json.loads(document.read_text())
@@ -138,6 +177,8 @@ def test_a_slice_on_devices_that_are_none_writes_its_evidence_and_goes_on(tmp_pa
     assert by_name["overhead/context"]["status"] == "done"
     assert found["counts"]["met"] > 0
     assert found["counts"]["failed"] == 0, by_name["overhead/context"]["rows"]
+    assert [row["verdict"] for row in by_name["real/minilm"]["rows"]] in (["skipped"], [])
+    assert "every step that was asked for was tried" in first.stderr
     assert "proves nothing about a board" in document.with_suffix(".md").read_text()
     second = run("--only", "overhead/")
     assert second.returncode == 0

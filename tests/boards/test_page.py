@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import pytest
 
 from tests.boards import __main__ as boards
 from tests.boards.page import page, size, value
@@ -22,6 +23,7 @@ from tests.boards.records import (
     holds,
     near_peak,
     near_process,
+    parse_evidence,
     skipped,
     told,
 )
@@ -108,6 +110,21 @@ def test_what_is_written_has_no_path_and_is_valid_where_a_figure_is_none(tmp_pat
     for each in (text, beside.read_text()):
         assert "alice" not in each
     assert sorted(path.name for path in document.parent.iterdir()) == [document.name, beside.name]
+
+
+def test_a_page_is_made_of_what_was_written():
+    document = json.loads(json.dumps(EVIDENCE.to_document()))
+    assert parse_evidence(document) == EVIDENCE
+    assert page(parse_evidence(document)) == page(EVIDENCE)
+    for broken in ({}, {**document, "steps": [{}]}, {**document, "boards": [{"name": "x", "uuid": "y"}]}):
+        with pytest.raises(ValueError, match="not evidence"):
+            parse_evidence(broken)
+
+
+def test_a_constant_for_the_table_stands_in_the_page_as_it_is_meant(tmp_path):
+    row = told("a process", "constant", 1, why="for the table: 112 * 2**20, 100 MiB on this board")
+    _, beside = boards.write(replace(EVIDENCE, steps=(tried(row, section="overhead"),)), tmp_path)
+    assert "for the table: 112 \\* 2\\*\\*20, 100 MiB on this board" in beside.read_text()
 
 
 def test_the_page_tells_what_was_missed_and_what_was_not_run():

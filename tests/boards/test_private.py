@@ -19,6 +19,7 @@ WORDS = {"gpu-node-17": "<host>", "alice": "<user>", "/home/alice": "<path>", "h
         ("read '/mnt/data/a b'", "read '<path> b'"),
         ("file:/etc/hosts and ~/secret", "file:<path> and <path>"),
         (r"C:\Users\bob\x.py", "<path>"),
+        (r"\\server\share\x", "<path>"),
         ("GPU-5a1b2c3d-1111-2222-3333-444455556666 is lost", "<uuid> is lost"),
         ("CUDA_VISIBLE_DEVICES=GPU-5a1b2c3d,MIG-0000", "CUDA_VISIBLE_DEVICES=<uuid>,<uuid>"),
         ("MIG-GPU-5a1b2c3d-1111-2222-3333-444455556666/7/0", "<uuid>"),
@@ -46,6 +47,7 @@ def test_what_is_private_is_told_by_its_kind(text, cleaned):
         "torch 2.9.1+cu128",
         "predicted / measured - 1",
         "512 KiB <= 1 MiB",
+        r"112 \* 2\*\*20 of '\n'",
     ],
 )
 def test_what_is_not_private_stays(text):

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from tests.boards import journal
-from tests.boards.records import Board, Box, Needs, Status, Step, Verdict, holds
+from tests.boards.asking import BROKEN, try_all
+from tests.boards.pretended import PretendedCard
+from tests.boards.records import Board, Box, Cell, Needs, Status, Step, Verdict, failed, holds
 from tests.boards.slices import Exit, Slice, in_order, run_slice, unmet
 from tests.boards.state import folder_of, gather, left, open_state
 
@@ -107,6 +109,24 @@ def test_a_process_that_crashes_is_a_row_and_its_other_cells_are_tried(world, st
     assert (first.status, second.status) == (Status.DONE, Status.DONE)
 
 
+def test_a_process_that_breaks_its_board_tells_why_and_another_goes_on(world, state):
+    one = step("peaks/one")
+
+    def breaks(step, path, seconds):
+        if "first" in journal.read(path).ended:
+            return world.succeeds(step, path, seconds)
+        journal.begin(path, "first")
+        journal.add(path, failed("first", "runs", "CUDA error: an illegal memory access"))
+        journal.end(path, "first")
+        return Exit(code=BROKEN)
+
+    world.does["peaks/one"] = breaks
+    run_slice((one,), state, BOX, world.slice())
+    (tried,) = gather(BOX, state, (one,)).steps
+    assert tried.status is Status.DONE
+    assert [(row.subject, row.verdict) for row in tried.rows] == [("first", Verdict.FAILED), ("second", Verdict.MET)]
+
+
 def test_a_process_that_can_not_begin_is_a_row_and_is_not_tried_again(world, state):
     steps = (step("peaks/a"), step("peaks/b"))
     world.does["peaks/a"] = world.dies_at_once
@@ -155,7 +175,7 @@ def test_a_process_that_hangs_is_ended_at_its_own_limit(world, state):
     run_slice((quick,), state, BOX, world.slice(minutes=60))
     rows = gather(BOX, state, (quick,)).steps[0].rows
     assert [row.why for row in rows] == ["it did not end in 120 s, and was ended"]
-    assert world.now == 3 * quick.limit
+    assert world.now == 4 * quick.limit
     assert state.of(quick).status is Status.ENDED
 
 
@@ -229,3 +249,27 @@ def test_another_driver_is_another_run(tmp_path):
     folders = {folder_of(tmp_path, BOX, "1"), folder_of(tmp_path, newer, "1"), folder_of(tmp_path, BOX, "2")}
     assert len(folders) == 3
     assert folder_of(tmp_path, BOX, "1") in folders
+
+
+class Broken(PretendedCard):
+    def wait(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def empty(self):
+        raise AssertionError("it waits first")
+
+
+def test_a_card_that_answers_no_more_ends_the_process_after_its_row(tmp_path):
+    path = tmp_path / "journal"
+
+    def fail():
+        yield holds("first", "before", True)
+        raise ValueError("what was wrong\nand more of it")
+
+    cells = [Cell(subject="first", work=fail), Cell(subject="second", work=list)]
+    with pytest.raises(SystemExit) as stop:
+        try_all(cells, path, [Broken(0)])
+    assert stop.value.code == BROKEN
+    found = journal.read(path)
+    assert [(row.claim, row.why) for row in found.rows] == [("before", ""), ("runs", "ValueError: what was wrong")]
+    assert (found.open, found.ended, found.is_done) == (None, {"first"}, False)

@@ -74,6 +74,35 @@ def test_an_adapter_in_a_models_place_is_planned_with_its_base(devctl, made):
     assert json.loads(devctl("plan", made.adapter / "adapter_model.safetensors", *BOX, "--json").out) == document
 
 
+def test_an_adapter_beside_a_config_is_one_all_the_same(devctl, made, own):
+    shutil.copy(made.base / "config.json", own)
+    result = devctl("plan", own, *BOX, "--json")
+    assert [each["bytes"] for each in json.loads(result.out)["model"]["adapters"]] == [3584]
+
+
+def test_an_adapter_in_a_models_own_folder_counts_as_transformers_loads_it_too(devctl, made, own):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(made.base / name, own)
+    adapters.rewrite(own, base_model_name_or_path="/nowhere")  # which is not looked for then
+    result = devctl("plan", own, *BOX, "--json")
+    assert [each["bytes"] for each in json.loads(result.out)["model"]["adapters"]] == [3584]
+    assert "has an adapter in it, which transformers loads, too, where PEFT is installed" in result.err
+    adapters.rewrite(own, peft_type="IA3")
+    result = devctl("plan", own, *BOX, "--json")
+    assert json.loads(result.out)["model"]["adapters"] == []
+    assert "has an adapter in it, which is not counted" in result.err
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4", "fp8", "torchao-int4"])
+def test_an_adapter_holds_as_much_beside_quantised_weights(devctl, made, method):
+    alone, whole = (
+        json.loads(devctl("plan", made.base, *BOX, "--quantize", method, *more, "--json").out)
+        for more in ((), ("--adapter", made.adapter))
+    )
+    assert whole["model"]["bytes"] - alone["model"]["bytes"] == 3584
+    assert "what an adapter computes beside quantised weights is counted as beside plain ones" in whole["notes"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -102,6 +102,6 @@ def test_this_machine_is_examined_whole_with_the_frameworks_that_are_here(ran):
 def test_it_imports_no_framework_itself():
     from tests.test_architecture import HEAVY, modules_after
 
-    found, out = modules_after("doctor", "--json", "--timeout", "1s")
+    found, out = modules_after("doctor", "--json", "--timeout", "0.1s")
     assert json.loads(out)["kind"] == "devctl.doctor"
     assert found.isdisjoint(HEAVY)

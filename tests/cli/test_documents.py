@@ -21,6 +21,7 @@ FITS_ON = "planning/fits_on.schema.json"
 CLUSTER = "inventory/cluster.schema.json"
 EXPORT = "export/export.schema.json"
 DOCTOR = "planning/doctor.schema.json"
+PIPELINE = "planning/pipeline.schema.json"
 
 
 def schema(name):
@@ -52,7 +53,7 @@ def test_every_document_has_a_schema():
         "loading/schema.json",
         "distributed/schema.json",
     }
-    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, DOCTOR, *others} == set(SCHEMAS)
+    assert {PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT, DOCTOR, PIPELINE, *others} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

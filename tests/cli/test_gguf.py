@@ -58,8 +58,8 @@ def test_what_is_printed_is_the_plan_document(devctl, llama):
 def test_the_summary_says_what_is_not_counted(devctl, llama):
     done = devctl("plan", llama, "--devices", "24GiB", "--context-length", "4k", "--batch-size", "2")
     assert "llama 1.63 MiB in gguf and Q4_K_M, placed by layers" in done.err
-    assert "holds for: llama.cpp's weights and KV cache, without its compute buffers" in done.err
-    assert "llama.cpp's compute buffers are not counted" in done.err
+    assert "holds for: llama.cpp's weights and KV cache; its compute buffers are not known" in done.err
+    assert "llama.cpp's compute buffers are not known: 1.00 GiB of each GPU is kept for them" in done.err
     assert f"llama-fit-params --model {llama} --ctx-size 8192" in " ".join(done.err.split())
 
 
@@ -83,14 +83,21 @@ def test_without_a_gpu_llama_cpp_runs_it_on_the_cpu(devctl, llama):
     assert (done.code, done.out) == (0, f"llama-server --model {llama} --gpu-layers 0 --fit off\n")
 
 
+def test_one_gpu_of_several_is_the_only_one_that_llama_cpp_takes(devctl, llama):
+    done = devctl("plan", llama, "--max-memory", "0=1KiB,1=24GiB,cpu=1GiB", "--to", "llama.cpp")
+    assert done.out == (
+        f"CUDA_VISIBLE_DEVICES=1 llama-server --model {llama} --gpu-layers 5 --split-mode none --fit off\n"
+    )
+
+
 def test_parts_are_named_by_the_first(devctl, folder):
     first = folder / "m-00001-of-00004.gguf"
     done = devctl(
         "plan", folder, "--devices", "24GiB", "--context-length", "1k", "--kv-dtype", "int8", "--to", "llama.cpp"
     )
     assert done.out == (
-        f"llama-server --model {first} --gpu-layers 5 --ctx-size 1024 --parallel 1 --cache-type-k q8_0 "
-        "--cache-type-v q8_0 --fit off\n"
+        f"llama-server --model {first} --gpu-layers 5 --split-mode none --ctx-size 1024 --parallel 1 "
+        "--cache-type-k q8_0 --cache-type-v q8_0 --fit off\n"
     )
 
 
@@ -257,3 +264,13 @@ def test_memory_that_a_gpu_shares_has_the_embedding_too(devctl, llama):
     ]
     assert (gpu["device"], cpu["device"], cpu["budget"]) == ("cuda:0", "cpu", None)
     assert gpu["budget"] == board - cpu["used"]
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "a/x.gguf", "a/b/c/x.gguf", "x"])
+def test_a_plan_that_somebody_changed_is_exported_or_refused(devctl, llama, tmp_path, name):
+    plan = json.loads(devctl("plan", llama, "--devices", "24GiB", "--context-length", "1k").out)
+    plan["model"] |= {"name": name, "revision": "abc"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    done = devctl("export", tmp_path / "plan.json", "--to", "llama.cpp")
+    assert done.code == 0
+    assert ("--hf-repo a/b --hf-file c/x.gguf" if name.count("/") > 1 else "--model ") in done.out

@@ -54,7 +54,8 @@ def test_a_plan_reads_a_header_and_no_file(hub, devctl, folder, tmp_path, monkey
 def test_llama_cpp_is_told_the_repository(hub, devctl):
     done = devctl("plan", "org/one", "--devices", "24GiB", "--context-length", "4k", "--to", "llama.cpp")
     assert done.out == (
-        "llama-server --hf-repo org/one --hf-file m.gguf --gpu-layers 5 --ctx-size 4096 --parallel 1 --fit off\n"
+        "llama-server --hf-repo org/one --hf-file m.gguf --gpu-layers 5 --split-mode none --ctx-size 4096 --parallel 1 "
+        "--fit off\n"
     )
     assert f"planned was {COMMIT}" in done.err
 

@@ -1,12 +1,19 @@
 """``devctl list`` as people and programs see it."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
+import select
 import signal
+import struct
+import subprocess
+import termios
 import time
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -151,13 +158,147 @@ def on_a_terminal(started, text, *arguments, until, **options):
     return seen.decode(), process.wait(timeout=10), err
 
 
-def test_watching_redraws_in_place_on_a_terminal(started):
+SCREEN, SCREEN_BEFORE = "\033[?1049h", "\033[?1049l"
+
+
+def test_watching_redraws_in_place_on_a_screen_of_its_own(started):
     seen, code, err = on_a_terminal(
         started, boxes.system() + boxes.board(), "list", "--watch", "0.1", until=lambda text: text.count(b"H100") >= 3
     )
     assert (code, err) == (130, b"")
-    assert "\033[1A" in seen, "the cursor goes up again"
-    assert seen.rstrip().endswith("\033[?25h"), "and is shown when it is over"
+    assert seen.startswith(SCREEN)
+    assert seen.count("\033[H") >= 3, "the cursor goes to the top again"
+    assert re.search(r"[0-2][0-9]:[0-5][0-9]:[0-5][0-9], every 0\.1 s; q leaves", seen)
+    assert seen.rstrip().endswith("\033[?25h" + SCREEN_BEFORE), "and what was there is shown when it is over"
+
+
+class Watched:
+    """``list --watch`` on a terminal whose keys and modes a test has in its hands."""
+
+    def __init__(self, started, *arguments, rows=40, **options):
+        self.screen, self.end = pty.openpty()
+        self.resize(rows)
+        self.modes = termios.tcgetattr(self.end)
+        box = boxes.system() + boxes.board()
+        self.process = started(
+            box, "list", "--watch", *arguments, stdin=self.end, stdout=self.end, text=False, **options
+        )
+        self.seen = b""
+
+    def resize(self, rows, columns=100):
+        fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def until(self, text, more=0):
+        deadline = time.monotonic() + 30
+        while self.seen.count(text) <= more and time.monotonic() < deadline:
+            if select.select([self.screen], [], [], 1)[0]:
+                self.seen += os.read(self.screen, 65536)
+        assert self.seen.count(text) > more, self.seen
+
+    def end_of_it(self):
+        """The exit code, and what was written to stderr; the terminal is as it was."""
+        code = self.process.wait(timeout=30)
+        while select.select([self.screen], [], [], 0.1)[0]:
+            self.seen += os.read(self.screen, 65536)
+        assert termios.tcgetattr(self.end) == self.modes
+        assert self.seen.rstrip().endswith(("\033[?25h" + SCREEN_BEFORE).encode())
+        err = self.process.stderr.read()
+        for each in (self.screen, self.end):
+            os.close(each)
+        self.process.stderr.close()
+        return code, err
+
+
+@pytest.mark.parametrize("key", [b"q", b"Q", b"\x04"])
+def test_a_key_leaves_at_once_and_the_terminal_is_as_it_was(started, key):
+    watched = Watched(started, "3600")
+    watched.until(b"H100")
+    assert not termios.tcgetattr(watched.end)[3] & (termios.ECHO | termios.ICANON), "keys are heard and not shown"
+    os.write(watched.screen, b"xyz" + key)
+    assert watched.end_of_it() == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, -3)]
+)
+def test_whatever_ends_it_leaves_the_terminal_as_it_was(started, number, code):
+    watched = Watched(started, "3600")
+    watched.until(b"H100")
+    watched.process.send_signal(number)
+    assert watched.end_of_it() == (code, b"")
+
+
+def test_a_look_that_fails_is_told_on_the_screen_that_was_there_before(started, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import devctl.cli.list as l\n"
+        "from devctl.errors import UsageError\n"
+        "looks = iter([l.take_inventory])\n"
+        "def look(**more):\n"
+        "    for each in looks:\n"
+        "        return each(**more)\n"
+        "    raise UsageError('it is gone')\n"
+        "l.take_inventory = look\n"
+    )
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2])))
+    watched = Watched(started, "0.1", env={"PYTHONPATH": path})
+    assert watched.end_of_it() == (2, b"devctl: it is gone\n")
+
+
+def test_it_can_be_stopped_and_goes_on_with_a_screen_again(started):
+    watched = Watched(started, "0.2")
+    watched.until(b"H100")
+    watched.process.send_signal(signal.SIGTSTP)
+    watched.until(SCREEN_BEFORE.encode())
+    assert termios.tcgetattr(watched.end) == watched.modes, "as it was, for the shell"
+    watched.process.send_signal(signal.SIGCONT)
+    watched.until(SCREEN.encode(), more=1)
+    os.write(watched.screen, b"q")
+    assert watched.end_of_it() == (0, b"")
+
+
+def test_a_terminal_that_is_too_low_is_told_and_one_that_grows_shows_more(started):
+    watched = Watched(started, "3600", rows=5)
+    watched.until(b"more lines, for which the terminal is too low")
+    assert b"working directory" not in watched.seen
+    watched.resize(60)
+    watched.process.send_signal(signal.SIGWINCH)
+    watched.until(b"working directory")
+    os.write(watched.screen, b"q")
+    assert watched.end_of_it() == (0, b"")
+
+
+def test_without_a_keyboard_there_is_no_q(started):
+    screen, end = pty.openpty()
+    process = started(
+        boxes.system(),
+        "list",
+        "--watch",
+        "0.1",
+        stdin=subprocess.DEVNULL,
+        stdout=end,
+        stderr=subprocess.PIPE,
+        text=False,
+    )
+    os.close(end)
+    seen = b""
+    while b"Ctrl-C leaves" not in seen:
+        seen += os.read(screen, 65536)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):
+        while os.read(screen, 65536):
+            pass
+    os.close(screen)
+    assert process.wait(timeout=30) == 130
+    process.stderr.close()
+
+
+def test_a_dumb_terminal_gets_table_after_table(started):
+    seen, code, _ = on_a_terminal(
+        started, boxes.system() + boxes.board(), "list", "--watch", "0.1",
+        until=lambda text: text.count(b"H100") >= 2, env={"TERM": "dumb"},
+    )  # fmt: skip
+    assert code == 130
+    assert "\033" not in seen
 
 
 def test_a_terminal_gets_bold_headers_unless_told_not_to(started):

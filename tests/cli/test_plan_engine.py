@@ -143,9 +143,11 @@ def test_a_plan_for_vllm_is_exported_from_its_file(devctl, tmp_path):
 def test_a_plan_for_vllm_is_not_loaded_by_transformers(devctl, tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(devctl("plan", LLAMA, "--devices", "80GiB", "--context-length", "8k", *VLLM).out)
-    done = devctl("load", LLAMA, "--map", file)
-    assert (done.code, done.out) == (3, "")
-    assert "a plan for vllm 0.19.0" in done.err
+    for command in (("load", LLAMA), ("check",), ("plan", LLAMA, "--devices", "80GiB")):
+        done = devctl(*command, "--map", file)
+        assert (done.code, done.out) == (3, "")
+        assert "a plan for vllm 0.19.0" in done.err
+        assert f"`devctl export {file} --to vllm`" in done.err
 
 
 @pytest.mark.parametrize(
@@ -202,3 +204,8 @@ def test_transformers_is_what_is_counted_without_a_word(devctl):
     )
     assert (one.out, one.err) == (other.out, other.err)
     assert "holds for: transformers' generate" in one.err
+
+
+def test_an_architecture_that_vllm_does_not_know_is_refused_in_a_line(devctl):
+    said = refused(devctl, CONFIGS / "t5-11b", "--devices", "80GiB", "--context-length", "512")
+    assert said == "devctl: vllm 0.33.0 does not know the architecture T5ForConditionalGeneration\n"

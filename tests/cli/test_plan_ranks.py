@@ -141,6 +141,13 @@ def test_what_ranks_cannot_share_is_refused(devctl, name, options, said):
     assert said in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("name", ["olmo2", "deepseek-v3"])
+def test_a_padding_token_may_be_in_the_part_of_another_rank(name, devctl, small):
+    options = ["--devices", "2x8GiB", "--tp", "2", "--context-length", "64"]
+    documents = [planned(devctl, small(name, pad_token_id=token), *options)[0] for token in (0, 128)]
+    assert documents[0]["devices"] == documents[1]["devices"]
+
+
 def test_a_decoder_without_a_plan_is_refused(devctl, checkpoint):
     done = devctl("plan", checkpoint("gpt2"), "--devices", "2x1GiB", "--tp", "2")
     assert done.code == 3

@@ -178,7 +178,9 @@ def test_compare_explain_and_pictures_are_of_groups(devctl, tmp_path):
     (stage, _) = json.loads(done.out)["stages"]
     assert f"{stage['used'] / stage['budget']:.1%} full" in said(done)
     for name in ("x.svg", "x.html"):
-        assert "b/cuda:3" in (tmp_path / name).read_text()
+        drawn = (tmp_path / name).read_text()
+        assert "b/cuda:3" in drawn
+        assert "on a/cuda:0 to cuda:3" in drawn, "a layer is on all of its stage's"
 
 
 def test_engines_are_told_both_sizes_and_the_partition(devctl, tmp_path):
@@ -219,6 +221,17 @@ def test_the_library_plans_groups_over_hosts():
         plan.to_hf()
     with pytest.raises(library.RefusedError, match=r"groups of 4 leave 2 over"):
         library.plan(LLAMA, "a:8xH100;b:6xH100", tp=4)
+
+
+def test_a_module_that_is_there_already_says_what_to_give_instead():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    with pytest.raises(library.RefusedError) as caught:
+        library.plan(LlamaForCausalLM(config), "a:2x1GiB;b:2x1GiB", tp=2)
+    assert caught.value.hint == "give its folder or id"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Words that users have for things, and what they hear where one is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -149,3 +150,27 @@ def test_a_model_is_not_read_from_a_pipe(devctl, tmp_path):
     done = devctl("plan", tmp_path / "pipe")
     assert done.code == 4
     assert "is a pipe, which a model is not read from" in done.err
+
+
+def test_warnings_of_libraries_are_not_part_of_the_conversation(tmp_path):
+    config = json.loads((TINY / "config.json").read_text())
+    odd = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "unknown": 1}, "max_length": 20}
+    (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": false, "unknown": 1}')
+    (tmp_path / "sitecustomize.py").write_text(
+        "import logging\n"
+        "import devctl.planning.plan as plan\n"
+        "inner = plan.make_plan\n"
+        "def warned(*args, **more):\n"
+        "    import transformers\n"
+        "    transformers.logging.get_logger('transformers.x').warning('a warning of theirs')\n"
+        "    logging.getLogger('accelerate.x').warning('a warning of theirs')\n"
+        "    return inner(*args, **more)\n"
+        "plan.make_plan = warned\n"
+    )
+    path = os.pathsep.join((str(tmp_path), str(CONFIGS.parents[1])))
+    command = [sys.executable, "-m", "devctl", "plan", str(tmp_path), "--devices", "1GiB", "--context-length", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "of theirs" not in done.stderr
+    assert "[transformers]" not in done.stderr

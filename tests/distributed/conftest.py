@@ -35,7 +35,7 @@ def free_port():
 
 @pytest.fixture(autouse=True)
 def without_accelerators(monkeypatch):
-    """The plans of these tests say "cpu", and are refused where there is anything else."""
+    """The ranks of these tests run on CPUs, whatever the machine has."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 

@@ -22,8 +22,8 @@ def save(folder, class_name="LlamaForCausalLM", shards="60kB", seed=0, **own):
     return folder
 
 
-def stages(tree, cuts, hosts, device="cpu"):
-    """Stages of so many layers each, on these hosts; on CPUs, which all machines have, or like "cuda:{}"."""
+def stages(tree, cuts, hosts, device="cuda:{}"):
+    """Stages of so many layers each, on these hosts."""
     size = sizes(tree)
     everywhere = sum(size[name] for name in size if name == f"{BASE}.rotary_emb")
     tied = size[f"{BASE}.embed_tokens"] if tree.ties else 0
@@ -65,7 +65,7 @@ def document(folder, cuts, hosts, **ways):
     }
 
 
-def shared(folder, ranks, host="a", device="cpu"):
+def shared(folder, ranks, host="a", device="cuda:{}"):
     """The plan document of a model whose layers are shared by so many ranks; of sizes that divide evenly."""
     tree = read_skeleton(resolve(str(folder))).tree
     size = sizes(tree)

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.distributed import plans
+from tests.distributed.conftest import free_port
 
 SHORT = ("--join-timeout", "20s", "--step-timeout", "12s")
 """Of ranks that hang: longer than anything that does not, and what a test waits for."""
@@ -393,6 +395,39 @@ def test_a_pasted_rank_that_stops_ends_both_hosts(llama, pasted):
     assert other != 0
     assert "devctl: rank 1 on b: " in said
     assert "exitcode  : 5" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1], ids=["the first", "the second"])
+def test_a_host_that_stops_as_a_whole_ends_the_other_which_names_it(llama, tmp_path, stopped):
+    """Its launcher, which may be where all ranks meet, its rank, and what watches that: nothing of it says a word."""
+    plan = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "ab"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    options = ["--join-timeout", "40s", "--step-timeout", "40s"]
+    port, said, started = free_port(), tmp_path / "said", []
+    for number in range(2):
+        where = ["--nnodes", "2", "--node-rank", number, "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+        rank = ["-m", "devctl", "load", llama, "--map", plan, "--distributed", *options]
+        command = [sys.executable, "-m", "torch.distributed.run", *where, "--master-port", port, *rank]
+        with (said if number != stopped else tmp_path / "nothing").open("w") as file:
+            started.append(subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, env=environment))
+    try:
+        end = time.monotonic() + 200
+        while len(found := _below(started[stopped].pid)) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(found) == 3, "no rank came"
+        for pid in reversed(found):
+            os.kill(pid, signal.SIGSTOP)
+        assert started[1 - stopped].wait(200) == 1  # torchrun's own
+    finally:
+        for pid in [pid for process in started for pid in _below(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in started:
+            process.wait()
+    text = said.read_text()
+    assert f"devctl: rank {stopped} on {'ab'[stopped]}: " in text
+    assert "exitcode  : 5" in text
 
 
 def _ended(stop, started):

@@ -10,6 +10,7 @@ from devctl.errors import RefusedError, UsageError
 from devctl.export import llama_cpp
 from devctl.export.engines import ENGINES, export
 from devctl.export.records import Unsayable
+from devctl.placement.engines.records import Serving
 from tests.export.plans import plan, stages
 
 TWO_HOSTS = stages(20, 60, hosts=("a", "b"))
@@ -33,6 +34,33 @@ def test_vllm_on_one_gpu_is_given_no_partition():
         "vllm serve org/model --revision abc --dtype bfloat16 --max-model-len 4096 --max-num-seqs 2 "
         "--kv-cache-memory-bytes 3200 --kv-cache-dtype fp8_e5m2"
     )
+
+
+def test_a_plan_for_vllm_is_started_with_what_it_counts_with():
+    serving = Serving(utilisation=0.95, batched_tokens=4096, sequences=64)
+    assert lines("vllm", plan(stages(32), serving=serving)) == [
+        "vllm serve org/model --dtype bfloat16 --max-model-len 4096 --max-num-seqs 64 --max-num-batched-tokens 4096 "
+        "--gpu-memory-utilization 0.95"
+    ]
+    more = Serving(
+        utilisation=0.9, batched_tokens=8192, sequences=1, expert_parallel=True, quantised_while_loading=True
+    )
+    (line,) = lines("vllm", plan(stages(32, tp=2), serving=more, quantisation="fp8"))
+    assert line.endswith("--gpu-memory-utilization 0.9 --enable-expert-parallel --quantization fp8")
+    assert "--dtype bfloat16" in line, "which its weights are quantised from"
+    for other in ("sglang", "llama.cpp"):
+        with pytest.raises(RefusedError, match="for vLLM"):
+            export(plan(stages(32), serving=serving), other)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_architecture_that_an_engine_does_not_know_is_refused(engine):
+    with pytest.raises(RefusedError) as caught:
+        export(plan(stages(32), class_name="NobodyForCausalLM"), engine)
+    (why,) = caught.value.findings
+    assert why.endswith("does not know the architecture NobodyForCausalLM")
+    for known in ("LlamaForCausalLM", "Kimi_K25ForConditionalGeneration"):
+        assert lines(engine, plan(stages(32), class_name=known)) == lines(engine, plan(stages(32)))
 
 
 def test_vllm_over_hosts():

@@ -5,6 +5,7 @@ name that has gone, or layers that are shared out otherwise, fail with it. llama
 """
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import zipfile
 import pytest
 
 from devctl.export import sglang, vllm
+from devctl.placement.engines.records import Serving
 from tests.export.plans import plan, stages
+from tests.export.registries import FILE, document
 
 pytestmark = [pytest.mark.slow, pytest.mark.registry]
 
@@ -22,6 +25,12 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", 
 EVERYTHING = (
     plan(stages(20, 60, hosts=("a", "b")), revision="abc", kv_dtype="float8_e5m2"),
     plan(stages(24, tp=2), kv_dtype="bfloat16"),
+    plan(
+        stages(24, tp=2),
+        serving=Serving(
+            utilisation=0.95, batched_tokens=4096, sequences=64, expert_parallel=True, quantised_while_loading=True
+        ),
+    ),
     plan(stages(24), layers=32, on_cpu=(24, 32), cpu_bytes=2**31),
 )
 
@@ -110,3 +119,12 @@ def test_sglang_has_the_options_and_shares_out_layers_so(wheel, monkeypatch):
     assert [indices(80, rank, 2) for rank in range(2)] == [(0, 20), (20, 80)]
     monkeypatch.delenv("SGLANG_PP_LAYER_PARTITION")
     assert [indices(80, rank, 3) for rank in range(3)] == [(0, 26), (26, 53), (53, 80)]
+
+
+def test_the_list_of_architectures_is_theirs(wheel):
+    kept = json.loads(FILE.read_text(encoding="utf-8"))
+    found = document({"vllm": wheel("vllm", vllm.RELEASE), "sglang": wheel("sglang", sglang.RELEASE)})
+    for engine, listed in found.items():
+        told, known = set(listed["architectures"]), set(kept[engine]["architectures"])
+        assert kept[engine]["release"] == listed["release"]
+        assert told == known, f"{engine}: new {sorted(told - known)}, gone {sorted(known - told)}"

@@ -226,7 +226,7 @@ def test_kinds_of_source(tmp_path):
     [
         ("", "broken JSON: Expecting value at line 1, column 1"),
         ('{"model_type": "llama",', "broken JSON"),
-        ("[1]", "not a model config: a JSON list"),
+        ("[1]", "not a model config: it is a list, not an object"),
         ("{}", "does not say its model_type"),
         ('{"model_type": "nonsense"}', "does not know the model type 'nonsense'"),
         ('{"model_type": 3}', "not a model config: its model_type is 3"),
@@ -242,7 +242,7 @@ def test_kinds_of_source(tmp_path):
         ('{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "x"}', "config.json"),
         (
             '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 33}',
-            "ValueError: The hidden size (33)",
+            "config.json: The hidden size (33)",
         ),
     ],
 )

@@ -3,7 +3,10 @@
 import pytest
 
 import devctl
+from devctl.export import llama_cpp
+from devctl.models.gguf import layout
 from devctl.placement.whole_layers import STRATEGY
+from devctl.planning import question
 from tests import gguf_files as files
 
 CASES = [
@@ -47,7 +50,7 @@ def test_a_plan_says_what_it_is(llama):
     plan = devctl.plan(llama, "2x24GiB", context_length=1024, batch_size=2)
     assert plan.fits
     assert str(plan.device_map["blk.0"]) == "cuda:0"
-    assert plan.engine == "llama.cpp's weights and KV cache, without its compute buffers"
+    assert plan.engine == "llama.cpp's weights and KV cache; its compute buffers are not known"
     assert any("llama-fit-params" in note for note in plan.notes)
     assert plan.to_document()["workload"]["batch_size"] == 2
     with pytest.raises(devctl.RefusedError, match="is a plan of a GGUF file"):
@@ -118,9 +121,34 @@ def test_the_state_of_a_window_does_not_grow(tmp_path):
     assert long.placement.devices[0].state == row * (6 * 1024 + 4096)
 
 
-def test_little_room_is_told(tmp_path, llama):
-    def said(machine):
-        return next(note for note in devctl.plan(llama, machine).notes if "compute buffers" in note)
+def test_room_for_compute_buffers_is_kept_and_told(llama):
+    def asked(**keywords):
+        plan = devctl.plan(llama, "24GiB", **keywords)
+        note = next(note for note in plan.notes if "compute buffers are not known" in note)
+        return plan.placement.devices[0].overhead, note
 
-    assert "(24.0 GiB are left on cuda:0)" in said("24GiB")
-    assert "less than the 1 GiB that it would keep free" in said("64MiB")
+    usual = question.MOST_OVERHEAD
+    overhead, note = asked(context_length=512)
+    assert overhead == usual + 2**30
+    assert "1.00 GiB of each GPU is kept for them" in note
+    overhead, note = asked(context_length=512, overhead="3GiB")
+    assert overhead == 3 * 2**30
+    assert "what --overhead says is for them and for libraries" in note
+    overhead, note = asked()
+    assert overhead == 0
+    assert "24.0 GiB are left on cuda:0" in note
+
+
+def test_the_longest_context_leaves_as_few_layers_on_the_cpu_as_the_shortest(llama):
+    """In what weights alone leave there may be no room for a text."""
+    limits = {0: "1100KiB", "cpu": "1GiB"}
+    weights = devctl.plan(llama, max_memory=limits)
+    assert weights.placement.device_map["blk.1"] == devctl.Device.cpu() != weights.placement.device_map["blk.2"]
+    plan = devctl.plan(llama, max_memory=limits, max_context=True, overhead=0)
+    assert plan.max_context.this_map >= 256
+    shortest = devctl.plan(llama, max_memory=limits, context_length=1, overhead=0)
+    assert plan.placement.device_map == shortest.placement.device_map
+
+
+def test_engines_know_the_plan_of_a_gguf_file_by_one_word():
+    assert llama_cpp.GGUF == layout.DTYPE

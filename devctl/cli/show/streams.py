@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from devctl.errors import DevctlError, OutputError, RefusedError
+from devctl.errors import DevctlError, ModelError, OutputError, RefusedError
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -69,8 +69,16 @@ def _harmless(text: str, stream: TextIO | None) -> str:
 
 
 def clean_logs() -> None:
-    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are."""
+    """Let what libraries log from now on pass `clean`: they quote configs and names of classes as they are.
+
+    Their warnings are for who writes programs; of those that matter here a plan or load tells in its notes.
+    """
     import logging
+
+    if not os.environ.get("DEVCTL_DEBUG"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read as it is imported
+        if logging.lastResort is not None:  # what has no handler of its own, as accelerate and torch
+            logging.lastResort.setLevel(logging.ERROR)
 
     class Record(logging.LogRecord):
         """One whose message is a part of one line."""
@@ -139,7 +147,7 @@ def message(text: str, hint: str = "") -> None:
 
 def error(error: DevctlError) -> None:
     """What went wrong, every finding, and the next step."""
-    findings = error.findings if isinstance(error, RefusedError) else ()
+    findings = error.findings if isinstance(error, ModelError | RefusedError) else ()
     lines = [f"devctl: {clean(error.message)}", *(f"  - {clean(finding)}" for finding in findings)]
     say("".join(f"{line}\n" for line in (*lines, *([f"  {clean(error.hint)}"] if error.hint else []))))
 
@@ -306,7 +314,8 @@ def status(text: str) -> Iterator[None]:
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar of bytes on a terminal's stderr; the value is told how many more are done."""
-    if not is_terminal(sys.stderr):
+    # one that can't draw over a line would keep an empty one for each bar
+    if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
         yield lambda _: None
         return
     from rich.console import Console

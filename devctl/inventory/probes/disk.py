@@ -11,7 +11,7 @@ from devctl.inventory.probes import mounts
 from devctl.inventory.probes.mounts import Mount
 from devctl.inventory.probes.pci import SYS, read
 from devctl.inventory.records import Disk, DiskKind
-from devctl.writing import expanded
+from devctl.writing import hub_cache
 
 _MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _NETWORK = re.compile(
@@ -29,20 +29,8 @@ _BLOCK_NAMES = (
 
 
 def hf_cache() -> Path:
-    """Where Hugging Face keeps downloaded models: HF_HUB_CACHE, HF_HOME/hub, or the user's cache folder.
-
-    As huggingface_hub's ``constants.py`` has it: HUGGINGFACE_HUB_CACHE is the older name, and variables are expanded.
-    """
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if cache := os.environ.get(name):
-            return _expanded(cache)
-    cache_home = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = _expanded(os.environ.get("HF_HOME") or cache_home / "huggingface")
-    return home / "hub"
-
-
-def _expanded(path: str | Path) -> Path:
-    return expanded(os.path.expandvars(path))
+    """Where Hugging Face keeps downloaded models."""
+    return hub_cache()
 
 
 def nearest_existing(path: Path) -> Path:

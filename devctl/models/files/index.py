@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from devctl.as_json import kind_in_json
 from devctl.errors import ModelError, first_line
 from devctl.reading import read_bytes
 
@@ -40,7 +41,7 @@ def _parsed(path: Path) -> dict[str, dict[str, str]]:
     try:
         index = json.loads(read_bytes(path, MOST_INDEX).decode())
         if not isinstance(index, dict):
-            raise ValueError(f"it is a JSON {type(index).__name__}, not an object")
+            raise ValueError(f"it is {kind_in_json(type(index).__name__)}, not an object")
         for key in ("weight_map", "metadata"):
             if key not in index:
                 raise ValueError(f'it has no "{key}", which transformers needs')

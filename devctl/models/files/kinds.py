@@ -61,7 +61,7 @@ class PipelineFoundError(ModelError):
 
 
 def of_folder(folder: Path, given: str) -> ModelError:
-    """What ``folder``, which has no config.json, is.
+    """What ``folder``, which is no model's, is.
 
     Raises:
         OSError: it can't be looked at.
@@ -79,6 +79,16 @@ def of_folder(folder: Path, given: str) -> ModelError:
         if (folder / name).is_file():
             return _index_alone(folder, name, given)
     return ModelError(f"{given} has no config.json", hint=WHAT_TO_GIVE)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder with a config.json is an adapter's all the same: ``from_pretrained`` loads the adapter's base.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    of_model = (*_INDEXES, "model.safetensors", "pytorch_model.bin")
+    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in of_model)
 
 
 def of_hub(given: str, config_path: Path) -> ModelError:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from devctl.as_json import kind_in_json
 from devctl.errors import ModelError, UsageError, first_line
 from devctl.models.files.hub import (
     CONFIG,
@@ -22,7 +23,7 @@ from devctl.models.files.hub import (
     fetch_if_there,
     in_cache,
 )
-from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, of_folder, of_hub
+from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, is_adapter, of_folder, of_hub
 from devctl.models.gguf.files import SUFFIX as GGUF
 from devctl.models.gguf.files import gguf_at
 from devctl.reading import read_document
@@ -156,7 +157,7 @@ def _resolve_here(model: str) -> ModelSource | None:
         return None
     _refuse_what_waits(path)
     config = path / "config.json"
-    if not config.is_file():
+    if not config.is_file() or is_adapter(path):
         raise of_folder(path, model)
     return ModelSource(kind=SourceKind.DIRECTORY, location=str(path), config_path=config)
 
@@ -185,7 +186,7 @@ def read_config(path: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
         raise ModelError(f"{path} is no config: {first_line(error)}") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a model config: a JSON {type(config).__name__}, not an object")
+        raise ModelError(f"{path} is not a model config: it is {kind_in_json(type(config).__name__)}, not an object")
     architectures = config.get("architectures") or []
     if isinstance(architectures, str):  # transformers reads that too
         architectures = [architectures]
@@ -225,15 +226,18 @@ def _looks_like_a_path(model: str) -> bool:
 def _resolve_on_hub(model: str, revision: str | None) -> ModelSource:
     try:
         path = fetch(model, CONFIG, revision)
-    except NoSuchFileError:
-        for name in (ADAPTER, PIPELINE):
-            if (found := fetch_if_there(model, name, revision)) is not None:
-                raise of_hub(model, found) from None
-        raise
-    except ModelError:
-        for name in (ADAPTER, PIPELINE):
-            if (cached := in_cache(model, name, revision)) is not None:
-                raise of_hub(model, cached) from None
-        raise
+    except ModelError as error:
+        failed = error
+    else:
+        return _on_hub(model, path, revision)
+    # not while that is handled: it would be taken for the cause of what the hub answers next
+    look = fetch_if_there if isinstance(failed, NoSuchFileError) else in_cache
+    for name in (ADAPTER, PIPELINE):
+        if (found := look(model, name, revision)) is not None:
+            raise of_hub(model, found)
+    raise failed
+
+
+def _on_hub(model: str, path: Path, revision: str | None) -> ModelSource:
     commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
     return ModelSource(kind=SourceKind.HUB, location=model, config_path=path, revision=commit)

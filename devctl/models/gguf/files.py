@@ -19,6 +19,9 @@ SUFFIX = ".gguf"
 _PART = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 """The name of a part, by which llama.cpp finds the others (``llama_split_path``)."""
 
+_OTHER_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack"})
+"""How files with weights end that transformers loads."""
+
 _MOST_READ = 64
 """Files of a folder whose headers are looked at, to tell what they are."""
 
@@ -81,12 +84,12 @@ class GgufModel:
 def gguf_at(model: str) -> Path | None:
     """The GGUF file or the folder of such that ``model`` names; None where it names something else, or nothing.
 
-    A folder with a config.json is one that transformers loads, whatever else is in it.
+    A folder with a config.json and weights of another format is one that transformers loads, whatever else is in it.
     """
     try:
         path = Path(model).expanduser()
         if path.is_dir():
-            is_one = not (path / "config.json").exists() and any(_names(path))
+            is_one = any(_names(path)) and not ((path / "config.json").exists() and _has_other_weights(path))
         elif path.exists():
             is_one = path.suffix.lower() == SUFFIX or (path.is_file() and path.suffix != ".json" and is_gguf(path))
         else:
@@ -223,6 +226,10 @@ def kind_of(header: Header) -> Kind:
         return Kind.PROJECTOR
     is_named = isinstance(architecture, str) and architecture
     return Kind.MODEL if is_named and type_ in (None, "model") else Kind.OTHER
+
+
+def _has_other_weights(folder: Path) -> bool:
+    return any(path.suffix in _OTHER_WEIGHTS or path.name.endswith(".index.json") for path in folder.iterdir())
 
 
 def _names(folder: Path) -> Iterator[Path]:

@@ -15,9 +15,10 @@ from enum import StrEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import UsageError, first_line
+from devctl.errors import UsageError
 from devctl.models.files.checkpoint import Checkpoint
 from devctl.models.files.resolve import ModelSource
+from devctl.models.plain import in_plain_words
 from devctl.models.quantised.counting import CannotCountError, Counting, dtype_name
 from devctl.models.quantised.settings import method_of, settings_beside, settings_of
 from devctl.models.tree import ModuleTree, sizes
@@ -181,7 +182,7 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any
     except CannotCountError:
         raise
     except Exception as error:  # transformers' own code, on settings that anybody may have written
-        raise CannotCountError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise CannotCountError(in_plain_words(error)) from error
     counting.no_offload = _no_offload(method, settings, on_the_fly=on_the_fly)
     counting.method = method
     if on_the_fly:

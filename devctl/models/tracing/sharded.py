@@ -121,12 +121,17 @@ def _splits_and_reduces(module: Any, forward: _Forward, ranks: int, last: _Last)
     return run
 
 
-def _looks_up_rows(_: Any, forward: _Forward, __: int, last: _Last) -> _Forward:
+def _looks_up_rows(module: Any, forward: _Forward, _: int, last: _Last) -> _Forward:
     """Ids of other ranks' rows are masked, and the sum over the ranks is a copy."""
 
     def run(ids: torch.Tensor) -> Any:
         is_other = ids.new_ones(ids.shape, dtype=torch.bool)
-        return _summed(forward(ids.masked_fill(is_other, 0)), last)
+        # it is a row of the whole table, which may be another rank's; torch looks for it among those here
+        padding, module.padding_idx = getattr(module, "padding_idx", None), None
+        try:
+            return _summed(forward(ids.masked_fill(is_other, 0)), last)
+        finally:
+            module.padding_idx = padding
 
     return run
 

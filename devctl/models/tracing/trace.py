@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.errors import TooFewTokensError, UntracedError, UsageError, first_line
 from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, BlockFootprint, Footprint, Workload
+from devctl.models.plain import in_plain_words
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ def trace_footprint(
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything, on fake tensors above all
             failed = error
     assert failed is not None
-    raise UntracedError(
-        f"{skeleton.model_class.__name__} can't be traced: {type(failed).__name__}: {first_line(failed)}"
-    ) from failed
+    raise UntracedError(f"{skeleton.model_class.__name__} can't be traced: {in_plain_words(failed)}") from failed
 
 
 def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
@@ -97,7 +96,7 @@ def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
         )
         step = _prefill(model, prompt)
     except Exception as error:
-        raise UntracedError(f"{skeleton.model_class.__name__} can't be traced soon: {first_line(error)}") from error
+        raise UntracedError(f"{skeleton.model_class.__name__} can't be traced soon: {in_plain_words(error)}") from error
     return Footprint(
         workload=workload,
         blocks=_blocks(step, None),

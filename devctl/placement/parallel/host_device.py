@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from devctl.devices import Device
 
@@ -12,11 +12,12 @@ class HostDevice(Device):
     """A device of the host that has the name ``host``, written "host/cuda:0".
 
     Attributes:
-        last: the last of several devices of that host that it is the first of, written "host/cuda:0 to cuda:3".
+        last: the last of several devices of that host that it is the first of, written "host/cuda:0 to cuda:3"; it is
+            equal to that first one.
     """
 
     host: str = ""
-    last: str = ""
+    last: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         # super() knows no class that dataclass has made anew for its slots

@@ -35,7 +35,7 @@ def place_stages(
     strategy: str,
     notes: tuple[str, ...] = (),
 ) -> Placement:
-    """The cut as a placement: a module is on the first accelerator of its stage; each of them has a row.
+    """The cut as a placement: a module is on the accelerators of its stage, as one; each of them has a row.
 
     Args:
         ranks: what layers take on each accelerator of a board.
@@ -52,7 +52,7 @@ def place_stages(
         names.sort(key=tree.index.places.__getitem__)
         loads = [costs.load(first, end, board.overhead) for costs in ranks]
         devices = devices_of(board)
-        found += [(name, devices[0]) for name in names]
+        found += [(name, group_of(board.host, board.devices)) for name in names]
         uses += [
             DeviceUse(
                 device=device,

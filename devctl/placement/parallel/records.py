@@ -214,8 +214,12 @@ def parse_stages(data: Any, origin: str) -> Stages:
     try:
         stages = tuple(_stage(each) for each in data["stages"])
         found = Stages(container=_text(data["layers_in"]), stages=stages)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{origin} has stages that can't be read: {type(error).__name__}: {error}") from None
+    except KeyError as error:
+        raise UsageError(f"{origin} has stages that can't be read: {error} is missing") from None
+    except TypeError:
+        raise UsageError(f"{origin} has stages that can't be read: a value of them is of another kind") from None
+    except ValueError as error:
+        raise UsageError(f"{origin} has stages that can't be read: {error}") from None
     if why := _fault(found) or _fault_of_ranks(found, data["stages"]):
         raise UsageError(f"{origin}: {why}")
     return found

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,11 +18,16 @@ from typing import Any
 
 Facts = dict[str, Any]
 
+LONGEST = 7200
+"""Seconds; whoever asks waits for less."""
+
 SAID = 2000
 """Characters of an error that are told."""
 
 
 def main() -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(LONGEST)  # should whoever asked be gone, with nobody to end what hangs
     # what imports print must not come between the lines
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)

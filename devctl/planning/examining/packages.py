@@ -65,12 +65,12 @@ def owners(distributions: Iterable[metadata.Distribution] | None = None) -> tupl
 
     A link to a source tree installs no file of the package: such a one is told by its command.
     """
-    found: dict[str, Owner] = {}
+    found: dict[tuple[str, bool], Owner] = {}
     for each in metadata.distributions() if distributions is None else distributions:
         try:
             name = each.metadata["Name"]
             commands = [e.value for e in each.entry_points if e.group == "console_scripts" and e.name == "devctl"]
-            files = any(path.parts and path.parts[0] == "devctl" for path in each.files or ())
+            files = any(path.parts and path.parts[0] in ("devctl", "devctl.py") for path in each.files or ())
             listed = "devctl" in (each.read_text("top_level.txt") or "").split()
             version, requirements = each.version, tuple(each.requires or ())
         except (
@@ -84,8 +84,9 @@ def owners(distributions: Iterable[metadata.Distribution] | None = None) -> tupl
         if not name or not (commands or files or listed):
             continue
         ours = _OURS in commands
-        found.setdefault(name, Owner(name=name, version=version, ours=ours, requirements=requirements))
-    return tuple(found[name] for name in sorted(found))
+        # the one that is found first is the one that is imported; another of our own behind it does no harm
+        found.setdefault((name, ours), Owner(name=name, version=version, ours=ours, requirements=requirements))
+    return tuple(found[each] for each in sorted(found))
 
 
 def judge_owners(found: tuple[Owner, ...], private: Private) -> Finding:
@@ -94,7 +95,7 @@ def judge_owners(found: tuple[Owner, ...], private: Private) -> Finding:
     if len(found) > 1:
         names = ", ".join(f"{owner.name} {owner.version}" for owner in found)
         keep = next((owner.name for owner in found if owner.ours), "this one")
-        others = " ".join(owner.name for owner in found)
+        others = " ".join(dict.fromkeys(owner.name for owner in found))
         return broken(
             "devctl",
             private.hide(f"{text}: {len(found)} distributions install the package devctl, over each other: {names}"),

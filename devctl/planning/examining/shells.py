@@ -21,7 +21,15 @@ _RC_FILES = {
     "fish": ("~/.config/fish/config.fish",),
     "pwsh": ("~/.config/powershell/Microsoft.PowerShell_profile.ps1", "~/.config/powershell/profile.ps1"),
 }
-_MENTIONS = ("devctl completion", "_DEVCTL_COMPLETE", "devctl.bash", "_devctl", "devctl.fish", "devctl.ps1")
+_MENTIONS = (
+    "devctl completion",
+    "bash_completions/devctl",
+    "_DEVCTL_COMPLETE",
+    "devctl.bash",
+    "_devctl",
+    "devctl.fish",
+    "devctl.ps1",
+)
 
 
 def judge_completion(environment: Mapping[str, str]) -> list[Finding]:
@@ -30,6 +38,9 @@ def judge_completion(environment: Mapping[str, str]) -> list[Finding]:
     if shell is None:
         return []
     if is_installed(shell, environment):
+        if any(_is_older(path) for path in _places(shell, environment)):
+            text = f"the script that {shell} has is of an older devctl, and offers nothing"
+            return [note("completion", text, f"write it anew with `devctl completion {shell}`")]
         return [ok("completion", f"{shell} has it")]
     return [
         note(
@@ -83,6 +94,15 @@ def _start_up_files(shell: str, environment: Mapping[str, str]) -> Iterator[str]
                     yield file.read(_MOST_RC).decode("utf-8", "replace")
         except OSError:
             continue
+
+
+def _is_older(script: Path) -> bool:
+    """Whether Typer wrote it, whose scripts for zsh and fish ask what is not answered any more."""
+    try:
+        with script.open("rb") as file:
+            return b"_TYPER_COMPLETE_ARGS" in file.read(_MOST_RC)
+    except OSError:
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -39,7 +39,8 @@ class Torch:
     @property
     def built_for(self) -> str:
         """In words."""
-        return f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.hip}" if self.hip else "no NVIDIA or AMD GPU"
+        gpus = {"CUDA": self.cuda, "ROCm": self.hip, "oneAPI": self.xpu}
+        return next((f"{name} {release}" for name, release in gpus.items() if release), "the CPU alone")
 
 
 def parse_torch(build: Mapping[str, Any], devices: Mapping[str, Any] | None) -> Torch:

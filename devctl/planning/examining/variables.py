@@ -61,6 +61,9 @@ _LIKENESS = 0.93
 _ON_PURPOSE = re.compile(r"\s*(|-1|none|void|NoDevFiles)\s*", re.IGNORECASE)
 """What people, schedulers and containers write to hide every GPU."""
 
+_YES = ("1", "ON", "YES", "TRUE")
+"""How huggingface_hub reads a variable that says yes."""
+
 _ORDERS = ("FASTEST_FIRST", "PCI_BUS_ID")
 
 _MOST_TOLD = 48
@@ -79,6 +82,9 @@ def judge_variables(environment: Mapping[str, str], inventory: Inventory, privat
         hint = f"it takes {' or '.join(_ORDERS)}, in capitals"
         nvidia = any(a.vendor is Vendor.NVIDIA for a in inventory.accelerators)
         found.append(_wrong("CUDA_DEVICE_ORDER", text, hint, matters=nvidia))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if environment.get(name, "").upper() in _YES:
+            found.append(note(name, "nothing is downloaded from the hub", "leave the variable out to download"))
     found += _container(environment.get("NVIDIA_VISIBLE_DEVICES"), environment, inventory)
     return found + _nobody_reads(environment, inventory)
 
@@ -156,7 +162,9 @@ def _nobody_reads(environment: Mapping[str, str], inventory: Inventory) -> list[
         # whoever set the right one too knows
         hint = f"leave it out: {meant} is set as well" if meant in environment else f"is {meant} meant?"
         text = "is set, and nobody reads it"
-        chooses = meant in CHOOSING and meant not in environment and bool(inventory.accelerators)
+        # a name that people may have for their own ends is no mistake for sure
+        misspelt = name not in _NOT_READ or ("CUDA" in name and "VISIBLE" in name)
+        chooses = misspelt and meant in CHOOSING and meant not in environment and bool(inventory.accelerators)
         found.append(broken(name, text, hint) if chooses else note(name, text, hint))
     return found
 

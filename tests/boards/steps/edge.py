@@ -41,11 +41,11 @@ def bisect(runs: Callable[[int], bool], planned: int, known: dict[int, bool]) ->
             return low
         low, high = (at, 0) if runs(at) else (low, at)
         step *= 2
-    step = 0.06
+    step, lowest = 0.06, int(planned * _LOWEST)
     while not low:
-        at = int(high * (1 - step))
-        if at < planned * _LOWEST:
+        if high <= lowest:
             return None
+        at = max(lowest, int(high * (1 - step)))
         low, high = (at, high) if runs(at) else (0, at)
         step *= 2
     while high - low > max(1, int(planned * FINE)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -77,8 +78,9 @@ def ask_smi() -> list[dict[str, str | None]]:
     if not boards:
         raise NoAnswerError("nvidia-smi lists no board")
     for field in FIELDS[1:]:
-        for board, told_ in zip(boards, query((field,)) or [{field: None}] * len(boards), strict=False):
-            board[field] = told_.get(field)
+        answers = query((field,))
+        for number, board in enumerate(boards):
+            board[field] = answers[number][field] if number < len(answers) else None
     return boards
 
 
@@ -204,18 +206,26 @@ def _beside_torch(title: str, environment: dict[str, str]) -> Iterator[Row]:
     yield from beside_torch(title, listed(environment), done.document())
 
 
+def _beside_smi() -> Iterator[Row]:
+    if shutil.which("nvidia-smi") is None:
+        yield skipped("all boards", "beside nvidia-smi", "there is no nvidia-smi here")
+        return
+    yield from beside_smi(listed(), ask_smi())
+
+
 def _boards(_: Ask) -> Iterator[Cell]:
-    yield Cell(subject="beside nvidia-smi", work=lambda: beside_smi(listed(), ask_smi()))
+    yield Cell(subject="beside nvidia-smi", work=_beside_smi)
     for title, environment in settings(listed()):
         yield Cell(subject=f"beside torch, {title}", work=partial(_beside_torch, title, environment))
 
 
 def checks(boards: int) -> Iterator[Row]:
     """``devctl check`` of what is there, and of what can't be; and ``devctl doctor``."""
-    yield from _check("as many boards as torch has", ("--gpus", str(boards)), 0)
+    if boards:
+        yield from _check("as many boards as torch has", ("--gpus", str(boards)), 0)
     yield from _check("a board more", ("--gpus", str(boards + 1)), 3)
     yield from _check("a board of 64 TiB", ("--gpus", "1", "--gpu-memory", "65536GiB"), 3)
-    healthy = ask_devctl("check", "--gpus", str(boards), "--healthy")
+    healthy = ask_devctl("check", "--gpus", str(max(1, boards)), "--healthy")
     yield holds("devctl check", "--healthy answers", healthy.code in (0, 3), why=healthy.said)
     yield told("devctl check", "healthy", healthy.code == 0, why=healthy.said)
     doctor = ask_devctl("doctor")
@@ -232,7 +242,8 @@ def _check(claim: str, arguments: tuple[str, ...], code: int) -> Iterator[Row]:
 
 
 def _checks(asked: Ask) -> Iterator[Cell]:
-    yield Cell(subject="check and doctor", work=lambda: checks(len(asked.cards)))
+    there = 0 if asked.card.simulated else len(asked.cards)
+    yield Cell(subject="check and doctor", work=lambda: checks(there))
 
 
 STEPS = (

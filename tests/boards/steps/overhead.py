@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from devctl.units import format_bytes
@@ -53,7 +53,7 @@ def constant(measured: int, counted: int) -> Row:
     )
 
 
-def _stages(card: Card) -> Iterator[tuple[str, object]]:
+def _stages(card: Card) -> Iterator[tuple[str, Callable[[], object]]]:
     import torch
 
     kept = []

@@ -26,9 +26,10 @@ def test_a_file_is_recognised_by_its_name_or_its_first_bytes(tmp_path):
     assert gguf_at(str(tmp_path / "other.GGUF")) is not None
     assert gguf_at(str(tmp_path)) == tmp_path
     for other in ("config.json", "weights.bin"):
+        assert gguf_at(str(tmp_path)) == tmp_path
         (tmp_path / other).write_bytes(b"{}")
         assert gguf_at(str(tmp_path / other)) is None
-    assert gguf_at(str(tmp_path)) is None  # which has a config.json now
+    assert gguf_at(str(tmp_path)) is None  # which transformers loads
     assert gguf_at(str(tmp_path / "none.gguf")) is None
     assert gguf_at("org/name") is None
     assert gguf_at("x\0y") is None

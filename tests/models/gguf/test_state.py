@@ -1,7 +1,9 @@
 """What a layer keeps, added up by hand from llama.cpp's rules."""
 
+import gguf
 import pytest
 
+from devctl.models.gguf import state
 from devctl.models.gguf.files import GgufModel
 from devctl.models.gguf.state import CACHE_TYPES, LayerState, States, padded, states_of
 from devctl.models.gguf.types import TYPES
@@ -185,3 +187,9 @@ def test_a_cache_in_blocks_needs_whole_ones():
     odd = States(layers=(LayerState(keys=64, values=64), LayerState(keys=48, values=64)))
     assert "blocks of 32, and layer 1 keeps 48 numbers" in odd.refusal(Q8_0)
     assert odd.refusal(F16) is None
+
+
+def test_every_architecture_of_the_rules_is_one():
+    rules = (state._ATTENTION, state._PERIODS, state._WINDOWS, state._BY_LAYER, state._RECURRENT, state._BOTH)
+    named = set().union(*rules, state._WITHOUT_HEADS, state._INTERVAL)
+    assert named <= set(gguf.MODEL_ARCH_NAMES.values())

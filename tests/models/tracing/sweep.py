@@ -83,7 +83,8 @@ def sweep(report=lambda *_: None, among=None):
         try:
             found[model_class.__name__] = trace_footprint(built, workload(built.config))
         except UntracedError as error:
-            found[model_class.__name__] = error.message.partition(": ")[2]
+            cause = error.__cause__ or error
+            found[model_class.__name__] = f"{type(cause).__name__}: {first_line(cause)}"
         report(model_class.__name__, found[model_class.__name__])
     return found
 

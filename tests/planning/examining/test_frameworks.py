@@ -15,7 +15,7 @@ IN_TORCH = BEGUN + 'tell(step="torch", state="begun")\n'
 NOT_REACHED = dict.fromkeys(STEPS[1:], Step(reached=False))
 
 
-def asked(script, seconds=30.0):
+def asked(script, seconds=300.0):
     question = Question(seconds, [sys.executable, "-c", script])
     try:
         return question.answers()
@@ -42,7 +42,7 @@ def lines(*facts):
     ids=["hangs", "segfault", "abort", "killed", "leaves", "leaves well", "floods", "closes"],
 )
 def test_what_an_import_does_to_its_process_is_the_fault_of_that_import(script, said):
-    found = asked(IN_TORCH + script, seconds=3.0)
+    found = asked(IN_TORCH + script, seconds=3.0 if "within" in said else 300.0)
     assert found["torch"].fault.startswith(said)
     assert found["torch"].facts is None
     assert {name: found[name] for name in STEPS[1:]} == NOT_REACHED
@@ -75,9 +75,9 @@ def test_a_step_that_hangs_leaves_those_before_it():
     script = (
         IN_TORCH + 'tell(step="torch", state="done", facts={"version": "2.9"}); tell(step="devices", state="begun")\n'
     )
-    found = asked(script + "import time; time.sleep(600)", seconds=3.0)
+    found = asked(script + "import time; time.sleep(600)", seconds=20.0)
     assert found["torch"].facts == {"version": "2.9"}
-    assert found["devices"].fault == "did not end within 3 s"
+    assert found["devices"].fault == "did not end within 20 s"
     assert not found["accelerate"].reached
 
 

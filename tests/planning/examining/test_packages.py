@@ -52,6 +52,16 @@ def test_another_one_that_has_the_command_alone_is_broken_too(tmp_path):
     assert judge_owners(found_in(tmp_path), Private()).level is Level.BROKEN
 
 
+def test_another_one_of_our_own_name_is_told_apart_by_its_command(tmp_path):
+    installed(tmp_path / "first", "devctl", version="3.1", files=["devctl/__init__.py"])
+    installed(tmp_path / "second", "devctl", commands=OURS)
+    found = owners(metadata.distributions(path=[str(tmp_path / "first"), str(tmp_path / "second")]))
+    finding = judge_owners(found, Private())
+    assert finding.level is Level.BROKEN
+    assert "devctl 3.1, devctl 1.0" in finding.text
+    assert finding.next_step == "`pip uninstall devctl`, then install devctl alone"
+
+
 def test_one_that_names_its_packages_in_a_list_is_seen(tmp_path):
     installed(tmp_path, "old-style")
     (tmp_path / "old-style-1.0.dist-info" / "top_level.txt").write_text("devctl\nother\n")

@@ -140,6 +140,15 @@ def test_a_start_up_file_that_mentions_it_is_found(home, place):
     assert is_installed(place.shell, {})
 
 
+def test_a_script_that_an_older_devctl_wrote_is_told(home):
+    (home / ".zfunc").mkdir()
+    (home / ".zfunc/_devctl").write_text('#compdef devctl\neval $(env _TYPER_COMPLETE_ARGS="${words}" devctl)\n')
+    (finding,) = judge_completion({"SHELL": "/bin/zsh"})
+    assert (finding.level, finding.next_step) == (Level.NOTE, "write it anew with `devctl completion zsh`")
+    (home / ".zfunc/_devctl").write_text("#compdef devctl\n")
+    assert judge_completion({"SHELL": "/bin/zsh"})[0].level is Level.OK
+
+
 def test_a_start_up_file_that_is_no_file_is_passed_over(home):
     (home / ".bashrc").mkdir()
     assert not is_installed("bash", {})

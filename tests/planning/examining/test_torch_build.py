@@ -45,7 +45,7 @@ def judged(torch, inventory):
 def test_a_build_for_the_cpu_alone_is_broken_where_there_are_boards():
     level, text, step = judged(CPU, machine(board(), board(1)))["torch build"]
     assert level is Level.BROKEN
-    assert text == ("2.9.0+cpu is built for no NVIDIA or AMD GPU, and there are 2 boards (NVIDIA H100 80GB HBM3)")
+    assert text == ("2.9.0+cpu is built for the CPU alone, and there are 2 boards (NVIDIA H100 80GB HBM3)")
     assert step.startswith("install a torch that is built for CUDA 12.4 or older")
 
 

@@ -96,15 +96,24 @@ def test_where_there_is_no_board_no_spelling_does_harm():
         ("CUDA_VISBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
         ("CUDA_VISIBLES_DEVICES", "CUDA_VISIBLE_DEVICES"),
         ("CUDA_VISIBLE_DEVIES", "CUDA_VISIBLE_DEVICES"),
-        ("VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
-        ("GPU_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
-        ("ROCM_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+        ("CUDA_VISIBLE_GPUS", "CUDA_VISIBLE_DEVICES"),
+        ("CUDA_DEVICES_VISIBLE", "CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_a_misspelt_name_is_broken_where_it_would_choose_among_boards(eight, name, meant):
     inventory = eight("0,1,2,3,4,5,6,7")
     assert judged({name: "0"}, inventory)[name] == (Level.BROKEN, "is set, and nobody reads it", f"is {meant} meant?")
     assert judged({name: "0", meant: "0,1,2,3,4,5,6,7"}, inventory)[name][0] is Level.NOTE
+
+
+@pytest.mark.parametrize("name", ["VISIBLE_DEVICES", "GPU_VISIBLE_DEVICES", "ROCM_VISIBLE_DEVICES", "CUDA_DEVICES"])
+def test_a_name_that_somebody_may_have_for_his_own_ends_is_a_note(eight, name):
+    assert judged({name: "0"}, eight("0,1,2,3,4,5,6,7"))[name][0] is Level.NOTE
+
+
+def test_that_nothing_is_downloaded_is_a_note():
+    assert judged({"HF_HUB_OFFLINE": "1"})["HF_HUB_OFFLINE"][0] is Level.NOTE
+    assert judged({"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": ""}) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""What CUDA and the driver are asked, with torch's answers made up and the driver's from its stand-in."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tests.boards import cards
+from tests.boards.cards import CudaCard, Held
+from tests.inventory import boxes
+from tests.inventory.boxes import GIB
+
+torch = pytest.importorskip("torch")
+TOTAL = 79 * GIB
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A torch that has two boards; what it is told is kept."""
+    told = []
+    facts = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=TOTAL, major=9, minor=0)
+    answers = {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda index: facts,
+        "mem_get_info": lambda index: (70 * GIB, TOTAL),
+        "memory_allocated": lambda index: 3,
+        "max_memory_allocated": lambda index: 5,
+        "memory_reserved": lambda index: 7,
+        "max_memory_reserved": lambda index: 11,
+        "reset_peak_memory_stats": lambda index: told.append(("forget", index)),
+        "empty_cache": lambda: told.append(("empty",)),
+        "synchronize": lambda index: told.append(("wait", index)),
+        "set_per_process_memory_fraction": lambda share, index: told.append(("share", round(share, 3), index)),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return told
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_card_asks_torch_by_its_number():
+    card = CudaCard(1)
+    assert (card.place, card.total(), card.free()) == ("cuda:1", TOTAL, 70 * GIB)
+    assert (card.allocated(), card.peak(), card.reserved_now(), card.reserved_peak()) == (3, 5, 7, 11)
+    assert card.overhead() == 672 << 20
+
+
+def test_a_limit_is_a_share_of_the_board_and_ends(cuda):
+    with pytest.raises(RuntimeError), CudaCard(1).limited(TOTAL // 4):
+        raise RuntimeError("out of memory")
+    assert cuda == [("empty",), ("share", 0.25, 1), ("share", 1.0, 1)]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_what_was_there_before_is_remembered(machine):
+    machine(boxes.system() + boxes.board(0, used=3 * GIB) + boxes.board(1))
+    first, second = cards.open_cards()
+    assert (first.before, first.room(), second.before) == (3 * GIB, 76 * GIB, GIB)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_process_that_the_driver_knows_is_told_by_its_figure(machine):
+    other = boxes.process(board=0, pid=1, bytes=9 * GIB)
+    machine(boxes.system() + boxes.board() + other + boxes.process(board=0, pid=os.getpid(), bytes=2 * GIB))
+    assert CudaCard(0).held() == Held(nbytes=2 * GIB, how="the driver's figure of this process")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_within_a_container_the_boards_own_figure_tells(machine):
+    machine(boxes.system() + boxes.board(used=5 * GIB) + boxes.process(board=0, pid=4_000_000, bytes=4 * GIB))
+    assert CudaCard(0, before=GIB).held() == Held(
+        nbytes=4 * GIB, how="the board's used memory, less what was used before"
+    )
+    assert CudaCard(0).held().nbytes is None, "nobody looked before"
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_driver_that_tells_nothing_is_said(machine):
+    machine(boxes.system())
+    assert CudaCard(0, before=GIB).held().nbytes is None
+    assert cards.open_cards()[0].room() == TOTAL
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_box_is_described_without_what_tells_it_from_another(machine):
+    machine(boxes.system() + boxes.board(0) + boxes.board(1))
+    found = cards.describe()
+    assert found.name == "2x NVIDIA H100 80GB HBM3"
+    assert [(board.memory, board.compute_capability) for board in found.boards] == [(TOTAL, "9.0")] * 2
+    assert found.versions["driver of nvidia"] == "550.54.15"
+    assert not found.simulated
+    assert boxes.uuid(0) not in str(found)
