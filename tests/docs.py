@@ -35,7 +35,7 @@ _FENCED = re.compile(r"^```console( figures)?\n(.*?)^```$", re.MULTILINE | re.DO
 _DRAWN = re.compile(r"^<!-- (devctl .* --svg (\S+)) -->$", re.MULTILINE)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n", re.MULTILINE)
 _SEPARATOR = "\x1e"
-_OURS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DEVCTL_CACHE_DIR", "TMPDIR", "SYSTEMROOT")
+_OURS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
 """What a block gets of the environment of whoever runs it."""
 
 
@@ -164,8 +164,9 @@ def _environment(folder: Path) -> dict[str, str]:
     """A reader's environment: the same on every machine, with the devctl of this tree."""
     here = {name: os.environ[name] for name in _OURS if name in os.environ}
     return {
-        "DEVCTL_CACHE_DIR": str(folder / ".cache"),
         **here,
+        # of its own, since a plan of weights alone says more where the model is built for the first time
+        "DEVCTL_CACHE_DIR": str(folder / ".cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here.get('PATH', os.defpath)}",
         "PYTHONPATH": str(ROOT),
         "HOME": str(folder),
@@ -204,9 +205,7 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", type=Path, default=PAGES, help="all of README.md and docs/, unless given")
     parser.add_argument("--write", action="store_true", help="write what is printed into the pages")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["DEVCTL_CACHE_DIR"] = cache  # a model is traced once for all pages
-        different = sum(renew(page, arguments.write) for page in arguments.pages)
+    different = sum(renew(page, arguments.write) for page in arguments.pages)
     return 1 if different and not arguments.write else 0
 
 

@@ -256,7 +256,7 @@ def test_a_program_can_be_told_what_goes_on(checkpoint):
     with reporting(Reporter()):
         devctl.plan(checkpoint("llama"), "1GiB", context_length=17, cache=False)
     assert any(text.startswith("looking for") for text in told)
-    assert any(text == "tracing 17 tokens" for text in told)
+    assert any(text == "tracing what 17 tokens hold in memory" for text in told)
     before = list(told)
     devctl.plan(checkpoint("llama"), "1GiB", context_length=17)
     assert told == before

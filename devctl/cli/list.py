@@ -85,7 +85,8 @@ def list_(
     if benchmark:
         from devctl.inventory.probes.benchmark import measure
 
-        inventory = measure(inventory)
+        with streams.status("measuring how fast disks read and GPUs take data, for some seconds each"):
+            inventory = measure(inventory)
     streams.answer(_text(inventory, json=json))
 
 
@@ -104,11 +105,11 @@ def _several(
         RefusedError: none gave an inventory, or one did not that is required.
     """
     from devctl.cli.show.hosts import cluster_text
-    from devctl.inventory.hosts import Cluster, HostFound, together
+    from devctl.inventory.hosts import TIMEOUT, Cluster, HostFound, together
     from devctl.inventory.named_hosts import cluster_of, name_of_file
 
     if hosts is not None:
-        with streams.status(f"asking {hosts}"):
+        with streams.status(f"asking {hosts} by ssh, each for at most {timeout or f'{TIMEOUT:g}s'}"):
             found: Cluster = cluster_of(hosts, remote=remote_command, timeout=timeout)
     else:
         from devctl.planning.machine import read_machine

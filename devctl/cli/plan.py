@@ -338,7 +338,8 @@ def _write(plan: "Plan", output: OutputOptions) -> None:
     from devctl.placement.pieces import pieces_of
 
     pieces = pieces_of(plan.tree, plan.placement)
+    counted = show.counted(None if plan.runtime is None else plan.runtime.footprint.workload)
     if output.svg is not None:
-        write_whole(output.svg, plan_svg(plan.model, plan.placement, pieces))
+        write_whole(output.svg, plan_svg(plan.model, plan.placement, pieces, counted))
     if output.html is not None:
-        write_whole(output.html, plan_html(plan.model, plan.placement, pieces))
+        write_whole(output.html, plan_html(plan.model, plan.placement, pieces, counted))

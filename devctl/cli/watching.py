@@ -72,7 +72,7 @@ class Screen:
         os.close(self._resized)
         os.close(self._wake)
 
-    def resized(self, *_: object) -> None:
+    def resized(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Draw anew, as its size is another."""
         with contextlib.suppress(OSError):  # one that is waiting already will do
             os.write(self._wake, b"x")
@@ -128,7 +128,8 @@ def screen() -> Iterator[Screen]:
         made.enter()
         made.resized()
 
-    handlers: dict[str, Callable[..., None]] = {"SIGTSTP": stop, "SIGQUIT": stop, "SIGWINCH": made.resized}
+    handlers: dict[str, Callable[[int, FrameType | None], Any]]
+    handlers = {"SIGTSTP": stop, "SIGQUIT": stop, "SIGWINCH": made.resized}
     try:
         for name, handler in handlers.items():
             if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -109,7 +109,7 @@ def try_out(
     if not random_weights:
         source = loader.local_copy(source)
     blocks = block_names(skeleton.tree)
-    with status("copying between accelerators"):
+    with status("checking copies between accelerators"):
         copies = check_copies(computing)
     with ExitStack() as stack:
         folder = None
@@ -118,7 +118,7 @@ def try_out(
             folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
         forget_peaks(computing)
         start = time.perf_counter()
-        with progress("loading", total) as advance:
+        with progress("loading weights", total) as advance:
             model, missing = loader.load(
                 source,
                 skeleton,
@@ -215,7 +215,7 @@ def _verify(
         if kind is Reference.DISK:
             written = offload.bytes_to_write(source, skeleton, reference_map(kind), random_weights=random_weights)
             folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
-        with progress("loading the reference", total) as advance:
+        with progress("loading the reference on the CPU", total) as advance:
             reference, _ = loader.load(
                 source,
                 skeleton,
@@ -225,5 +225,5 @@ def _verify(
                 on_progress=advance,
                 allow_missing=options.allow_missing,
             )
-        with status("comparing with the CPU"):
+        with status("running it on the CPU, to compare every block"):
             return verify(model, reference, forward, block_names(skeleton.tree), dtype=skeleton.tree.dtype, kind=kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +30,8 @@ def find_source(request: ModelRequest) -> ModelSource:
         ModelError: nowhere.
     """
     assert isinstance(request.model, str), "a live module is read from nowhere"
-    with reporter().status(f"looking for {request.model}"):
+    where = "" if os.path.lexists(request.model) else " on the hub"
+    with reporter().status(f"looking for {request.model}{where}"):
         return resolve(request.model, revision=request.revision)
 
 
@@ -95,7 +97,7 @@ def read(source: ModelSource, request: ModelRequest, purpose: Purpose) -> Skelet
         with reporter().status("importing torch and transformers"):
             import torch  # noqa: F401
             import transformers  # noqa: F401
-        with reporter().status(f"reading the config of {request.model}"):
+        with reporter().status(f"building {request.model} from its config, without its weights"):
             return read_skeleton(
                 source,
                 dtype=request.dtype,

@@ -15,6 +15,7 @@ from devctl.inventory.requirements import Requirements, disk_use, judge
 from devctl.inventory.verdict import Finding, Verdict
 from devctl.models.gguf.files import gguf_at
 from devctl.planning.map_file import MapFile
+from devctl.planning.progress import reporter
 from devctl.planning.request import ModelRequest, WorkloadRequest
 from devctl.units import format_bytes
 
@@ -88,9 +89,11 @@ def _look(wanted: Requirements) -> Inventory:
     """This machine, now; where idle boards are asked for, several times."""
     uses = {disk_use(path): path for path, _ in wanted.disks}
     samples = []
-    for _ in range(_IDLE_SAMPLES - 1 if wanted.idle else 0):
-        samples.append(take_inventory(only=Part.GPU))
-        time.sleep(_IDLE_SECONDS / (_IDLE_SAMPLES - 1))
+    if wanted.idle:
+        with reporter().status("looking for a second whether anybody works on the GPUs"):
+            for _ in range(_IDLE_SAMPLES - 1):
+                samples.append(take_inventory(only=Part.GPU))
+                time.sleep(_IDLE_SECONDS / (_IDLE_SAMPLES - 1))
     inventory = take_inventory(folders=tuple(uses.items()), there=tuple(uses))
     if not samples:
         return inventory

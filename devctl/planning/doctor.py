@@ -16,6 +16,7 @@ import devctl
 from devctl.as_json import to_json_values
 from devctl.errors import DevctlError, first_line
 from devctl.inventory import Inventory, take_inventory
+from devctl.inventory.catalogue import find
 from devctl.inventory.records import Accelerator, Driver, Hidden, Host, Vendor, label
 from devctl.planning.examining.findings import Finding, Level, broken, note, ok
 from devctl.planning.examining.folders import judge_folders
@@ -98,7 +99,7 @@ def examine(
         asked.add("python", lambda: [judge_python()])
         asked.add("devctl", lambda: [judge_owners(owned, private)])
         known = asked.about("packages", versions, {})
-        ours = next((owner for owner in owned if owner.ours), None)
+        ours = next(iter(sorted((o for o in owned if o.ours), key=lambda o: o.version != devctl.__version__)), None)
         asked.add("packages", lambda: judge_versions(known, ours))
         with reporter().status("asking the drivers"):
             inventory = asked.about("machine", lambda: _look(environment, private), None)
@@ -164,8 +165,12 @@ def _clean(finding: Finding, private: Private) -> Finding:
 def _look(environment: Mapping[str, str], private: Private) -> Inventory:
     """This machine, with names of boards as they may be told."""
     found = take_inventory(environment=environment)
-    boards = (replace(a, name=None if a.name is None else private.hide(a.name)) for a in found.accelerators)
-    return replace(found, accelerators=tuple(boards))
+
+    def told(name: str | None) -> str | None:
+        # a host may be called as its boards are, which are to be told
+        return name if name is None or find(name) is not None else private.hide(name)
+
+    return replace(found, accelerators=tuple(replace(a, name=told(a.name)) for a in found.accelerators))
 
 
 def _torch(steps: Mapping[str, Step], private: Private) -> Torch | None:

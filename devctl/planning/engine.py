@@ -73,11 +73,17 @@ def plan_for_vllm(model: Model, hosts: Sequence[NamedMachine], workload: Workloa
         lambda name: _part_of(name, f"{container}."),
         experts_whole=serving.expert_parallel,
     )
+    absorbed = -(-text.absorbed // tensor)
+    if serving.sequences < workload.batch_size:
+        raise UsageError(
+            f"--batch-size {workload.batch_size}: vLLM runs {serving.sequences} sequences at once",
+            hint="give as many with --max-num-seqs",
+        )
     asked = Asked(
         text=text,
         container=container,
         weights=weights,
-        by_layer=tuple(accumulate((weights.get(str(at), 0) for at in range(len(text.layers))), initial=0)),
+        by_layer=tuple(accumulate((weights.get(str(at), 0) + absorbed for at in range(len(text.layers))), initial=0)),
         serving=serving,
         ranks=tensor,
         kept_in=_KV_BYTES[None if workload.kv_dtype is None else KvDtype(workload.kv_dtype)],

@@ -190,7 +190,7 @@ def fits_on(
         return _fit(kind, None, None)
 
     found = []
-    with reporter().status(f"looking at {len(boards)} boards"):
+    with reporter().status(f"placing it on {len(boards)} boards, 1 to 8 of each"):
         for kind in boards:
             found.append(fit(kind))
     return FitsOn(

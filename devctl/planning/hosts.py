@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
-from devctl.inventory.hosts import HostFound
+from devctl.inventory.hosts import TIMEOUT, HostFound
 from devctl.inventory.named_hosts import checked_name, cluster_of, name_of_file
 from devctl.inventory.records import Vendor
 from devctl.placement.budget import is_accelerator
@@ -132,7 +132,7 @@ def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
 def _asked(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
     """The hosts that are asked, each with as many accelerators as its hostfile lets it have."""
     assert request.hosts is not None, "asked where it is given"
-    with reporter().status(f"asking {request.hosts}"):
+    with reporter().status(f"asking {request.hosts} by ssh, each for at most {request.timeout or f'{TIMEOUT:g}s'}"):
         found = cluster_of(request.hosts, remote=request.remote_command, timeout=request.timeout)
     if found.silent:
         raise RefusedError(

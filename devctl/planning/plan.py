@@ -24,6 +24,7 @@ from devctl.planning.gguf_plan import plan_gguf
 from devctl.planning.installed import remember
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
+from devctl.planning.progress import reporter
 from devctl.planning.question import Question, question_of
 from devctl.planning.request import (
     ByStrategy,
@@ -76,7 +77,8 @@ def make_plan(
     notes: tuple[str, ...] = ()
     refusal: Refusal | None = None
     if isinstance(goal, FillContext):
-        question, notes, refusal = _filled(question, may_quantise=model.may_be_quantised)
+        with reporter().status(f"looking for how many sequences of {goal.tokens:,} tokens fit"):
+            question, notes, refusal = _filled(question, may_quantise=model.may_be_quantised)
     runtime, told = (None, ()) if workload.context_length is None else runtime_of(question)
     if runtime is not None:
         require_counted(workload, runtime)
@@ -89,13 +91,17 @@ def make_plan(
         strategy = goal.strategy if isinstance(goal, ByStrategy) else Strategy.OPTIMAL
         rates = _rates(model, machine) if isinstance(goal, Fastest) else None
         assert rates is not None or not isinstance(goal, Fastest), "a machine for this goal knows its speeds"
-        placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
+        with reporter().status(f"placing {len(model.tree.index.tensors):,} tensors by {strategy}"):
+            placement = place(model.tree, machine.budgets, strategy, rates, runtime, model.installed)
         remember(model.key, model.tree, placement)
     room = room_refusal(model, machine, question, placement, runtime, limits)
     if isinstance(goal, FillContext) and refusal is not None and room is not None:
         refusal = replace(refusal, findings=room.findings)
     refusal = refused_unpacked(model.tree, refusal or room)
-    most = capacity.longest_contexts(question, placement) if max_context and refusal is None else None
+    most = None
+    if max_context and refusal is None:
+        with reporter().status("looking for the longest context that fits"):
+            most = capacity.longest_contexts(question, placement)
     if most is not None:
         notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
@@ -136,7 +142,10 @@ def compare_strategies(model: Model, machine: Machine, workload: WorkloadRequest
     question = question_of(model, machine, workload, counts=workload.context_length is not None)
     runtime = None if workload.context_length is None else runtime_of(question)[0]
     beside = () if runtime is None else told_beside_text(question, question.workload)
-    placements = tuple(place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy)
+    with reporter().status(f"placing it by {len(Strategy)} strategies"):
+        placements = tuple(
+            place(model.tree, machine.budgets, each, None, runtime, model.installed) for each in Strategy
+        )
     held = tuple(each for each in placements if not (machine.lacks_disk and each.on_disk))
     chosen, why = choose(held or placements)
     if not held:
@@ -164,7 +173,8 @@ def what_fits(model: Model, machine: Machine, workload: WorkloadRequest) -> What
     refuse_gguf(model.gguf, "--what-if")
     model = as_held(model, machine)
     question = question_of(model, machine, workload, counts=True)
-    cases = capacity.what_if(question)
+    with reporter().status("trying contexts and batch sizes"):
+        cases = capacity.what_if(question)
     # the shortest was traced, so that this one is at hand
     first = replace(question.workload, context_length=cases[0].context_length, batch_size=1)
     notes = (*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, first))

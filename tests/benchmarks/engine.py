@@ -40,6 +40,7 @@ class Row:
     tokens: int
     concurrency: float
     per_token: int
+    fits: bool
 
     @property
     def weights_off(self):
@@ -69,6 +70,8 @@ class Row:
             found.append("pool")
         if not self.gives_a_token_its_bytes:
             found.append("bytes a token")
+        if not self.fits:
+            found.append("ran, and is refused")
         return ", ".join(found)
 
 
@@ -96,6 +99,7 @@ def predict(run):
         tokens=fit.kv_tokens,
         concurrency=fit.concurrency,
         per_token=fit.kv_bytes_per_token,
+        fits=plan.fits,
     )
 
 
@@ -134,14 +138,16 @@ def main():
     rows = [predict(run) for run in RUNS]
     weights, pool, sequences, largest = means(rows)
     missed = [row for row in rows if row.misses]
+    refused = sum(not row.fits for row in rows)
     wrong = sum(not row.gives_a_token_its_bytes for row in rows)
     print("What vLLM 0.19.0 holds on H100s with 80 GB, in GiB as predicted and as logged, by")
     print("`python -m tests.benchmarks.engine`: the first rank, and the smallest pool.")
     print(f"{len(rows)} runs; off on the mean: weights {weights:.2%}, pool {pool:.2%}, sequences {sequences:.2%}.")
     print(f"A pool is at most {largest:.2%} too large. A token is given other bytes in {wrong} runs.")
+    print(f"Refused, though they ran: {refused}.")
     print(f"Beyond a bound: {len(missed)}, named in the last column.\n")
     print(table(rows))
-    return int(weights > WEIGHTS or pool > POOL or largest > TOO_LARGE or wrong > 0)
+    return int(weights > WEIGHTS or pool > POOL or largest > TOO_LARGE or wrong or refused)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ def test_a_plan_for_vllm_is_not_loaded_by_transformers(devctl, tmp_path):
         (("--gpu-memory-utilization", "1.5"), "at most 1"),
         (("--gpu-memory-utilization", "nan"), "above 0"),
         (("--max-num-seqs", "9000"), "no more than --max-num-batched-tokens, 8192"),
+        (("--max-num-seqs", "4", "--batch-size", "5"), "vLLM runs 4 sequences at once"),
         (("--strategy", "optimal"), "leave out --strategy"),
         (("--overhead", "1GiB", "--context-length", "8k"), "leave out --overhead"),
         (("--to", "sglang"), "leave out --to sglang"),

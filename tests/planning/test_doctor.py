@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+import devctl
 from devctl.inventory.probes.host import UNKNOWN
 from devctl.inventory.records import Host
 from devctl.planning import doctor
 from devctl.planning.doctor import Level, examine, judge_host, judge_planner
+from devctl.planning.examining.packages import Owner
 from tests.inventory import boxes
 from tests.inventory.conftest import machine, nvml_folder  # noqa: F401 - fixtures
 
@@ -37,6 +39,8 @@ def examined(machine, monkeypatch, tmp_path):  # noqa: F811
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_HUB_CACHE", "NVIDIA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    # what is installed where the tests run, is their own
+    monkeypatch.setattr(doctor, "owners", lambda: (Owner(name="devctl-plan", version=devctl.__version__, ours=True),))
 
     def run(box, command, **variables):
         machine(box)
@@ -196,6 +200,11 @@ def test_nothing_private_is_told(examined, monkeypatch, tmp_path):
     told = json.dumps(found.to_document()) + str(found.findings)
     for secret in SECRETS:
         assert secret not in told, [f for f in found.findings if secret in str(f)]
+
+
+def test_a_host_that_is_called_as_its_boards_are_hides_none_of_them(examined, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "h100")
+    assert "NVIDIA H100 80GB HBM3" in of(examined(boxes.eight(), answering(devices={"cuda": 8})), "boards")[0].text
 
 
 def test_memory_limits_are_told():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from devctl.cli.show.colours import FONT, css_class
-from devctl.cli.show.svg import ascii_only, clean, facts_of, figure, svg
+from devctl.cli.show.svg import ascii_only, clean, facts_of, figure, svg, title_of
 from devctl.placement.document import PlannedModel
 from devctl.placement.pieces import Piece
 from devctl.placement.placement import Placement
@@ -27,8 +27,12 @@ _STYLE = (
 )
 
 
-def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece]) -> str:
-    """The page as a file of its own."""
+def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "") -> str:
+    """The page as a file of its own.
+
+    Args:
+        counted: the workload that is counted, in a few words, or empty.
+    """
     devices = tuple(use.device for use in placement.devices)
     rows = [
         f'<tr><td class="n">{number}</td><td>{_name(piece)}</td>'
@@ -37,15 +41,15 @@ def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece]
         f'width="100%" height="100%" rx="2"/></svg>{clean(str(piece.device))}</td></tr>'
         for number, piece in enumerate(pieces, 1)
     ]
-    facts = "".join(f"<p>{clean(fact)}</p>" for fact in facts_of(model, placement))
+    facts = "".join(f"<p>{clean(fact)}</p>" for fact in facts_of(model, placement, counted))
     notes = [f"<li>{clean(note)}</li>" for note in placement.notes]
     lines = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<title>{clean(model.name)}: where its layers go</title>",
+        f"<title>{clean(title_of(model, counted))}</title>",
         f"<style>{_STYLE}</style>\n</head>\n<body>",
         f"<header><h1>{clean(model.name)}</h1>{facts}</header>",
-        svg(figure(placement, pieces), model, placement, page=False).rstrip(),
+        svg(figure(placement, pieces), model, placement, page=False, counted=counted).rstrip(),
         "<main>",
         *(["<h2>notes</h2>", "<ul>", *notes, "</ul>"] if notes else []),
         f"<h2>all {len(pieces)} blocks, in the order of the model</h2>",

@@ -22,6 +22,7 @@ from devctl.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.status import Status
 
 UNKNOWN = "–"
 
@@ -299,16 +300,34 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+_SHOWN: list[tuple[Status, str]] = []
+"""What spins, and what it says, for each thing that is waited for within another."""
+
+
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show on a terminal's stderr what is going on; nothing elsewhere."""
+    """Show on a terminal's stderr what is waited for; nothing elsewhere. Within another, it stands in its place."""
     if not is_terminal(sys.stderr):
         yield
         return
     from rich.console import Console
 
-    with Console(stderr=True, highlight=False, markup=False, emoji=False).status(clean(text)):
-        yield
+    if _SHOWN:
+        shown, before = _SHOWN[-1]
+        _SHOWN.append((shown, text))
+        shown.update(clean(text))
+        try:
+            yield
+        finally:
+            _SHOWN.pop()
+            shown.update(clean(before))
+        return
+    with Console(stderr=True, highlight=False, markup=False, emoji=False).status(clean(text)) as spinner:
+        _SHOWN.append((spinner, text))
+        try:
+            yield
+        finally:
+            _SHOWN.pop()
 
 
 @contextmanager

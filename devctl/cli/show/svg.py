@@ -52,27 +52,33 @@ class Drawing:
     height: int
 
 
-def plan_svg(model: PlannedModel, placement: Placement, pieces: Sequence[Piece]) -> str:
-    """The picture as a file of its own: a title, the layers, the devices and the notes."""
+def plan_svg(model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "") -> str:
+    """The picture as a file of its own: a title, the layers, the devices and the notes.
+
+    Args:
+        counted: the workload that is counted, in a few words, or empty.
+    """
     title = [(line, "title ink", 26) for line in wrapped(_in_letters([model.name], 132), 38)]
     facts = [
-        (line, "sub muted", 18) for fact in facts_of(model, placement) for line in wrapped(fact, _LINE_LETTERS - 8)
+        (line, "sub muted", 18)
+        for fact in facts_of(model, placement, counted)
+        for line in wrapped(fact, _LINE_LETTERS - 8)
     ]
     notes = [(line, "small muted", 16) for note in placement.notes for line in wrapped(f"note: {note}", _LINE_LETTERS)]
     parts = [_text_lines([*title, *facts]), figure(placement, pieces)]
     parts += [_text_lines(notes)] if notes else []
-    return ascii_only(svg(_stacked(parts), model, placement, page=True))
+    return ascii_only(svg(_stacked(parts), model, placement, page=True, counted=counted))
 
 
-def svg(drawing: Drawing, model: PlannedModel, placement: Placement, *, page: bool) -> str:
+def svg(drawing: Drawing, model: PlannedModel, placement: Placement, *, page: bool, counted: str = "") -> str:
     """``drawing`` as an SVG element that says in words what it shows."""
     height = drawing.height + 16
     said = [f"{use.device} holds {_used_of(use)}" for use in placement.devices if use.used]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="devctl" width="100%" height="{height}" role="img" '
         'aria-labelledby="devctl-title devctl-desc">',
-        f'<title id="devctl-title">{clean(model.name)}: where its layers go</title>',
-        f'<desc id="devctl-desc">{clean("; ".join((*facts_of(model, placement), *said)))}.</desc>',
+        f'<title id="devctl-title">{clean(title_of(model, counted))}</title>',
+        f'<desc id="devctl-desc">{clean("; ".join((*facts_of(model, placement, counted), *said)))}.</desc>',
         f"<style>{canvas() if page else ''}{stylesheet()}</style>",
         '<defs><pattern id="devctl-disk" width="8" height="8" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><rect class="weave" width="8" height="8"/>'
@@ -95,6 +101,8 @@ def figure(placement: Placement, pieces: Sequence[Piece]) -> Drawing:
     total = sum(use.used for use in placement.devices)
     gridded = accelerators if len(accelerators) >= _GRID_FROM else []
     parts = [_heading("layers, in the order of the model"), _strip(pieces, devices), _heading("devices")]
+    if any(use.total > use.used for use in uses):
+        parts.append(_legend())
     parts += [_grid(gridded, devices)] if gridded else []
     for use in uses:
         if use not in gridded:
@@ -103,10 +111,16 @@ def figure(placement: Placement, pieces: Sequence[Piece]) -> Drawing:
     return _stacked(parts)
 
 
-def facts_of(model: PlannedModel, placement: Placement) -> tuple[str, str]:
-    """What is planned, and what that leaves off the devices that compute."""
+def title_of(model: PlannedModel, counted: str) -> str:
+    """What the picture is of, with the workload."""
+    return f"{model.name}: where its layers go" + (f", {counted}" if counted else "")
+
+
+def facts_of(model: PlannedModel, placement: Placement, counted: str = "") -> tuple[str, ...]:
+    """What is planned, the workload that is counted, and what that leaves off the devices that compute."""
     how = f"placed by {placement.strategy}" if placement.strategy else "placed by the given map"
-    return f"{model.class_name}, {format_bytes(model.nbytes)} in {model.dtype}, {how}", offload_line(placement)
+    first = f"{model.class_name}, {format_bytes(model.nbytes)} in {model.dtype}, {how}"
+    return (first, *([f"counted: {counted}"] if counted else []), offload_line(placement))
 
 
 def edges(pieces: Sequence[Piece]) -> list[int]:
@@ -148,11 +162,21 @@ def _strip(pieces: Sequence[Piece], devices: tuple[Device, ...]) -> Drawing:
         nbytes = format_bytes(sum(piece.nbytes for piece in pieces[start:stop]))
         lines += _fitting(names, at[start], at[stop], top + 20, f"name mid on-{kind}", 13)
         lines += _fitting([nbytes], at[start], at[stop], top + 36, f"small mid on-{kind}", 11)
+    slivers: list[str] = []
     for start, stop in groups:
         (full,) = ranges(piece.name for piece in pieces[start:stop])
         shorter = [full.split(".", cut)[-1] for cut in range(full.count(".") + 1)]
-        lines += _fitting(shorter, at[start], at[stop], top - 7, "small mid muted", 11)
-    return Drawing(lines=tuple(lines), height=top + _STRIP + 12)
+        labels = list(_fitting(shorter, at[start], at[stop], top - 7, "small mid muted", 11))
+        lines += labels
+        if not any(_always(label) for label in labels):
+            nbytes = format_bytes(sum(piece.nbytes for piece in pieces[start:stop]))
+            slivers.append(f"{full} ({nbytes}, {pieces[start].device})")
+    height = top + _STRIP + 12
+    if slivers:
+        slivers[0] = f"too narrow for a name, in order: {slivers[0]}"
+        lines += _listed(slivers, height + 2)
+        height += 12
+    return Drawing(lines=tuple(lines), height=height)
 
 
 def _runs(pieces: Sequence[Piece], *, by_name: bool) -> list[tuple[int, int]]:
@@ -172,13 +196,24 @@ def _device(use: DeviceUse, devices: tuple[Device, ...], model_bytes: int, *, of
     name = f"{use.device}, offloaded" if offloaded else str(use.device)
     fraction = ", no limit" if use.budget is None else f", {_fraction(use)}"
     kind = css_class(use.device, devices)
+    numbers = f"{_used_of(use)}{fraction}"
     lines = [
-        f'<text class="name ink" x="0" y="14">{clean(name)}</text>',
-        f'<text class="num muted end" x="100%" y="14">{_used_of(use)}{fraction}</text>',
+        *_beside(name, numbers),
+        f'<text class="num muted end" x="100%" y="14">{numbers}</text>',
         *bar(_segments(use), use.budget, model_bytes, top=21, kind=kind),
         *_listed(ranges(use.modules), 49),
     ]
     return Drawing(lines=tuple(lines), height=64)
+
+
+def _legend() -> Drawing:
+    """What the shades of a bar are: a part of it may be too thin for its name."""
+    lines, x = [], 0
+    for number, label in enumerate(("weights", "KV cache", "activations", "overhead")):
+        lines.append(f'<rect class="cpu s{number}" x="{x}" y="1" width="10" height="10" rx="2"/>')
+        lines.append(f'<text class="small muted" x="{x + 14}" y="10">{label}</text>')
+        x += 14 + int(text_width(label, 11)) + 12
+    return Drawing(lines=tuple(lines), height=22)
 
 
 def _segments(use: DeviceUse) -> tuple[Segment, ...]:
@@ -232,18 +267,55 @@ def _grid(uses: Sequence[DeviceUse], devices: tuple[Device, ...]) -> Drawing:
         lines += [
             f'<svg x="{_percent(left)}" y="{top}" width="{_percent(width)}" height="{_CELL_HEIGHT}">',
             f"<title>{clean(said)}</title>",
-            f'<text class="small ink" x="0" y="12">{clean(str(use.device))}</text>',
-            f'<text class="small muted end from600" x="100%" y="12">{_fraction(use)}</text>',
             f'<rect class="track" y="17" width="100%" height="{_CELL}"/>',
             f'<rect class="{css_class(use.device, devices)}" y="17" width="{_percent(filled)}" height="{_CELL}"/>',
             "</svg>",
         ]
+        names = [str(use.device)] if use.device.id is None else [str(use.device), str(use.device.id)]
+        for text, between in _by_width([(name, text_width(name, 11)) for name in names], width / 1000):
+            lines.append(f'<text class="small ink{between}" x="{_percent(left)}" y="{top + 12}">{clean(text)}</text>')
+        both = text_width(names[0], 11) + text_width(_fraction(use), 11) + 8
+        if (first := shown_from(both, width / 1000)) is not None:
+            hidden = f" {between}" if (between := shown_between(first, None)) else ""
+            right = _percent(left + width)
+            lines.append(f'<text class="small muted end{hidden}" x="{right}" y="{top + 12}">{_fraction(use)}</text>')
     budgets = sorted({use.budget for use in uses if use.budget is not None})
     said = " to ".join(format_bytes(size) for size in dict.fromkeys(budgets[:1] + budgets[-1:]))
     height = -(-len(uses) // _COLUMNS) * _CELL_HEIGHT
     total = f"{len(uses)} accelerators of {said}: {format_bytes(sum(use.used for use in uses))} in all"
     lines.append(f'<text class="small muted" x="0" y="{height + 10}">{clean(total)}</text>')
     return Drawing(lines=tuple(lines), height=height + 26)
+
+
+def _beside(name: str, numbers: str) -> Iterator[str]:
+    """A name to the left of numbers: in each width of the window as much of it as does not run into them."""
+    texts = [name, *(_in_letters([name], letters) for letters in (48, 32, 20, 12) if letters < len(name))]
+    taken = text_width(numbers, 13) + 8
+    for text, between in _by_width([(text, text_width(text, 13) + taken) for text in texts], 100):
+        yield f'<text class="name ink{between}" x="0" y="14">{clean(text)}</text>'
+
+
+def _by_width(texts: Sequence[tuple[str, float]], percent: float) -> Iterator[tuple[str, str]]:
+    """The first of the texts that has its pixels in ``percent`` of the picture, and for which windows; the last in any.
+
+    Args:
+        texts: each with the pixels that it needs.
+    """
+    until: int | None = None
+    for number, (text, pixels) in enumerate(texts):
+        first = 0 if number == len(texts) - 1 else shown_from(pixels, percent)
+        if first is None or (until is not None and first >= until):
+            continue
+        between = shown_between(first, until)
+        yield text, f" {between}" if between else ""
+        if not first:
+            return
+        until = first
+
+
+def _always(label: str) -> bool:
+    """Whether a label is shown in every width of the window, or others that are together."""
+    return " from" not in label
 
 
 def _listed(names: Sequence[str], y: int) -> list[str]:

@@ -61,6 +61,8 @@ class TextModel:
         latent: numbers that a token keeps in a layer instead of keys and values; 0 where it keeps those.
         beside_latent: bytes that it keeps beside them.
         unpacked: channels that a latent is unpacked to for a head while it attends.
+        absorbed: bytes of the matrices of a layer, of all heads, that unpack it, in the model's dtype: kept beside those
+            of the checkpoint where those are quantised (``split_kv_b_proj``), else 0.
         recurrent: bytes of the state of a recurrent layer, of which each rank has a part.
         experts, experts_per_token, expert_intermediate: of its sparse layers; 0 for none.
         packed_experts: whether those are of MXFP4.
@@ -79,6 +81,7 @@ class TextModel:
     latent: int
     beside_latent: int
     unpacked: int
+    absorbed: int
     recurrent: int
     experts: int
     experts_per_token: int
@@ -137,6 +140,7 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
         latent=latent,
         beside_latent=beside,
         unpacked=2 * (nope + rope + values) if latent else 0,
+        absorbed=heads * (nope + values) * (latent - rope) * item if latent and tree.quantisation else 0,
         recurrent=_recurrent(text, item) if Kept("recurrent") in layers else 0,
         experts=experts if per_token else 0,
         experts_per_token=per_token if experts else 0,

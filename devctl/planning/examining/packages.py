@@ -30,7 +30,8 @@ OPTIONAL = ("bitsandbytes", "torchao", "optimum-quanto", "kernels", "flash-attn"
 """What changes how a model loads; a report names those that are there."""
 
 _OURS = "devctl.__main__:main"
-"""What our distribution installs as the command, whatever it is called."""
+_NEEDS = "nvidia-ml-py"
+"""What our distribution installs as the command, and one of those that it asks for, whatever it is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def owners(distributions: Iterable[metadata.Distribution] | None = None) -> tupl
             continue
         if not name or not (commands or files or listed):
             continue
-        ours = _OURS in commands
+        ours = _OURS in commands and any(text.startswith(_NEEDS) for text in requirements)
         # the one that is found first is the one that is imported; another of our own behind it does no harm
         found.setdefault((name, ours), Owner(name=name, version=version, ours=ours, requirements=requirements))
     return tuple(found[each] for each in sorted(found))
@@ -94,13 +95,14 @@ def judge_owners(found: tuple[Owner, ...], private: Private) -> Finding:
     text = f"{devctl.__version__}"
     if len(found) > 1:
         names = ", ".join(f"{owner.name} {owner.version}" for owner in found)
-        keep = next((owner.name for owner in found if owner.ours), "this one")
+        ours = [owner for owner in found if owner.ours]
+        now = [owner for owner in ours if owner.version == devctl.__version__]
+        keep = next((owner.name for owner in (*now, *ours)), "this one")
         others = " ".join(dict.fromkeys(owner.name for owner in found))
-        return broken(
-            "devctl",
-            private.hide(f"{text}: {len(found)} distributions install the package devctl, over each other: {names}"),
-            private.hide(f"`pip uninstall {others}`, then install {keep} alone"),
-        )
+        text = private.hide(f"{text}: {len(found)} distributions install the package devctl, over each other: {names}")
+        hint = private.hide(f"`pip uninstall {others}`, then install {keep} alone")
+        # two of our own, by an older name and the one of today, hold the same until one of them is removed
+        return note("devctl", text, hint) if len(ours) == len(found) else broken("devctl", text, hint)
     if not found:
         return note("devctl", f"{text}: it is not installed, but run from its source")
     if not found[0].ours:

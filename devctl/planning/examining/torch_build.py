@@ -115,18 +115,19 @@ def _nvidia(torch: Torch, boards: list[Accelerator], inventory: Inventory, *, wi
         if torch.hip is not None and _boards(inventory, Vendor.AMD):
             return [note("torch build", f"{text}, which it leaves out")]
         return [broken("torch build", text, f"install a torch that is built for {newest}: {_GET}")]
-    found = [] if driver is None or driver.fault is not None else [_driver(driver, torch, windows=windows)]
-    compiles = all(finding.level is Level.OK for finding in found)
+    found, verdict = [], Runs.UNKNOWN
+    if driver is not None and driver.fault is None:
+        verdict = runs(torch.cuda, driver.version, driver.cuda, windows=windows)
+        found.append(_driver(driver, torch, verdict, windows=windows))
     by_kind: dict[tuple[str | None, str | None], list[Accelerator]] = {}
     for board in boards:
         by_kind.setdefault((board.name, board.compute_capability), []).append(board)
-    kinds = [_kernels(torch, alike, compiles=compiles) for alike in by_kind.values()]
-    return found + [finding for finding in kinds if finding is not None]
+    compiles = verdict in (Runs.FULLY, Runs.UNKNOWN)
+    return found + [_kernels(torch, alike, compiles=compiles) for alike in by_kind.values()]
 
 
-def _driver(driver: Driver, torch: Torch, *, windows: bool) -> Finding:
+def _driver(driver: Driver, torch: Torch, verdict: Runs, *, windows: bool) -> Finding:
     assert torch.cuda is not None
-    verdict = runs(torch.cuda, driver.version, driver.cuda, windows=windows)
     least = least_driver(torch.cuda, windows=windows)
     it_is = f"{driver.version or 'of an unknown version'} runs CUDA {driver.cuda or 'of an unknown release'}"
     text = f"{it_is}, and torch is built for {torch.cuda}"
@@ -142,17 +143,17 @@ def _driver(driver: Driver, torch: Torch, *, windows: bool) -> Finding:
     return broken("driver", f"{text}, which it is too old for", f"update the driver {wanted}{instead}")
 
 
-def _kernels(torch: Torch, boards: list[Accelerator], *, compiles: bool) -> Finding | None:
-    """What torch has for boards that are alike; None where it tells no architectures, or the board no capability.
+def _kernels(torch: Torch, boards: list[Accelerator], *, compiles: bool) -> Finding:
+    """What torch has for boards that are alike.
 
     Args:
         compiles: whether the driver can compile this torch's PTX.
     """
     capability = boards[0].compute_capability
     kernels = None if capability is None or not torch.architectures else kernels_for(capability, torch.architectures)
-    if kernels is None:
-        return None
     subject = ", ".join(label(board) for board in boards)
+    if kernels is None:
+        return _not_known(subject, boards[0])
     it_is = f"{boards[0].name or 'a board'}, of compute capability {capability}"
     has = f"torch {torch.version} is built for {listed(torch.architectures)}"
     if kernels is Kernels.BINARY:
@@ -169,6 +170,12 @@ def _kernels(torch: Torch, boards: list[Accelerator], *, compiles: bool) -> Find
     return broken(subject, f"{it_is}: torch has no kernels for it ({has})", hint)
 
 
+def _not_known(subject: str, board: Accelerator) -> Finding:
+    """The board does not say what it is, or torch what it was built for."""
+    text = f"{board.name or 'a board'}: whether torch has kernels for it could not be found out"
+    return note(subject, text, "`devctl load` of a small model there shows whether it runs")
+
+
 def _amd(torch: Torch, boards: list[Accelerator]) -> list[Finding]:
     if torch.hip is None:
         text = f"{torch.version} is built for {torch.built_for}, and there are {_named(boards)}"
@@ -182,6 +189,7 @@ def _amd(torch: Torch, boards: list[Accelerator]) -> list[Finding]:
     found = []
     for board in boards:
         if board.architecture is None or not have:
+            found.append(_not_known(label(board), board))
             continue
         it_is = f"{board.name or 'a board'}, {board.architecture}"
         if board.architecture in have:

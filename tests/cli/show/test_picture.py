@@ -188,6 +188,98 @@ def test_text_on_a_colour_can_be_read(fills):
         assert contrast(fill, page) >= 3
 
 
+def drawn_texts(svg, window):
+    """What is shown in a window of so many pixels: (left, right, top, text), in pixels."""
+
+    def pixels(text, whole):
+        return float(text.rstrip("%")) / 100 * whole if text.endswith("%") else float(text)
+
+    def walk(element, x, y, width):
+        for each in element:
+            left, top, inner = x, y, width
+            if each.tag == f"{SVG}svg":
+                left += pixels(each.get("x", "0"), width)
+                top += pixels(each.get("y", "0"), 1)
+                inner = pixels(each.get("width", "100%"), width)
+            classes = each.get("class", "").split()
+            bounds = [(c[:4], int(c[4:])) for c in classes if re.fullmatch("from[0-9]+", c)]
+            untils = [int(c[2:]) for c in classes if re.fullmatch("to[0-9]+", c)]
+            if any(window < at for _, at in bounds) or any(window >= at for at in untils):
+                continue
+            if each.tag == f"{SVG}text" and each.text:
+                size = 20 if "title" in classes else 11 if "small" in classes else 13
+                wide, at = colours.text_width(each.text, size), left + pixels(each.get("x"), inner)
+                start = at - wide if "end" in classes else at - wide / 2 if "mid" in classes else at
+                yield start, start + wide, top + pixels(each.get("y"), 1), each.text
+            yield from walk(each, left, top, inner)
+
+    root = parsed(svg)
+    yield from walk(root, 0, 0, window * 0.96)
+
+
+BOXES = [
+    ("0=1000B,cpu=1000B", 3),
+    ("0=25B,1=35B,cpu=300B", 12),
+    (",".join(f"{i}=12B" for i in range(128)), 60),
+    (",".join(f"{i}=120B" for i in range(8)) + ",cpu=100B", 20),
+]
+
+
+@pytest.mark.parametrize("window", [340, 500, 620, 800, 1200])
+@pytest.mark.parametrize(("limits", "blocks"), BOXES)
+def test_no_label_runs_into_another(limits, blocks, window):
+    drawn = planned(layers(*[10] * blocks, embed=3, head=1), memory(limits), name="org/model")
+    texts = sorted(drawn_texts(plan_svg(*drawn, "32,768 tokens × 1"), window), key=lambda each: (each[2], each[0]))
+    for (_, right, y, one), (left, _, other_y, two) in itertools.pairwise(texts):
+        assert y != other_y or right <= left + 1, (one, two)
+
+
+def test_the_name_of_a_long_host_leaves_room_for_its_numbers():
+    from dataclasses import replace
+
+    from devctl.placement.parallel.host_device import HostDevice
+
+    about, placement, pieces = planned(layers(10, 10), memory("0=100B"))
+    long = HostDevice(placement.devices[0].device.type, 0, host="a-very-long-name.of-a-host.of-a-cluster.example.org")
+    placement = replace(placement, devices=(replace(placement.devices[0], device=long), *placement.devices[1:]))
+    pieces = tuple(replace(piece, device=long) for piece in pieces)
+    for window in (340, 500, 800):
+        texts = list(drawn_texts(plan_svg(about, placement, pieces), window))
+        (numbers,) = [each for each in texts if each[3].startswith("20 B of")]
+        (name,) = [each for each in texts if each[2] == numbers[2] and each is not numbers]
+        assert name[1] <= numbers[0], window
+        assert "cuda:0" in name[3]
+
+
+def test_the_workload_is_in_the_title():
+    drawn = planned(layers(10, 10), memory("0=100B"), name="org/model")
+    svg, page = plan_svg(*drawn, "32,768 tokens × 4"), plan_html(*drawn, "32,768 tokens × 4")
+    assert titles(svg)[0] == "org/model: where its layers go, 32,768 tokens × 4"
+    assert "<title>org/model: where its layers go, 32,768 tokens &#215; 4</title>" in page
+    assert "counted: 32,768 tokens × 4" in Texts(page).texts
+
+
+def test_shades_have_a_legend_where_there_are_any(devctl, tmp_path):
+    for asked, expected in (([], False), (["--context-length", "64"], True)):
+        done = devctl(
+            "plan", TINY, "--devices", "1GiB", *asked, "--svg", tmp_path / "plan.svg", "--html", tmp_path / "p"
+        )
+        assert done.code == 0
+        texts = [text.text for text in parsed((tmp_path / "plan.svg").read_text()).iter(f"{SVG}text")]
+        labels = [label for label in ("weights", "KV cache", "activations", "overhead") if label in texts]
+        assert (len(labels) == 4) is expected
+        assert ("1 tokens" in titles((tmp_path / "plan.svg").read_text())[0]) is False
+    assert "64 tokens × 1" in titles((tmp_path / "plan.svg").read_text())[0]
+
+
+def test_pieces_too_narrow_for_a_name_are_listed():
+    drawn = planned(layers(*[1000] * 4, embed=3, head=1), memory("0=100KiB"))
+    texts = [text.text for text in parsed(plan_svg(*drawn)).iter(f"{SVG}text")]
+    (listed, *_) = [text for text in texts if text.startswith("too narrow for a name, in order: ")]
+    assert "embed (3 B, cuda:0)" in listed
+    assert "head (1 B, cuda:0)" in listed
+
+
 def test_long_text():
     assert wrapped("one two three", 8) == ["one two", "three"]
     assert len(wrapped("x" * 1000, 40)) == 4

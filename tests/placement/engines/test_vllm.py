@@ -1,5 +1,7 @@
 """vLLM's cache and memory, in sums that a reader can do, and against what it logged."""
 
+from dataclasses import replace
+
 import pytest
 
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
@@ -29,6 +31,7 @@ def model(*layers, **own):
         "latent": 0,
         "beside_latent": 0,
         "unpacked": 0,
+        "absorbed": 0,
         "recurrent": 0,
         "experts": 0,
         "experts_per_token": 0,
@@ -139,15 +142,40 @@ def test_what_was_logged_is_what_is_predicted(name):
     assert abs(row.weights_off) <= WEIGHTS
     assert -POOL <= row.pool_off <= TOO_LARGE
     assert row.gives_a_token_its_bytes
+    assert row.fits, "it ran"
     assert row.tokens == pytest.approx(run.tokens, rel=0.01)
     assert row.concurrency == pytest.approx(run.concurrency, rel=0.01)
+
+
+def test_what_ran_out_of_memory_is_refused_and_what_ran_is_not():
+    """With 0.95 of the board its cache was in place, and then its graphs were not."""
+    run = next(each for each in RUNS if each.model == "openai/gpt-oss-20b")
+    assert predict(run).fits
+    assert not predict(replace(run, utilisation=0.95)).fits
+
+
+def test_latents_are_kept_with_what_unpacks_them_where_that_is_quantised():
+    config = {
+        **CONFIG,
+        "model_type": "deepseek_v3",
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 96,
+    }
+    assert text_model(config, attending(16)).absorbed == 0
+    found = text_model(config, replace(attending(16), quantisation="fp8"))
+    assert (found.latent, found.unpacked) == (576, 2 * (128 + 64 + 96))
+    assert found.absorbed == 4 * (128 + 96) * 512 * 2
 
 
 @pytest.mark.slow
 def test_all_that_was_logged_is_predicted_within_the_bounds():
     from tests.benchmarks.engine import means
 
-    weights, pool, _, largest = means([predict(run) for run in RUNS])
+    rows = [predict(run) for run in RUNS]
+    weights, pool, _, largest = means(rows)
+    assert all(row.fits for row in rows), "they ran"
     assert weights <= WEIGHTS
     assert pool <= POOL
     assert largest <= TOO_LARGE

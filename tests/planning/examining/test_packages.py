@@ -7,6 +7,7 @@ from devctl.planning.examining.findings import Level
 from devctl.planning.examining.packages import Owner, judge_owners, judge_python, judge_versions, owners, versions
 from devctl.planning.examining.private import Private
 
+NEEDS = ("nvidia-ml-py>=12.535",)
 OURS = "[console_scripts]\ndevctl = devctl.__main__:main\n"
 
 
@@ -25,7 +26,9 @@ def found_in(folder):
 
 
 def test_the_distribution_with_our_command_is_ours_whatever_it_is_called(tmp_path):
-    installed(tmp_path, "devctl-plan", version=devctl.__version__, commands=OURS, files=["devctl/__init__.py"])
+    installed(
+        tmp_path, "devctl-plan", version=devctl.__version__, commands=OURS, requires=NEEDS, files=["devctl/__init__.py"]
+    )
     installed(tmp_path, "torch", files=["torch/__init__.py"])
     (owner,) = found_in(tmp_path)
     assert (owner.name, owner.ours) == ("devctl-plan", True)
@@ -33,12 +36,12 @@ def test_the_distribution_with_our_command_is_ours_whatever_it_is_called(tmp_pat
 
 
 def test_a_link_to_a_source_tree_is_told_by_its_command(tmp_path):
-    installed(tmp_path, "devctl-plan", commands=OURS, files=["_editable_impl.pth"])
+    installed(tmp_path, "devctl-plan", commands=OURS, requires=NEEDS, files=["_editable_impl.pth"])
     assert [owner.ours for owner in found_in(tmp_path)] == [True]
 
 
 def test_another_distribution_that_owns_the_package_is_broken(tmp_path):
-    installed(tmp_path, "devctl-plan", commands=OURS, files=["_editable_impl.pth"])
+    installed(tmp_path, "devctl-plan", commands=OURS, requires=NEEDS, files=["_editable_impl.pth"])
     installed(tmp_path, "devctl", version="0.9", files=["devctl/__init__.py", "devctl/cli.py"])
     finding = judge_owners(found_in(tmp_path), Private())
     assert finding.level is Level.BROKEN
@@ -47,19 +50,33 @@ def test_another_distribution_that_owns_the_package_is_broken(tmp_path):
 
 
 def test_another_one_that_has_the_command_alone_is_broken_too(tmp_path):
-    installed(tmp_path, "devctl-plan", commands=OURS)
+    installed(tmp_path, "devctl-plan", commands=OURS, requires=NEEDS)
     installed(tmp_path, "device-tools", commands="[console_scripts]\ndevctl = device_tools:main\n")
     assert judge_owners(found_in(tmp_path), Private()).level is Level.BROKEN
 
 
 def test_another_one_of_our_own_name_is_told_apart_by_its_command(tmp_path):
     installed(tmp_path / "first", "devctl", version="3.1", files=["devctl/__init__.py"])
-    installed(tmp_path / "second", "devctl", commands=OURS)
+    installed(tmp_path / "second", "devctl", commands=OURS, requires=NEEDS)
     found = owners(metadata.distributions(path=[str(tmp_path / "first"), str(tmp_path / "second")]))
     finding = judge_owners(found, Private())
     assert finding.level is Level.BROKEN
     assert "devctl 3.1, devctl 1.0" in finding.text
     assert finding.next_step == "`pip uninstall devctl`, then install devctl alone"
+
+
+def test_two_of_our_own_are_a_note_that_keeps_the_one_of_today(tmp_path):
+    installed(tmp_path, "devctl", version="0.0.1", commands=OURS, requires=NEEDS)
+    installed(tmp_path, "devctl-plan", version=devctl.__version__, commands=OURS, requires=NEEDS)
+    finding = judge_owners(found_in(tmp_path), Private())
+    assert finding.level is Level.NOTE
+    assert finding.next_step == "`pip uninstall devctl devctl-plan`, then install devctl-plan alone"
+
+
+def test_one_with_our_command_and_none_of_what_we_ask_for_is_another_one(tmp_path):
+    installed(tmp_path, "devctl-plan", commands=OURS, requires=NEEDS)
+    installed(tmp_path, "devctl", commands=OURS)
+    assert judge_owners(found_in(tmp_path), Private()).level is Level.BROKEN
 
 
 def test_one_that_names_its_packages_in_a_list_is_seen(tmp_path):
@@ -72,7 +89,7 @@ def test_one_that_names_its_packages_in_a_list_is_seen(tmp_path):
 
 
 def test_a_damaged_distribution_hides_no_other(tmp_path):
-    installed(tmp_path, "devctl-plan", commands=OURS)
+    installed(tmp_path, "devctl-plan", commands=OURS, requires=NEEDS)
     (tmp_path / "broken-1.0.dist-info").mkdir()
     (tmp_path / "worse-1.0.dist-info").mkdir()
     (tmp_path / "worse-1.0.dist-info" / "METADATA").write_bytes(b"\xff\xfe")

@@ -106,6 +106,7 @@ def test_ptx_is_slow_where_the_driver_compiles_it_and_broken_where_it_is_too_old
     torch = replace(CU128, architectures=("compute_80",))
     assert judged(torch, machine(board(), driver="570.26", cuda="12.8"))["cuda:0"][0] is Level.NOTE
     assert judged(torch, machine(board(), driver="550.54.15", cuda="12.4"))["cuda:0"][0] is Level.BROKEN
+    assert judged(torch, machine(board(), driver="550.54.15", cuda=None))["cuda:0"][0] is Level.NOTE
 
 
 def test_a_board_that_a_variable_hides_is_judged_by_its_own_name():
@@ -113,9 +114,12 @@ def test_a_board_that_a_variable_hides_is_judged_by_its_own_name():
     assert found["nvidia 0"][0] is Level.BROKEN
 
 
-def test_what_tells_nothing_of_kernels_is_not_judged():
-    found = judged(replace(CU128, architectures=()), machine(board(), board(1, compute_capability=None)))
-    assert set(found) == {"driver"}
+def test_what_tells_nothing_of_kernels_is_not_known():
+    for torch, it in ((replace(CU128, architectures=()), board()), (CU128, board(compute_capability=None))):
+        level, text, _ = judged(torch, machine(it))["cuda:0"]
+        assert level is Level.NOTE
+        assert "could not be found out" in text
+    assert judged(replace(ROCM, architectures=()), machine(amd(), driver=None))["cuda:0"][0] is Level.NOTE
 
 
 @pytest.mark.parametrize(("sees", "level"), [(2, Level.OK), (0, Level.BROKEN), (1, Level.BROKEN), (3, Level.BROKEN)])
