@@ -36,10 +36,6 @@ class Runtime:
     footprint: Footprint
     overhead: Mapping[Device, int]
 
-    def taken(self, device: Device) -> int:
-        """What is taken there whatever blocks it has: by libraries, and by the allocator beside what it gives out."""
-        return self.overhead.get(device, 0) + unallocated(self.footprint, device)
-
 
 def unallocated(footprint: Footprint, device: Device) -> int:
     """What torch's allocator reserves on ``device`` beside what it gives out, where its rules are known."""
@@ -60,7 +56,8 @@ def free_for_blocks(budgets: Budgets, runtime: Runtime) -> list[tuple[Device, in
     common = common_need(runtime.footprint)
     runs = set(accelerators_of(budgets)) or {Device.cpu()}
     return [
-        (device, size - runtime.taken(device) - (common if device in runs else 0)) for device, size in budgets.devices
+        (device, size - runtime.overhead.get(device, 0) - (common if device in runs else 0))
+        for device, size in budgets.devices
     ]
 
 

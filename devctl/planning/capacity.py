@@ -14,7 +14,7 @@ from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
 from devctl.placement.plan import Case, MostTokens, Room
-from devctl.placement.runtime import brought_weights, main_of, needs, unallocated
+from devctl.placement.runtime import brought_weights, main_of, needs
 from devctl.planning.question import Question
 from devctl.planning.request import MOST_TOKENS
 
@@ -222,7 +222,7 @@ def room(question: Question, placement: Placement) -> Room | None:
         if device in left and need.state:
             # offloaded weights, which no text makes larger, are brought when they are used
             brought = whole[device].activations - need.activations
-            free = left[device] - question.overhead.get(device, 0) - unallocated(footprint, device)
+            free = left[device] - question.overhead.get(device, 0)
             has_room = device != main_of(device_map) or free >= largest_brought
             factor = times(free - brought, need.state + need.activations - square, square) if has_room else 0
             tokens[device] = factor * footprint.workload.context_length

@@ -218,8 +218,8 @@ def _fit(kind: _Kind, count: int | None, placement: Placement | None) -> Fit:
 def _have_enough(model: Model, budgets: Budgets, runtime: Runtime | None) -> bool:
     """Whether all devices together have what the model takes at least: weights and state, which no split makes less."""
     needed = sizes(model.tree)[""] + (0 if runtime is None else state_bytes(runtime.footprint))
-    taken = {} if runtime is None else {device: runtime.taken(device) for device, _ in _accelerators(budgets)}
-    return sum(max(0, size - taken.get(device, 0)) for device, size in _accelerators(budgets)) >= needed
+    overhead = {} if runtime is None else runtime.overhead
+    return sum(max(0, size - overhead.get(device, 0)) for device, size in _accelerators(budgets)) >= needed
 
 
 def _accelerators(budgets: Budgets) -> Iterator[tuple[Device, int]]:

@@ -24,7 +24,7 @@ OPTIMAL = ", by --strategy optimal"
 
 def need(runtime: Runtime) -> int:
     """Bytes that each device that computes holds, whatever else it does, while a block executes."""
-    return common_need(runtime.footprint) + max(map(runtime.taken, runtime.overhead), default=0)
+    return common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
 
 
 def in_chunks(question: Question, runtime: Runtime, holds: Holds, by: str = OPTIMAL) -> Iterator[str]:

@@ -301,6 +301,7 @@ def _one_stage(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
             used=use.used,
             state=use.state,
             activations=use.activations,
+            unallocated=use.unallocated,
             overhead=use.overhead,
             budget=use.budget or 0,
         )

@@ -11,7 +11,7 @@ from devctl.cli.show.streams import can_show, cells, clean, in_lines, room_of, s
 from devctl.devices import DeviceType
 from devctl.models.decoding import words
 from devctl.placement.budget import is_accelerator
-from devctl.placement.placement import over_budget
+from devctl.placement.placement import SEGMENTS, over_budget, tight
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def verdict_line(placement: Placement, room: Room | None = None) -> str:
     else:
         is_less = nothing_runs or ": none " in asked or any(note.startswith(_UNCOUNTED) for note in placement.notes)
         head = "the weights fit" if is_less else "fits"
+        if not is_less and tight(placement.devices):
+            head = f"fits with {SEGMENTS} alone"
     free = room.free if room is not None else _free(placement)
     left = "" if free is None else f", {format_bytes(free)} left"
     if asked:

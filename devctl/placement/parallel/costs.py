@@ -61,8 +61,8 @@ class Costs:
             used=used,
             state=state,
             activations=max(0, peak - state),
-            overhead=overhead + self._unallocated,
             unallocated=self._unallocated,
+            overhead=overhead,
             loading=used + self._making.of(first, end) + overhead,
         )
 
@@ -70,8 +70,7 @@ class Costs:
         """All bytes that they take at any time, as ``load(first, end).most``."""
         beside = self._making.of(first, end)
         if self._beside is not None:
-            running = max(self._beside.peak(first, end), self._beside.state(first, end))
-            beside = max(beside, running + self._unallocated)
+            beside = max(beside, self._beside.peak(first, end), self._beside.state(first, end))
         return self._held.of(first, end) + beside
 
 

@@ -23,6 +23,7 @@ class RankUse:
     used: int
     state: int
     activations: int
+    unallocated: int = 0
     overhead: int
     budget: int
 
@@ -36,7 +37,7 @@ class RankUse:
         return {name: getattr(self, name) for name in _BYTES}
 
 
-_BYTES = ("used", "state", "activations", "overhead", "budget")
+_BYTES = ("used", "state", "activations", "unallocated", "overhead", "budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,8 @@ class Stage:
         used: bytes of weights and buffers on the fullest of its devices.
         state: bytes of KV cache and the like there.
         activations: bytes alive beside those while it works, what it receives and sends among them.
-        overhead: bytes that the libraries and their communicators take there, and torch's allocator beside what it
-            gives out.
+        unallocated: bytes that torch's allocator reserves by default beside those that it gives out; not in the total.
+        overhead: bytes that the libraries and their communicators take there.
         budget: bytes that the device may hold.
         uneven: the same of each of its devices; empty where all are as the fullest.
     """
@@ -65,6 +66,7 @@ class Stage:
     used: int
     state: int
     activations: int
+    unallocated: int = 0
     overhead: int
     budget: int
     uneven: tuple[RankUse, ...] = ()
@@ -95,6 +97,7 @@ class Stage:
             "used": self.used,
             "state": self.state,
             "activations": self.activations,
+            "unallocated": self.unallocated,
             "overhead": self.overhead,
             "budget": self.budget,
             "ranks": [
@@ -242,7 +245,8 @@ def _stage(data: dict[str, Any]) -> Stage:
 
 
 def _use(data: dict[str, Any]) -> RankUse:
-    return RankUse(**{name: _count(data[name]) for name in _BYTES})
+    # which plans have not always had
+    return RankUse(**{name: _count({"unallocated": 0, **data}[name]) for name in _BYTES})
 
 
 def _count(value: Any) -> int:
