@@ -136,5 +136,5 @@ def test_the_distribution_has_another_name_than_the_project_that_has_ours():
 def test_no_command_line_asks_for_a_distribution_called_devctl():
     """It would be another project's."""
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "skills").rglob("*.md")]:
-        installs = re.findall(r"(?:pip|pipx|uv tool|uv pip) install (.*)", page.read_text(encoding="utf-8"))
+        installs = re.findall(r"(?:pip|pipx|uv tool|uv pip) install ([^&`\n]*)", page.read_text(encoding="utf-8"))
         assert [line for line in installs if re.search(r"(?<![\w/-])devctl(?![\w-])", line)] == [], page.name
