@@ -28,15 +28,21 @@ if TYPE_CHECKING:
 _UNCOUNTED = "KV cache and activations are not counted"
 """How the note begins on a workload that was asked for, where the model can't be traced."""
 
+_WITHOUT_IMAGE = "of a text without an image"
+"""How what a plan holds for ends, where the model sees and no image is counted."""
+
 
 def summary_of(plan: Plan, stream: TextIO | None) -> str:
     """The summary of a plan: whether it fits, what is counted, what is where, and what it holds for."""
     stages = plan.stages
     how = "" if stages is None else in_stages(stages)
+    verdict = verdict_line(plan.placement, plan.room)
+    if verdict.startswith("fits") and plan.engine.endswith(_WITHOUT_IMAGE):
+        verdict += f", {_WITHOUT_IMAGE.replace('of', 'for', 1)}"
     return plan_summary(
         plan.model,
         plan.placement,
-        verdict_line(plan.placement, plan.room),
+        verdict,
         run_line(plan.run),
         plan.engine,
         how,
