@@ -273,3 +273,16 @@ def test_a_card_that_answers_no_more_ends_the_process_after_its_row(tmp_path):
     found = journal.read(path)
     assert [(row.claim, row.why) for row in found.rows] == [("before", ""), ("runs", "ValueError: what was wrong")]
     assert (found.open, found.ended, found.is_done) == (None, {"first"}, False)
+
+
+def test_what_goes_wrong_between_cells_is_a_row_too(tmp_path):
+    path = tmp_path / "journal"
+
+    def cells():
+        yield Cell(subject="first", work=list)
+        raise OSError("no list came")
+
+    try_all(cells(), path, [])
+    found = journal.read(path)
+    assert [(row.subject, row.why) for row in found.rows] == [("what would have followed", "OSError: no list came")]
+    assert found.is_done
