@@ -244,6 +244,15 @@ def test_a_step_that_can_not_be_tried_says_why(world, state):
     assert (tried.status, tried.why) == (Status.SKIPPED, "it needs 2 boards, and there is 1")
 
 
+def test_a_step_that_lacked_something_is_tried_once_it_is_there(world, state):
+    one = step("placement/one", disk=4 << 30)
+    for _ in range(2):
+        run_slice((one,), state, BOX, world.slice(), disk=1 << 30)
+    assert len(world.said) == 1, "it is said once"
+    run_slice((one,), state, BOX, world.slice(), disk=5 << 30)
+    assert state.of(one).status is Status.DONE
+
+
 def test_another_driver_is_another_run(tmp_path):
     newer = dataclasses.replace(BOX, versions={"torch": "2.10"})
     folders = {folder_of(tmp_path, BOX, "1"), folder_of(tmp_path, newer, "1"), folder_of(tmp_path, BOX, "2")}
