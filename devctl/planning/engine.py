@@ -38,7 +38,9 @@ from devctl.planning.plan import versions
 from devctl.planning.request import EngineRequest, KvDtype, WorkloadRequest
 from devctl.units import format_bytes
 
-_TRANSFORMERS_OWN = re.compile(r" weights need a GPU of | does not load | more once loaded than transformers ")
+_TRANSFORMERS_OWN = re.compile(
+    r" weights need a GPU of | does not load | more once loaded than transformers | that transformers plans with"
+)
 """In notes about what transformers alone does with quantised weights."""
 _KV_BYTES = {None: None, KvDtype.FP8: 1, KvDtype.FLOAT16: 2, KvDtype.BFLOAT16: 2}
 
@@ -60,7 +62,7 @@ def plan_for_vllm(model: Model, hosts: Sequence[NamedMachine], workload: Workloa
     several = len(hosts) > 1
     groups, budgets, boards = _groups(hosts, tensor, several=several)
     serving = _serving(goal, groups, boards, model)
-    context = workload.context_length or model.made_for
+    context = workload.context_length or text.longest or model.made_for
     if context is None:
         raise UsageError("the model's config does not say how long a text it is made for", hint="give --context-length")
     if workload.kv_dtype not in _KV_BYTES:
@@ -245,10 +247,11 @@ def _layer_list(tree: ModuleTree, count: int) -> str:
 
 def _refusal(asked: Asked, parts: Sequence[Part], model: Model, budgets: Budgets, *, is_said: bool) -> Refusal | None:
     """Why vLLM would not start, or would not hold what is asked for; None where it does."""
-    if model.made_for is not None and asked.context > model.made_for:
+    longest = asked.text.longest or model.made_for
+    if longest is not None and asked.context > longest:
         return Refusal(
-            f"vLLM refuses --max-model-len {asked.context}: the model is made for {model.made_for} tokens",
-            hint=f"give --context-length {model.made_for} or less",
+            f"vLLM refuses --max-model-len {asked.context}: the model is made for {longest} tokens",
+            hint=f"give --context-length {longest} or less",
         )
     found = findings(asked, parts, [size for _, size in budgets.devices], is_said=is_said)
     return Refusal("it does not fit in vLLM", findings=found) if found else None

@@ -127,6 +127,27 @@ def test_two_unequal_hosts_get_two_lines(devctl):
     assert "a/cuda:0 to a/cuda:1" in done.err
 
 
+def test_every_figure_is_whole_in_80_columns(devctl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = devctl(
+        "plan",
+        LLAMA_70B,
+        "--devices",
+        "one-host:2xH100;other-host:2xH200",
+        "--tp",
+        "2",
+        "--context-length",
+        "8k",
+        *VLLM,
+    )
+    assert done.code == 0, done.err
+    rows = [line for line in done.err.splitlines() if " to " in line and "-host/" in line]
+    assert len(rows) == 4
+    assert "…" not in done.err
+    for row in rows:
+        assert row.count("iB") == 5
+
+
 def test_a_plan_for_vllm_is_exported_from_its_file(devctl, tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(devctl("plan", LLAMA, "--devices", "80GiB", "--context-length", "8k", *VLLM).out)
