@@ -125,7 +125,7 @@ def _require_shared(text: TextModel, tensor: int, goal: EngineRequest) -> None:
     """Refuse ranks that vLLM refuses.
 
     Raises:
-        RefusedError: heads that can't be shared out.
+        RefusedError: heads or channels that can't be shared out.
     """
     uneven = [("attention heads", text.heads, text.heads % tensor)]
     if not text.latent:
@@ -143,6 +143,15 @@ def _require_shared(text: TextModel, tensor: int, goal: EngineRequest) -> None:
             listed = ", ".join(map(str, work))
             hint = f"--tp can be {listed}" if work else "leave out --tp"
             raise RefusedError(f"vLLM can't share {count} {what} out to {tensor} ranks", hint=hint)
+    within = text.intermediate
+    if text.experts:
+        within = tensor * text.block if goal.expert_parallel else text.expert_intermediate
+    if tensor > 1 and within % (tensor * text.block):
+        together = "" if text.block == 1 else f", of which {text.block} are quantised together,"
+        raise RefusedError(
+            f"vLLM can't share {within} channels of a layer{together} out to {tensor} ranks",
+            hint="give fewer ranks" + (", or share experts out whole, with --ep" if text.experts else ""),
+        )
 
 
 def _groups(
@@ -160,7 +169,9 @@ def _groups(
         why += machine.missing
         if any(str(device.type) != "cuda" for device, _ in there):
             raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there is {there[0][0]}")
-        others = {gpu.vendor for gpu in machine.inventory.accelerators} - {Vendor.NVIDIA, Vendor.OTHER}
+        on = {device for device, _ in there}
+        boards = [gpu for gpu in machine.inventory.accelerators if gpu.device in on]
+        others = {gpu.vendor for gpu in boards} - {Vendor.NVIDIA, Vendor.OTHER}
         if others:
             raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there are others: {min(others)}")
         notes += [
@@ -176,8 +187,8 @@ def _groups(
                 budget=min(size for _, size in run),
             )
             found.append((board, tuple(_total(machine, device, size) for device, size in run)))
-            limits += [(on, size) for on, (_, size) in zip(_names_of(board, several=several), run, strict=True)]
-        names += [gpu.name or "" for gpu in machine.inventory.accelerators]
+            limits += [(name, size) for name, (_, size) in zip(_names_of(board, several=several), run, strict=True)]
+        names += [gpu.name or "" for gpu in boards]
     if not found:
         needs = "an accelerator" if tensor == 1 else f"{tensor} accelerators on one host"
         raise RefusedError(
@@ -267,7 +278,7 @@ def _notes(
 ) -> Iterator[str]:
     """What a reader should know."""
     yield f"vLLM's figures are those of {vllm.RELEASE}, measured on {vllm.MEASURED_ON}"
-    known = {gpu.compute_capability for host in hosts for gpu in host.machine.inventory.accelerators}
+    known = {gpu.compute_capability for host in hosts for gpu in host.machine.inventory.accelerators if gpu.device}
     if known != {_MEASURED}:
         yield "of other boards what vLLM's kernels and communicators take is not known, and counted as there"
     most = max(device.graphs for device in fit.devices)

@@ -15,8 +15,8 @@ _LATENT = frozenset(
     {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "kimi_k2", "longcat_flash"}
 )
 """Kinds of model whose latents vLLM keeps (``ModelConfig.is_deepseek_mla``)."""
-_FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight)$")
-_KEYS = re.compile(r"\.k_proj\.(weight|qweight)$")
+_FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight|weight_packed)$")
+_KEYS = re.compile(r"\.k_proj\.(weight|qweight|weight_packed)$")
 _VISION = re.compile(r"vision|visual|audio|image")
 
 
@@ -66,6 +66,7 @@ class TextModel:
         recurrent: bytes of the state of a recurrent layer, of which each rank has a part.
         experts, experts_per_token, expert_intermediate: of its sparse layers; 0 for none.
         packed_experts: whether those are of MXFP4.
+        block: channels that are quantised together, of which a rank has whole ones; 1 where they are not.
         rope_bytes: of the cosines and sines that are kept for all positions.
         longest: tokens of the longest text that vLLM runs it with; 0 where its config does not say.
         seen: what it sees with; None where it reads only.
@@ -88,6 +89,7 @@ class TextModel:
     experts_per_token: int
     expert_intermediate: int
     packed_experts: bool
+    block: int
     rope_bytes: int
     longest: int
     seen: Seen | None
@@ -148,6 +150,7 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
         experts_per_token=per_token if experts else 0,
         expert_intermediate=within if experts and per_token else 0,
         packed_experts="mxfp4" in (tree.quantisation, tree.packed_as) and bool(experts),
+        block=_block(config),
         rope_bytes=_rope(text, rope or head_dim, item),
         longest=_longest(text),
         seen=_seen(config),
@@ -250,6 +253,16 @@ def _recurrent(text: Mapping[str, Any], item: int) -> int:
     # where the config does not say what the state is kept in, it is counted in the most
     kept_in = text.get("mamba_ssm_dtype", text.get("mamba_ssm_cache_dtype", "float32"))
     return channels * (kernel - 1) * item + state * ITEM_BYTES.get(str(kept_in), 4)
+
+
+def _block(config: Mapping[str, Any]) -> int:
+    """Channels that are quantised together, where vLLM refuses ranks that have a part of them."""
+    said = config.get("quantization_config")
+    if not isinstance(said, dict):
+        return 1
+    if isinstance(sizes := said.get("weight_block_size"), list) and sizes and all(type(n) is int for n in sizes):
+        return max(1, *map(int, sizes))
+    return _or(said, 1, "group_size") if said.get("quant_method") in {"gptq", "awq"} else 1
 
 
 def _longest(text: Mapping[str, Any]) -> int:

@@ -37,6 +37,7 @@ def model(*layers, **own):
         "experts_per_token": 0,
         "expert_intermediate": 0,
         "packed_experts": False,
+        "block": 1,
         "rope_bytes": 0,
         "longest": 0,
         "seen": None,
