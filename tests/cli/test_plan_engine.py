@@ -117,7 +117,8 @@ def test_two_unequal_hosts_get_two_lines(devctl):
                   "--to", "vllm")  # fmt: skip
     assert done.code == 0, done.err
     first, second = done.out.splitlines()
-    partition, _, words = first.partition(" ")
+    partition, graphs, words = first.split(" ", 2)
+    assert graphs == "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0"
     counts = [int(count) for count in partition.removeprefix("VLLM_PP_LAYER_PARTITION=").split(",")]
     assert sum(counts) == 80
     assert counts[0] < counts[1]
