@@ -356,7 +356,8 @@ class GoalOptions:
         typer.Option(
             "--tp",
             metavar="N",
-            help="Tensor parallelism: let N ranks share every layer, each a process with an accelerator of its own.",
+            help="Tensor parallelism: let N ranks share every layer, each a process with an accelerator of its own; "
+            "over hosts, N of a host share each stage.",
         ),
     ] = None
     ep: Annotated[
