@@ -264,7 +264,7 @@ def _text(value: Any) -> str:
 def _fault_of_ranks(found: Stages, data: Sequence[dict[str, Any]]) -> str | None:
     """Why what is told of each rank can't be so; None where it can, or nothing is told."""
     for stage, each in zip(found.stages, data, strict=True):
-        if "ranks" not in each:
+        if each.get("ranks") is None:
             continue
         if [rank.get("device") for rank in each["ranks"]] != list(stage.devices):
             return f"stage {stage.stage} has ranks on other devices than its own"
