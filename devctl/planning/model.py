@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import DevctlError
+from devctl.errors import DevctlError, UsageError
 from devctl.models.adapted import adapted, find_beside
 from devctl.models.adapters import Adapter, read_adapter
 from devctl.models.cache import load_tree, store_tree, tree_key, unusable
@@ -102,6 +102,15 @@ class Model:
             with contextlib.suppress(DevctlError):  # a way that there is not for this model
                 other = open_model(changed)
                 yield option, (other if self.tree.packed_as is None else other.unpacked()).tree
+
+    def require_alone(self, because: str) -> None:
+        """Refuse adapters, which a model in an adapter's place has without an option.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if self.adapters:
+            raise UsageError(f"{because}: {self.adapters[0].name} is one", hint="give its base alone")
 
     def unpacked(self) -> Model:
         """The same as transformers unpacks it, where it lacks the hardware that its packed weights need.

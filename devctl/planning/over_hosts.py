@@ -191,6 +191,7 @@ def _asked(
     model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest, *, counts: bool, group: int = 1
 ) -> _Asked:
     """The question, with what can't be asked refused."""
+    model.require_alone("what runs layers in stages over several hosts loads no adapter")
     layers = _layers(model)
     with_boards = [each for each in hosts if each.accelerators]
     if not with_boards:

@@ -66,6 +66,7 @@ def plan_of_ranks(
             accelerators, or its code does not run on a part of it.
         UsageError: the workload is none for this model.
     """
+    model.require_alone("how adapters are cut for --tp is not known")
     ranks = goal.ranks
     if why := refusal(model.tree, ranks):
         raise why.error()

@@ -134,6 +134,8 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 def _resolve_here(model: str) -> ModelSource | None:
     path = Path(model).expanduser()
+    if path.is_file() and path.name in (ADAPTER, PIPELINE):
+        raise of_folder(path.parent, str(path.parent))
     if path.is_file() and path.suffix in _WEIGHTS:
         path = folder_of(path, model)
     if path.is_file():
