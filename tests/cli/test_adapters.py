@@ -296,6 +296,10 @@ def test_a_load_refuses_a_plan_with_an_adapter(devctl, made, tmp_path):
     with pytest.raises(RefusedError, match="counts the adapter"):
         library.load(made.base, planned)
     assert devctl("load", made.adapter).code == 4
+    result = devctl("load", made.base, "--adapter", made.adapter)
+    assert (result.code, result.out) == (2, "")
+    assert "a load loads the model alone, and proves nothing of an adapter" in result.err
+    assert "--adapter" not in devctl("load", "--help").out
 
 
 def test_engines_refuse_a_plan_with_an_adapter(devctl, made, tmp_path):
