@@ -75,6 +75,7 @@ def plan_of_ranks(
         UsageError: the workload is none for this model.
     """
     refuse_gguf(model.gguf, "--tp")
+    model.require_alone("how adapters are cut for --tp is not known")
     ranks = goal.ranks
     if why := refusal(model.tree, ranks):
         raise why.error()
