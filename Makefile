@@ -50,7 +50,7 @@ completions: $(VENV)/installed  ## what TAB knows of the command line, and the s
 	done
 
 # `list` is not among them: it is held against nvitop and gpustat, which are not installed here
-BENCHMARKS := start completion plan again load memory optimal hosts truth
+BENCHMARKS := start completion plan again load memory optimal hosts truth engine
 
 benchmark: $(VENV)/installed-test  ## what CONTRIBUTING.md has figures of; some minutes, on a machine with nothing else to do
 	@for script in $(BENCHMARKS); do \

@@ -71,6 +71,7 @@ class PlaceOptions:
         Path | None,
         typer.Option(metavar="FOLDER", help="For weights on disk; else a temporary one."),
     ] = None
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", hidden=True)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,11 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     A plan over several hosts is run in stages: --launch says how its ranks are started.
     """
     streams.clean_logs()
+    if place.adapter:  # which `devctl plan` takes, so that it is typed here, too
+        raise UsageError(
+            f"--adapter {place.adapter[0]}: a load loads the model alone, and proves nothing of an adapter",
+            hint="leave it out; PEFT loads the adapter onto that model in your program",
+        )
     if (plan := read_staged(place.map)) is not None:
         refuse_clashes(clashes.OF_STAGES, place, run, proofs)
         load_staged(plan, hosts, _staged(model, run, proofs, hosts))

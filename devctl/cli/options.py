@@ -361,7 +361,7 @@ class GoalOptions:
         typer.Option(
             "--tp",
             metavar="N",
-            help="Let N ranks share every layer (tensor parallel).",
+            help="Let N ranks share every layer; over hosts, each stage.",
         ),
     ] = None
     ep: Annotated[

@@ -186,6 +186,7 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
         arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),
         address=hosts.master_addr,
         port=hosts.master_port or DEFAULT_PORT,
+        join=hosts.limits.join,
     )
     if launch is Launch.PRINT:
         launcher = hosts.launcher or Launcher.TORCHRUN

@@ -6,8 +6,10 @@ import re
 import shlex
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import ceil
 
 from devctl.devices import Device, DeviceType
+from devctl.distributed.link import Limits
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.parallel.records import Stages
 
@@ -46,12 +48,14 @@ class Run:
     Attributes:
         arguments: of devctl, with ``--distributed``.
         address: where the ranks meet; None is the first host.
+        join: seconds that the launchers of hosts wait for each other.
     """
 
     stages: Stages
     arguments: tuple[str, ...]
     address: str | None = None
     port: int = DEFAULT_PORT
+    join: float = Limits().join
 
     @property
     def counts(self) -> dict[str, int]:
@@ -125,6 +129,7 @@ def notes(run: Run, launcher: Launcher) -> tuple[str, ...]:
         shown,
         "each host needs the whole checkpoint and the plan at these paths, and the same devctl, transformers and torch",
         f"all of them have to reach {run.meeting}:{run.port}",
+        f"start them within {ceil(run.join)} s of each other, or give a longer --join-timeout",
         "what a host says last is its own: torchrun itself exits with 1 for whatever its ranks exit with",
     )
 
@@ -143,6 +148,8 @@ def _torchrun(run: Run, number: int) -> tuple[str, ...]:
         run.meeting,
         "--master-port",
         str(run.port),
+        "--rdzv-conf",  # else it waits ten minutes for a host that never comes, and no rank is there to say so
+        f"timeout={ceil(run.join)}",
         "-m",
         "devctl",
         *run.arguments,

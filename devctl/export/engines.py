@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from devctl.errors import RefusedError, UsageError
+from devctl.errors import RefusedError, UsageError, did_you_mean
 from devctl.export import llama_cpp, sglang, vllm
 from devctl.export.records import Export, Exportable, Unsayable
 
@@ -26,7 +26,7 @@ def export(plan: Exportable | Unsayable, engine: str, host: str | None = None) -
         RefusedError: the engine can't run it so, with every reason; or it is a plan for another.
     """
     if engine not in ENGINES:
-        raise UsageError(f"--to {engine}: not one of {', '.join(ENGINES)}")
+        raise UsageError(f"--to {engine}: not one of {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}")
     if isinstance(plan, Exportable) and plan.dtype == llama_cpp.GGUF and engine != "llama.cpp":
         raise RefusedError(f"{engine} is not what a GGUF file is planned for", hint="give --to llama.cpp")
     if isinstance(plan, Exportable) and plan.serving is not None and engine != "vllm":

@@ -23,7 +23,7 @@ _LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
 _NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
 """Of a host: no option of ssh or of an engine, and no variable of a shell."""
 _FLAGS = ("expert_parallel", "quantised_while_loading")
-_PARTS = ("used", "state", "activations", "overhead")
+_PARTS = ("used", "state", "activations", "unallocated", "overhead")
 
 
 def exportable(data: Any, origin: str, model: str | None = None) -> Exportable | Unsayable:
@@ -224,6 +224,7 @@ def _stage(number: int, device: Device, layers: tuple[int, int], uses: Mapping[D
         used=use["used"],
         state=use["state"],
         activations=use["activations"],
+        unallocated=use["unallocated"],
         overhead=use["overhead"],
         budget=use["budget"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from devctl.export.records import Export, Exportable, Unsayable
 from devctl.export.servers import Server
@@ -24,6 +25,7 @@ SERVER = Server(
     offloading="the same bytes on every GPU (--cpu-offload-gb)",
     devices="vLLM's CUDA and ROCm builds take cuda devices only",
 )
+_GRAPHS = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
 _PAGE = 16
 """Tokens of a page of the cache, as most of its backends have it: a sequence takes whole ones."""
 
@@ -58,6 +60,11 @@ def export(plan: Exportable) -> Export | Unsayable:
     if plan.context_length is None and plan.serving is None:
         notes.insert(0, "the plan counts no workload: vLLM takes the model's whole context, and 0.92 of each GPU")
     commands = SERVER.commands(plan, words, joined)
+    if plan.serving is not None:
+        commands = tuple(replace(each, environment={**each.environment, _GRAPHS: "0"}) for each in commands)
+        notes.insert(
+            0, f"{_GRAPHS}=0: the cache is as planned, with the graphs beside it, as vLLM had it before 0.21.0"
+        )
     return Export(engine=SERVER.name, release=RELEASE, commands=commands, notes=tuple(notes))
 
 

@@ -67,6 +67,9 @@ def parse_board(text: str) -> Board | int:
     """
     if not text.strip():
         raise ValueError("an entry is empty")
+    count, what = _counted(text)
+    if what != text and _is_known(what):
+        raise ValueError(f"{text!r} is {count} of {what}: leave out how many, which is what is looked for")
     return _read(text)
 
 

@@ -155,6 +155,9 @@ class _Finding:
         """Count one tensor of the file."""
         if name.endswith(_TOKENS):
             module = self._module(name.removesuffix(_TOKENS))
+            table = next((t.shape for t in module.parameters if len(t.shape) == 2), (0, 0))
+            if len(tensor.shape) != 2 or tensor.shape[0] > table[0] or tensor.shape[1] != table[1]:
+                raise self.misfit(f"{module.name[:120]} is {_size(table)} there, its rows {_size(tensor.shape)}")
             self.tokens[module.name] = tensor
             self._add(module, 2 * elements(tensor) * self._itemsize(module))
         elif (added := _ADDED.fullmatch(name)) is not None:
@@ -217,6 +220,14 @@ class _Finding:
         first, second = (parts[part].shape for part in pair)
         if first[0] != second[1]:
             raise self.misfit(f"beside {name[:120]} its file has ranks {first[0]} and {second[1]}")
+        for part in ("lora_B.bias", "lora_magnitude_vector", "lora_magnitude_vector.weight"):
+            if part in parts and elements(parts[part]) != second[0]:
+                raise self.misfit(f"beside {name[:120]} its file has a {part} of {_size(parts[part].shape)}")
+        is_bare = self.adapter.dora and not any(part.startswith("lora_magnitude_vector") for part in parts)
+        if is_bare or (self.adapter.bias and pair is _PAIR and "lora_B.bias" not in parts):
+            raise self.misfit(
+                f"beside {name[:120]} its file has no {'magnitude' if is_bare else 'bias'}, as its config says"
+            )
         ranks = {self.adapter.rank, *self.adapter.ranks}
         weights = [t for t in module.parameters if len(t.shape) > 1]
         experts = {t.shape[0] for t in weights if len(t.shape) == 3} if self.adapter.parameters else set()

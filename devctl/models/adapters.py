@@ -26,8 +26,8 @@ PREFIX = "base_model.model."
 MOST_CONFIG = 16 * 2**20
 """Bytes of an adapter's config; those that name every module of a large model have some hundred thousand."""
 
-MOST_RANK, MOST_NAMES = 2**20, 10_000
-"""A rank, and names in one setting, at most; no model's modules are so wide, or so many."""
+MOST_RANK, MOST_NAMES, MOST_COPIES = 2**20, 1_000_000, 1_000
+"""A rank, and names in one setting, at most; no model's modules are so wide, or so many, or copied by so many names."""
 
 _UNKNOWN_SHAPES = (
     "layer_replication",
@@ -240,7 +240,7 @@ class _Said:
             return None
         if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
             raise self._refused(key, "list of names")
-        if len(value) > MOST_NAMES:
+        if len(value) > (MOST_COPIES if key == "modules_to_save" else MOST_NAMES):
             raise ModelError(f"{self.name}: the {key} of its {CONFIG} has {len(value):,} names", hint=DOWNLOAD_AGAIN)
         return tuple(value)
 

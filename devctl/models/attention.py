@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import UsageError
+from devctl.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -37,7 +37,7 @@ def checked(name: str, option: str) -> str:
     """
     if name not in NAMES and not is_kernel(name):
         raise UsageError(
-            f"{option} {name!r} is not one of {', '.join(NAMES)}",
+            f"{option} {name!r} is not one of {', '.join(NAMES)}{did_you_mean(name, NAMES)}",
             hint="or the id of a kernel on the hub, like kernels-community/flash-attn3",
         )
     return name

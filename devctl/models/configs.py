@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from devctl.errors import DevctlError, ModelError, UsageError, first_line
+from devctl.errors import DevctlError, ModelError, UsageError, did_you_mean, first_line
 from devctl.models.files.resolve import ModelSource, SourceKind
 from devctl.models.files.told import told_by_headers
 from devctl.models.files.weights import checkpoint_dtype
@@ -193,7 +193,8 @@ def _find_class(
         return found, by_auto
     if name is not None:
         raise UsageError(
-            f"transformers has no model class {name!r}",
+            f"transformers has no model class {name!r}"
+            + did_you_mean(name, [each for each in dir(transformers) if each[:2] == name[:2]]),
             hint="for example AutoModelForCausalLM, or a class like BertModel",
         )
     if (other := _of_its_kind(config, source)) is not None:

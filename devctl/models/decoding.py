@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from devctl.errors import ModelError, UsageError
+from devctl.errors import ModelError, UsageError, did_you_mean
 
 Settings = tuple[tuple[str, bool | int | float | str], ...]
 """Settings of generate by name, in order; those that are as in a greedy generate are left out."""
@@ -87,7 +87,8 @@ def checked(decode: str) -> str:
         return decode
     found = re.fullmatch(r"beam:([0-9]{1,9})", decode, re.ASCII)
     if found is None:
-        raise UsageError(f"--decode {decode!r} is not one of config, greedy, sample, beam:N", hint="like beam:4")
+        meant = did_you_mean(decode, (CONFIG, GREEDY, SAMPLE))
+        raise UsageError(f"--decode {decode!r} is not one of config, greedy, sample, beam:N{meant}", hint="like beam:4")
     if not 2 <= int(found[1]) <= MOST_BEAMS:
         raise UsageError(f"--decode {decode}: from 2 to {MOST_BEAMS} beams are counted")
     return f"beam:{int(found[1])}"

@@ -18,7 +18,7 @@ from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
-FORMAT = 7
+FORMAT = 8
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -123,6 +123,8 @@ class Footprint:
         output: bytes that live when a forward ends and that are no state: the logits of a step.
         square: bytes, of the most that a block needs in prefill, that grow with the square of the text: scores and
             masks, where attention is not computed in tiles.
+        unallocated: bytes that torch's caching allocator of an accelerator has to reserve at the peak beside what it
+            gave out, by rounding and in gaps; 0 on the CPU. They are worked out for all blocks on one device.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know, and what beside a text they are of.
         beside_text: that last one alone; empty where there is none.
@@ -133,6 +135,7 @@ class Footprint:
     blocks: tuple[BlockFootprint, ...]
     output: int = 0
     square: int = 0
+    unallocated: int = 0
     exact: bool = True
     notes: tuple[str, ...] = ()
     beside_text: str = ""
@@ -190,6 +193,7 @@ def dump_footprint(footprint: Footprint) -> str:
             ],
             "output": footprint.output,
             "square": footprint.square,
+            "unallocated": footprint.unallocated,
             "exact": footprint.exact,
             "notes": footprint.notes,
             "beside_text": footprint.beside_text,
@@ -241,6 +245,7 @@ def parse_footprint(text: str) -> Footprint:
             ),
             output=kept.size(data["output"]),
             square=kept.size(data["square"]),
+            unallocated=kept.size(data["unallocated"]),
             exact=kept.flag(data["exact"]),
             notes=tuple(map(kept.text, data["notes"])),
             beside_text=kept.text(data["beside_text"]),

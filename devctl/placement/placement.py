@@ -12,7 +12,7 @@ from devctl.placement.device_map import AnyMap, FrozenMap
 from devctl.placement.greedy.decisions import Trail
 from devctl.placement.judge import compared, holder, split_ties
 from devctl.placement.parallel.host_device import HostDevice
-from devctl.placement.runtime import Runtime, needs
+from devctl.placement.runtime import Runtime, needs, unallocated
 from devctl.units import format_bytes
 
 HfDevice = int | str
@@ -27,14 +27,17 @@ class Load:
         used: bytes that the weights and buffers placed there are held with.
         state: bytes of KV cache and recurrent states beside them, where a workload is planned for.
         activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
+        unallocated: bytes that torch's allocator reserves by default beside those that it gives out. They are not part
+            of the total, as its expandable segments do without most of them.
         overhead: bytes that the device's libraries take for themselves.
         loading: the most bytes that it holds while the model is loaded: its weights, the parts of the one that is made
-            last, and the overhead. They are gone when the model runs.
+            last, and what the libraries take. They are gone when the model runs.
     """
 
     used: int
     state: int = 0
     activations: int = 0
+    unallocated: int = 0
     overhead: int = 0
     loading: int = 0
 
@@ -139,6 +142,7 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
     for device in extra:
         limits.setdefault(device, None)
     libraries = {} if runtime is None else {d: n for d, n in runtime.overhead.items() if used.get(d) or d in beside}
+    gaps = {} if runtime is None else {d: unallocated(runtime.footprint, d) for d in beside}
     uses = tuple(
         DeviceUse(
             device=device,
@@ -147,6 +151,7 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
             modules=(),
             state=beside[device].state if device in beside else 0,
             activations=beside[device].activations if device in beside else 0,
+            unallocated=gaps.get(device, 0),
             overhead=libraries.get(device, 0),
             loading=used.get(device, 0) + extra.get(device, 0) + libraries.get(device, 0),
         )
@@ -186,6 +191,7 @@ def told(
             *_not_offloaded(tree, device_map),
             # a greedy map can be, by the buffers that upstream forgets to count when it splits the module around them
             *over_budget(uses),
+            *tight(uses),
             *_parted_ties(tree, device_map),
         ),
         trail=trail,
@@ -309,6 +315,33 @@ def _crossings_of_nested(tree: ModuleTree, device_map: FrozenMap) -> int:
 def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     """The devices that are given more than they may hold, as the model runs or as it is loaded."""
     return tuple(_over(use, use.budget) for use in uses if use.budget is not None and _is_over(use))
+
+
+SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:True"
+"""What lets torch's allocator of an accelerator do without most gaps."""
+
+
+def tight(uses: Collection[DeviceUse]) -> tuple[str, ...]:
+    """A line where devices have room for all that is asked of torch's allocator, and not for the gaps that it leaves
+    there by default."""
+    lacking = {
+        use.device: use.total + use.unallocated - use.budget
+        for use in uses
+        if use.budget is not None and use.total <= use.budget < use.total + use.unallocated
+    }
+    if not lacking:
+        return ()
+    worst = max(lacking, key=lambda device: lacking[device])
+    reserved = max(use.unallocated for use in uses if use.device in lacking)
+    some = ", ".join(map(str, [*lacking][:_MOST_NAMED]))
+    more = f" and {len(lacking) - _MOST_NAMED} more" if len(lacking) > _MOST_NAMED else ""
+    return (
+        f"{some}{more}: holds with {SEGMENTS} alone; by default torch's allocator reserves up to "
+        f"{format_bytes(reserved)} in gaps, {format_bytes(lacking[worst])} more than is left on {worst}",
+    )
+
+
+_MOST_NAMED = 3
 
 
 def _over(use: DeviceUse, budget: int) -> str:

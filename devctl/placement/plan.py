@@ -265,6 +265,7 @@ class Plan:
                     "used": use.used,
                     "state": use.state,
                     "activations": use.activations,
+                    "unallocated": use.unallocated,
                     "overhead": use.overhead,
                     "loading": use.loading,
                     "budget": use.budget,

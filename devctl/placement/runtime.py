@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from devctl.devices import Device
 from devctl.models.footprint import BlockFootprint, Footprint, peak_beside_weights
 from devctl.models.tree import Module, ModuleTree, TensorKind, held_bytes
-from devctl.placement.budget import Budgets, accelerators_of, is_accelerator
+from devctl.placement.budget import NUMBERED, Budgets, accelerators_of, is_accelerator
 from devctl.placement.counted import common_need
 from devctl.placement.device_map import AnyMap, FrozenMap
 
@@ -35,6 +35,11 @@ class Runtime:
 
     footprint: Footprint
     overhead: Mapping[Device, int]
+
+
+def unallocated(footprint: Footprint, device: Device) -> int:
+    """What torch's allocator reserves on ``device`` beside what it gives out, where its rules are known."""
+    return footprint.unallocated if device.type in NUMBERED else 0
 
 
 def less(budgets: Budgets, runtime: Runtime, kept: Mapping[Device, int] | None = None) -> Budgets:

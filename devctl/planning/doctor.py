@@ -76,22 +76,16 @@ class Examination:
         }
 
 
-def examine(
-    environment: Mapping[str, str] | None = None,
-    *,
-    seconds: float = SECONDS,
-    command: Sequence[str] | None = None,
-) -> Examination:
+def examine(*, seconds: float = SECONDS, command: Sequence[str] | None = None) -> Examination:
     """Look at what devctl rests on, here. Nothing is raised for what a machine or an installation may be like.
 
     Args:
-        environment: the variables that choose devices and folders; this process's own where it is None.
         seconds: how long the imports of all frameworks have together.
         command: what imports them, instead of this interpreter.
     """
-    environment = os.environ if environment is None else environment
+    environment = os.environ
     private = private_here(environment)
-    question = Question(seconds, command, environment)
+    question = Question(seconds, command)
     try:
         findings: list[Finding] = []
         asked = _Asking(findings, private)
@@ -204,7 +198,7 @@ def judge_steps(steps: Mapping[str, Step], seconds: float, private: Private, tol
     for name, step in steps.items():
         if not step.reached:
             subject = "torch devices" if name == "devices" else name
-            found.append(note(subject, "was not looked at, as what comes before it ended the look", None))
+            found.append(note(subject, "was not looked at, as what comes before it ended the look"))
         elif step.fault is not None:
             found.append(_fault(name, private.hide(" ".join(step.fault.split())), seconds))
         elif name == "devices":
@@ -238,13 +232,17 @@ def _fault(name: str, said: str, seconds: float) -> Finding:
 
 def judge_planner() -> list[Finding]:
     """Whether the planner of the installed transformers is one that devctl's copy was held against."""
+    from importlib.util import find_spec
+
     from devctl.models.compared import planner_source
 
+    subject, asked = "planner", "each first plan of a model asks transformers' own, and takes its map where it differs"
     source = planner_source(quantised=True)
     if source is None:
-        return []  # it is told elsewhere that transformers or accelerate is not there
-    subject, asked = "planner", "each first plan of a model asks transformers' own, and takes its map where it differs"
-    if replace(source, quantizers=None).is_known and source.is_known:
+        if find_spec("transformers") is None or find_spec("accelerate") is None:
+            return []  # which is told elsewhere
+        return [note(subject, f"that of the installed transformers is not where devctl looks for it: {asked}")]
+    if source.is_known:
         return [ok(subject, "devctl's copy was held against that of the installed transformers, map by map")]
     if replace(source, quantizers=None).is_known:
         return [note(subject, f"the installed transformers' quantizers are none that devctl was held against: {asked}")]
@@ -268,12 +266,12 @@ def judge_boards(inventory: Inventory, private: Private) -> list[Finding]:
     ]
     found.append(ok("boards", _seen(inventory)))
     for board in inventory.accelerators:
-        if board.vendor is Vendor.OTHER or board.mig is not None:
+        if board.vendor is Vendor.OTHER:
             continue
         if board.fault is not None and board.fault not in faults:
             hint = "leave it out by CUDA_VISIBLE_DEVICES, or reset it; `dmesg` says more"
             found.append(broken(label(board), f"{_name(board)}: {private.hide(board.fault)}", hint))
-        elif board.health is not None and board.health.problems:
+        elif board.mig is None and board.health is not None and board.health.problems:  # an instance has its board's
             said = private.hide(", ".join(board.health.problems))
             hint = "`devctl check --healthy` refuses it; reset or replace it, or look at cooling, power and slot"
             found.append(broken(label(board), f"{_name(board)}: {said}", hint))

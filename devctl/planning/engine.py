@@ -38,7 +38,9 @@ from devctl.planning.plan import versions
 from devctl.planning.request import EngineRequest, KvDtype, WorkloadRequest
 from devctl.units import format_bytes
 
-_TRANSFORMERS_OWN = re.compile(r" weights need a GPU of | does not load | more once loaded than transformers ")
+_TRANSFORMERS_OWN = re.compile(
+    r" weights need a GPU of | does not load | more once loaded than transformers | that transformers plans with"
+)
 """In notes about what transformers alone does with quantised weights."""
 _KV_BYTES = {None: None, KvDtype.FP8: 1, KvDtype.FLOAT16: 2, KvDtype.BFLOAT16: 2}
 
@@ -60,7 +62,7 @@ def plan_for_vllm(model: Model, hosts: Sequence[NamedMachine], workload: Workloa
     several = len(hosts) > 1
     groups, budgets, boards = _groups(hosts, tensor, several=several)
     serving = _serving(goal, groups, boards, model)
-    context = workload.context_length or model.made_for
+    context = workload.context_length or text.longest or model.made_for
     if context is None:
         raise UsageError("the model's config does not say how long a text it is made for", hint="give --context-length")
     if workload.kv_dtype not in _KV_BYTES:
@@ -123,7 +125,7 @@ def _require_shared(text: TextModel, tensor: int, goal: EngineRequest) -> None:
     """Refuse ranks that vLLM refuses.
 
     Raises:
-        RefusedError: heads that can't be shared out.
+        RefusedError: heads or channels that can't be shared out.
     """
     uneven = [("attention heads", text.heads, text.heads % tensor)]
     if not text.latent:
@@ -141,6 +143,15 @@ def _require_shared(text: TextModel, tensor: int, goal: EngineRequest) -> None:
             listed = ", ".join(map(str, work))
             hint = f"--tp can be {listed}" if work else "leave out --tp"
             raise RefusedError(f"vLLM can't share {count} {what} out to {tensor} ranks", hint=hint)
+    within = text.intermediate
+    if text.experts:
+        within = tensor * text.block if goal.expert_parallel else text.expert_intermediate
+    if tensor > 1 and within % (tensor * text.block):
+        together = "" if text.block == 1 else f", of which {text.block} are quantised together,"
+        raise RefusedError(
+            f"vLLM can't share {within} channels of a layer{together} out to {tensor} ranks",
+            hint="give fewer ranks" + (", or share experts out whole, with --ep" if text.experts else ""),
+        )
 
 
 def _groups(
@@ -158,7 +169,9 @@ def _groups(
         why += machine.missing
         if any(str(device.type) != "cuda" for device, _ in there):
             raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there is {there[0][0]}")
-        others = {gpu.vendor for gpu in machine.inventory.accelerators} - {Vendor.NVIDIA, Vendor.OTHER}
+        on = {device for device, _ in there}
+        boards = [gpu for gpu in machine.inventory.accelerators if gpu.device in on]
+        others = {gpu.vendor for gpu in boards} - {Vendor.NVIDIA, Vendor.OTHER}
         if others:
             raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there are others: {min(others)}")
         notes += [
@@ -174,8 +187,8 @@ def _groups(
                 budget=min(size for _, size in run),
             )
             found.append((board, tuple(_total(machine, device, size) for device, size in run)))
-            limits += [(on, size) for on, (_, size) in zip(_names_of(board, several=several), run, strict=True)]
-        names += [gpu.name or "" for gpu in machine.inventory.accelerators]
+            limits += [(name, size) for name, (_, size) in zip(_names_of(board, several=several), run, strict=True)]
+        names += [gpu.name or "" for gpu in boards]
     if not found:
         needs = "an accelerator" if tensor == 1 else f"{tensor} accelerators on one host"
         raise RefusedError(
@@ -245,10 +258,11 @@ def _layer_list(tree: ModuleTree, count: int) -> str:
 
 def _refusal(asked: Asked, parts: Sequence[Part], model: Model, budgets: Budgets, *, is_said: bool) -> Refusal | None:
     """Why vLLM would not start, or would not hold what is asked for; None where it does."""
-    if model.made_for is not None and asked.context > model.made_for:
+    longest = asked.text.longest or model.made_for
+    if longest is not None and asked.context > longest:
         return Refusal(
-            f"vLLM refuses --max-model-len {asked.context}: the model is made for {model.made_for} tokens",
-            hint=f"give --context-length {model.made_for} or less",
+            f"vLLM refuses --max-model-len {asked.context}: the model is made for {longest} tokens",
+            hint=f"give --context-length {longest} or less",
         )
     found = findings(asked, parts, [size for _, size in budgets.devices], is_said=is_said)
     return Refusal("it does not fit in vLLM", findings=found) if found else None
@@ -264,7 +278,7 @@ def _notes(
 ) -> Iterator[str]:
     """What a reader should know."""
     yield f"vLLM's figures are those of {vllm.RELEASE}, measured on {vllm.MEASURED_ON}"
-    known = {gpu.compute_capability for host in hosts for gpu in host.machine.inventory.accelerators}
+    known = {gpu.compute_capability for host in hosts for gpu in host.machine.inventory.accelerators if gpu.device}
     if known != {_MEASURED}:
         yield "of other boards what vLLM's kernels and communicators take is not known, and counted as there"
     most = max(device.graphs for device in fit.devices)

@@ -266,6 +266,8 @@ def between(one: Footprint, two: Footprint, batch: int) -> Footprint:
         blocks=blocks,
         output=line(one.output, two.output),
         square=line(one.square, two.square),
+        # gaps are not on a line; they are as the sequences are, or more
+        unallocated=max(line(one.unallocated, two.unallocated), -(-two.unallocated * batch // two.workload.batch_size)),
         exact=one.exact and two.exact,
         notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
         workload=replace(one.workload, batch_size=batch),

@@ -177,6 +177,7 @@ def hosts_question(
         UsageError: the workload is none for this model.
     """
     refuse_gguf(model.gguf, "several hosts")
+    model.require_alone("what runs layers in stages over several hosts loads no adapter")
     with_boards = [each for each in hosts if each.accelerators]
     if not with_boards:
         why = tuple(f"{each.name}: {line}" for each in hosts for line in each.machine.missing)

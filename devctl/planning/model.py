@@ -112,6 +112,15 @@ class Model:
                 other = open_model(changed)
                 yield option, (other if self.tree.packed_as is None else other.unpacked()).tree
 
+    def require_alone(self, because: str) -> None:
+        """Refuse adapters, which a model in an adapter's place has without an option.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if self.adapters:
+            raise UsageError(f"{because}: {self.adapters[0].name} is one", hint="give its base alone")
+
     def unpacked(self) -> Model:
         """The same as transformers unpacks it, where it lacks the hardware that its packed weights need.
 

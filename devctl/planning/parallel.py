@@ -75,6 +75,7 @@ def plan_of_ranks(
         UsageError: the workload is none for this model.
     """
     refuse_gguf(model.gguf, "--tp")
+    model.require_alone("how adapters are cut for --tp is not known")
     ranks = goal.ranks
     if why := refusal(model.tree, ranks):
         raise why.error()
@@ -301,6 +302,7 @@ def _one_stage(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
             used=use.used,
             state=use.state,
             activations=use.activations,
+            unallocated=use.unallocated,
             overhead=use.overhead,
             budget=use.budget or 0,
         )

@@ -73,7 +73,7 @@ class PlanFacts:
         found = [each for each in self.devices if each.device == device]
         if len(found) < 2:
             return found[0] if found else None
-        sums = {part: sum(getattr(each, part) for each in found) for part in (*_PARTS, "loading")}
+        sums = {part: sum(getattr(each, part) for each in found) for part in (*_PARTS, "unallocated", "loading")}
         return DeviceFacts(device=device, **sums)
 
 
@@ -117,7 +117,7 @@ def _device(entry: Any, origin: str, *, with_workload: bool) -> DeviceFacts:
         raise UsageError(f'{origin}: in "devices", the "modules" of {device} must be a list of names')
     return DeviceFacts(
         device=device,
-        **{part: _bytes(entry, part, origin) or 0 for part in (*_PARTS, "loading")},
+        **{part: _bytes(entry, part, origin) or 0 for part in (*_PARTS, "unallocated", "loading")},
         budget=_bytes(entry, "budget", origin),
         modules=None if modules is None else tuple(modules),
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from devctl.errors import DevctlError, first_line
 from tests.boards import journal
 from tests.boards.cards import Card
-from tests.boards.records import Cell, failed
+from tests.boards.records import Cell, Row, failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ def try_all(cells: Iterable[Cell], path: Path, cards: Sequence[Card]) -> None:
     Whatever is raised in one is a row, and the next is tried; in another process where a card is broken by it.
     """
     known = journal.read(path).ended
-    for cell in cells:
+    for cell in _each(cells):
         if cell.subject in known:
             continue
         journal.begin(path, cell.subject)
@@ -61,6 +62,25 @@ def try_all(cells: Iterable[Cell], path: Path, cards: Sequence[Card]) -> None:
         if not all(map(_answers, cards)):
             raise SystemExit(BROKEN)
     journal.append(path, {"done": True})
+
+
+def _each(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The cells; what goes wrong in finding the next one is raised in a cell of its own, the last."""
+    following = iter(cells)
+    while True:
+        try:
+            cell = next(following)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - it is raised again where all others are told
+            yield Cell(subject="what would have followed", work=partial(_raise, error))
+            return
+        yield cell
+
+
+def _raise(error: Exception) -> Iterator[Row]:
+    raise error
+    yield  # a generator, as the work of every cell
 
 
 def _answers(card: Card) -> bool:

@@ -56,6 +56,9 @@ class Card(Protocol):
     def overhead(self) -> int:
         """What a plan takes for the context and the libraries."""
 
+    def board(self) -> Board:
+        """What it is called, and what it has."""
+
     def allocated(self) -> int:
         """What tensors hold now."""
 
@@ -128,12 +131,16 @@ class CudaCard:
         return self.was_free or self.total()
 
     def overhead(self) -> int:
-        import torch
-
         from devctl.planning.question import MOST_OVERHEAD, OVERHEAD
 
+        return OVERHEAD.get(self.board().compute_capability or "", MOST_OVERHEAD)
+
+    def board(self) -> Board:
+        import torch
+
         facts = torch.cuda.get_device_properties(self.index)
-        return OVERHEAD.get(f"{facts.major}.{facts.minor}", MOST_OVERHEAD)
+        capability = f"{facts.major}.{facts.minor}"
+        return Board(name=facts.name, memory=facts.total_memory, compute_capability=capability)
 
     def allocated(self) -> int:
         import torch
@@ -273,12 +280,8 @@ def describe() -> Box:
         versions["allocator"] = settings
     if not torch.cuda.is_available():
         return Box(boards=(), versions=versions, problem=_problem(torch, found.notes, found.drivers))
-    boards = []
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        capability = f"{facts.major}.{facts.minor}"
-        boards.append(Board(name=facts.name, memory=facts.total_memory, compute_capability=capability))
-    return Box(boards=tuple(boards), versions=versions)
+    boards = tuple(CudaCard(index).board() for index in range(torch.cuda.device_count()))
+    return Box(boards=boards, versions=versions)
 
 
 def _problem(torch: Any, notes: tuple[str, ...], drivers: tuple[Any, ...]) -> str:

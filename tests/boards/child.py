@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -16,7 +18,14 @@ from tests.boards.asking import Ask, try_all
 from tests.boards.records import Board, Box
 from tests.boards.steps import find_step
 
+PR_SET_PDEATHSIG = 1
 CHECKOUT = Path(__file__).parents[2]
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, even where that is killed: two must not write at once."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def cards_module(on: str) -> ModuleType:
@@ -65,6 +74,7 @@ def main() -> None:
     parser.add_argument("--describe", action="store_true")
     parser.add_argument("--on", default="cuda", choices=("cuda", "simulated"))
     given = parser.parse_args()
+    end_with_parent()
     if given.describe:
         json.dump(asdict(cards_module(given.on).describe()), sys.stdout)
     else:

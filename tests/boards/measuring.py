@@ -45,13 +45,19 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """Bytes that a plan counts on one card; ``fits`` whether it says that they go there."""
+    """Bytes that a plan counts on one card.
+
+    Attributes:
+        fits: whether it says that they go there.
+        beside_cache: the state counts more than a cache holds: what an encoder hands on, or what was made of images.
+    """
 
     weights: int
     state: int
     peak: int
     whole: int
     fits: bool
+    beside_cache: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -126,6 +132,7 @@ class Subject:
             peak=use.used + use.state + use.activations,
             whole=use.total,
             fits=placement.fits,
+            beside_cache=self.model.has_encoder or asked.footprints.of(asked.workload).image_tokens > 0,
             notes=placement.notes,
         )
 
@@ -315,17 +322,13 @@ def storages(value: Any, seen: set[int] | None = None) -> dict[int, int]:
     return found
 
 
-def rows_of(subject: str, predicted: Predicted, measured: Measured, weights: int, *, encodes: bool) -> Iterator[Row]:
-    """What was predicted beside what was measured, of a job that ran.
-
-    Args:
-        encodes: an encoder's output counts as state, and no cache holds it.
-    """
+def rows_of(subject: str, predicted: Predicted, measured: Measured, weights: int) -> Iterator[Row]:
+    """What was predicted beside what was measured, of a job that ran."""
     yield equal(subject, "weights", predicted.weights, weights, unit="B")
-    if encodes:
+    if predicted.beside_cache:
         yield told(
             subject,
-            "state with what an encoder hands on",
+            "state beside a cache",
             measured.state,
             predicted=predicted.state,
             unit="B",
@@ -363,12 +366,10 @@ def try_job(loaded: Loaded, title: str, job: Job) -> Iterator[Row]:
             raise
         release(error)
         measured = None
-    yield from judged(title, predicted, measured, loaded.weights, encodes=subject.model.has_encoder, room=card.room())
+    yield from judged(title, predicted, measured, loaded.weights, room=card.room())
 
 
-def judged(
-    title: str, predicted: Predicted, measured: Measured | None, weights: int, *, encodes: bool, room: int
-) -> Iterator[Row]:
+def judged(title: str, predicted: Predicted, measured: Measured | None, weights: int, *, room: int) -> Iterator[Row]:
     """The rows of a job; ``measured`` is None where memory ran out."""
     if measured is None:
         says = f"the plan needs {predicted.whole // MIB} MiB of {room // MIB} MiB"
@@ -377,7 +378,7 @@ def judged(
     near = predicted.peak <= measured.peak * 1.05
     why = "it ran" if predicted.fits else f"the plan says no, and it ran: {predicted.whole // MIB} of {room // MIB} MiB"
     yield holds(title, "fits or not", predicted.fits or near, why=why)
-    yield from rows_of(title, predicted, measured, weights, encodes=encodes)
+    yield from rows_of(title, predicted, measured, weights)
 
 
 def failure_to_load(title: str, predicted: Predicted, error: BaseException) -> Row:

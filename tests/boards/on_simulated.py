@@ -15,15 +15,30 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests import small_models
-from tests.boards import pretended
+from tests.boards import models, pretended
 from tests.boards.asking import Ask, try_all
 from tests.boards.journal import read
-from tests.boards.measuring import Job, Predicted, load, open_subject, run, try_job
+from tests.boards.measuring import Job, Make, Predicted, load, open_subject, run, try_job
 from tests.boards.pretended import PretendedCard
 from tests.boards.records import MIB, Cell, Row
 from tests.boards.steps import edge, overhead, peaks, placement, several
 
-TINY = {name: small_models.MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
+_SEES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+_READS = {**_SEES, "vocab_size": 512, "max_position_embeddings": 256, "pad_token_id": 0, "model_type": "llama"}
+
+
+def _llava() -> Any:
+    return models.wide(
+        "LlavaForConditionalGeneration",
+        text_config=_READS,
+        vision_config={**_SEES, "image_size": 56, "patch_size": 14, "model_type": "clip_vision_model"},
+        image_token_id=511,
+        vision_feature_layer=-1,
+    )
+
+
+TINY: dict[str, Make] = {"llava": _llava}
+TINY |= {name: small_models.MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
 JOBS = (Job(context=192), Job(context=70, new=6, batch=3), Job(context=96, attention="eager"))
 
 
@@ -99,7 +114,7 @@ def wrong_plan(ask: Ask) -> Iterable[Row]:
 
     def told(title: str, **changed: int | bool) -> Iterable[Row]:
         predicted: Predicted = replace(right, **changed)
-        return judged(title, predicted, measured, loaded.weights, encodes=False, room=1 << 40)
+        return judged(title, predicted, measured, loaded.weights, room=1 << 40)
 
     yield from told("right")
     yield from told("weights", weights=right.weights + 1)

@@ -23,6 +23,7 @@ TOTAL = 4 * 2**30
 """What each is said to have in all."""
 
 COUNT = 2
+BOARD = Board(name="simulated", memory=TOTAL, compute_capability=None)
 CONTEXT = 100 * 2**20
 """What a process is said to hold beside its tensors."""
 
@@ -58,6 +59,9 @@ class PretendedCard:
 
     def overhead(self) -> int:
         return CONTEXT
+
+    def board(self) -> Board:
+        return BOARD
 
     def allocated(self) -> int:
         return int(self._memory.live[self.index])
@@ -130,5 +134,4 @@ def open_cards() -> tuple[PretendedCard, ...]:
 
 def describe() -> Box:
     """Two boards that nobody sells."""
-    board = Board(name="simulated", memory=TOTAL, compute_capability=None)
-    return Box(boards=(board,) * COUNT, versions=packages(), simulated=True)
+    return Box(boards=(BOARD,) * COUNT, versions=packages(), simulated=True)

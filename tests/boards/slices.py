@@ -98,9 +98,12 @@ def run_slice(steps: Sequence[Step], state: State, box: Box, time: Slice, *, dis
     """
     ran = False
     for step in sorted(in_order(steps), key=lambda step: state.of(step).status is not Status.CUT):
-        if state.of(step).status in FINISHED:
+        before = state.of(step)
+        if before.status in FINISHED and before.status is not Status.SKIPPED:
             continue
         if why := unmet(step, box, disk=disk):
+            if why == before.why:
+                continue
             state.put(step, Status.SKIPPED, why=why)
             time.say(f"{step.name}: skipped: {why}")
             continue

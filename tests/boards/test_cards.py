@@ -7,6 +7,8 @@ import pytest
 
 from tests.boards import cards
 from tests.boards.cards import CudaCard, Held
+from tests.boards.records import Board, Verdict
+from tests.boards.steps import overhead
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
 
@@ -91,3 +93,11 @@ def test_a_box_is_described_without_what_tells_it_from_another(machine):
     assert found.versions["driver of nvidia"] == "550.54.15"
     assert not found.simulated
     assert boxes.uuid(0) not in str(found)
+
+
+def test_the_constant_of_a_board_is_the_line_of_the_table():
+    board = Board(name="NVIDIA L40S", memory=44 * GIB, compute_capability="8.9")
+    enough = overhead.constant(522 << 20, 528 << 20, board)
+    assert (enough.verdict, enough.why) == (Verdict.MET, 'for the table: "8.9": 528 * 2**20,  # NVIDIA L40S, 522')
+    assert overhead.constant(529 << 20, 528 << 20, board).verdict is Verdict.MISSED, "too little"
+    assert overhead.constant(200 << 20, 528 << 20, board).verdict is Verdict.MISSED, "much too much"

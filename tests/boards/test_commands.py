@@ -10,7 +10,7 @@ from tests.boards.outside import Done, NoAnswerError, ask, ask_python
 from tests.boards.pretended import PretendedCard
 from tests.boards.records import MIB
 from tests.boards.reports import decode_rate, of_load, predicted_rate, report_of
-from tests.boards.steps import real, speed
+from tests.boards.steps import placement, real, speed
 
 REPORT = {
     "kind": "devctl.load",
@@ -87,6 +87,18 @@ def test_tokens_are_timed_though_nothing_foretells_them(tmp_path):
     rows = list(speed.decode("tiny", "tests/configs/tiny-llama", {"": "cpu"}, tmp_path / "decode"))
     assert verdicts(rows) == [("tokens a second, foretold", "skipped"), ("tokens a second", "told")]
     assert rows[1].measured > 0
+
+
+def test_devctl_load_is_asked_to_verify_a_map(tmp_path):
+    model_class, config = small_models.TINY["llama"]()
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(tmp_path)
+    rows = list(placement.by_command("llama", tmp_path, {"": "cpu", "model.layers.1": "disk"}, "bf16"))
+    assert {str(row.verdict) for row in rows if row.claim != "peak of a load"} == {"met"}, rows
+    assert {"exit code", "proof: tensors", "weights of a load", "peak of a load"} <= {row.claim for row in rows}
+    (refused,) = placement.by_command("llama", tmp_path, {"": 7}, "bf16")
+    assert (refused.claim, str(refused.verdict)) == ("exit code", "missed")
+    assert "cuda:7" in refused.why
 
 
 def test_rates_are_told_on_a_box_without_a_link(tmp_path):

@@ -4,7 +4,16 @@ import pytest
 
 from tests.boards.records import MIB, Verdict
 from tests.boards.steps import inventory
-from tests.boards.steps.inventory import ask_smi, beside_smi, beside_torch, checks, listed, parse_smi, settings
+from tests.boards.steps.inventory import (
+    ask_smi,
+    beside_smi,
+    beside_torch,
+    checks,
+    listed,
+    parse_smi,
+    processes,
+    settings,
+)
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
 
@@ -80,6 +89,15 @@ def test_each_field_that_differs_is_missed(field, value, claim):
 def test_free_memory_that_moved_is_explained():
     rows = beside_smi(listed(), [smi(0, **{"memory.free": str(78 * GIB // MIB - 3)}), smi(1)])
     assert wrong(rows) == []
+
+
+def test_processes_that_compute_are_among_those_that_are_listed(machine):
+    machine(boxes.system() + boxes.board(0) + boxes.board(1) + boxes.process(board=1, pid=77, bytes=GIB))
+    told = [{"gpu_uuid": boxes.uuid(1), "pid": "77"}, {"gpu_uuid": boxes.uuid(1), "pid": None}]
+    rows = list(processes(listed(), told))
+    assert [row.why for row in rows] == ["0 by nvidia-smi, 0 by devctl", "1 by nvidia-smi, 1 by devctl"]
+    assert wrong(rows) == []
+    assert wrong(processes(listed(), [{"gpu_uuid": boxes.uuid(0), "pid": "77"}])) == [("board 0", "processes")]
 
 
 @pytest.mark.usefixtures("two")

@@ -142,6 +142,27 @@ def test_a_process_is_ended_with_all_that_it_started(tmp_path):
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells it on Linux alone")
+def test_a_step_ends_with_a_runner_that_is_killed(tmp_path):
+    pid = tmp_path / "pid"
+    step = (
+        "import os, pathlib, time; from tests.boards.child import end_with_parent; end_with_parent(); "
+        f"pathlib.Path({str(tmp_path / 'new')!r}).write_text(str(os.getpid())); "
+        f"os.rename({str(tmp_path / 'new')!r}, {str(pid)!r}); time.sleep(60)"
+    )
+    runner = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {step!r}], start_new_session=True).wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", runner])
+    while not pid.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while is_running(int(pid.read_text())):
+        time.sleep(0.01)
+
+
 def is_running(pid):
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -244,6 +244,15 @@ def test_a_step_that_can_not_be_tried_says_why(world, state):
     assert (tried.status, tried.why) == (Status.SKIPPED, "it needs 2 boards, and there is 1")
 
 
+def test_a_step_that_lacked_something_is_tried_once_it_is_there(world, state):
+    one = step("placement/one", disk=4 << 30)
+    for _ in range(2):
+        run_slice((one,), state, BOX, world.slice(), disk=1 << 30)
+    assert len(world.said) == 1, "it is said once"
+    run_slice((one,), state, BOX, world.slice(), disk=5 << 30)
+    assert state.of(one).status is Status.DONE
+
+
 def test_another_driver_is_another_run(tmp_path):
     newer = dataclasses.replace(BOX, versions={"torch": "2.10"})
     folders = {folder_of(tmp_path, BOX, "1"), folder_of(tmp_path, newer, "1"), folder_of(tmp_path, BOX, "2")}
@@ -273,3 +282,16 @@ def test_a_card_that_answers_no_more_ends_the_process_after_its_row(tmp_path):
     found = journal.read(path)
     assert [(row.claim, row.why) for row in found.rows] == [("before", ""), ("runs", "ValueError: what was wrong")]
     assert (found.open, found.ended, found.is_done) == (None, {"first"}, False)
+
+
+def test_what_goes_wrong_between_cells_is_a_row_too(tmp_path):
+    path = tmp_path / "journal"
+
+    def cells():
+        yield Cell(subject="first", work=list)
+        raise OSError("no list came")
+
+    try_all(cells(), path, [])
+    found = journal.read(path)
+    assert [(row.subject, row.why) for row in found.rows] == [("what would have followed", "OSError: no list came")]
+    assert found.is_done

@@ -71,7 +71,8 @@ def test_an_adapter_in_a_models_place_is_planned_with_its_base(devctl, made):
     document = json.loads(result.out)
     assert document["model"]["name"] == str(made.base)
     assert [each["bytes"] for each in document["model"]["adapters"]] == [3584]
-    assert json.loads(devctl("plan", made.adapter / "adapter_model.safetensors", *BOX, "--json").out) == document
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert json.loads(devctl("plan", made.adapter / name, *BOX, "--json").out) == document
 
 
 def test_an_adapter_beside_a_config_is_one_all_the_same(devctl, made, own):
@@ -166,6 +167,8 @@ def test_a_base_is_no_adapter_itself(devctl, own, made):
         ({"modules_to_save": ["nothing"]}, "it has no module nothing, of which the adapter has a copy"),
         ({"modules_to_save": ["m"] * 10**5}, "has 100,000 names"),
         ({"use_dora": "yes"}, "and no true or false"),
+        ({"use_dora": True}, "its file has no magnitude, as its config says"),
+        ({"lora_bias": True}, "its file has no bias, as its config says"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "is a LoRA with layer_replication, which is not counted"),
         ({"use_qalora": True}, "is a LoRA with use_qalora, which is not counted"),
     ],
@@ -206,6 +209,18 @@ def of(shape, start=0, dtype="F32", size=None):
         ({f"{QUERY}.lora_A.weight": of([4], dtype="F" + "9" * 5000, size=16)}, "its header is broken"),
         ({f"{QUERY}.lora_Z.weight": of([4, 32])}, "has a lora_Z.weight, which is not counted"),
         ({"base_model.model.layers.9.lora_A.weight": of([4, 32])}, "does not fit LlamaForCausalLM: it has no layers.9"),
+        (
+            {
+                f"{QUERY}.lora_A.weight": of([4, 32]),
+                f"{QUERY}.lora_B.weight": of([32, 4], 512),
+                f"{QUERY}.lora_magnitude_vector": of([99], 1024),
+            },
+            "its file has a lora_magnitude_vector of 99",
+        ),
+        (
+            {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": of([200, 32])},
+            "model.embed_tokens is 128x32 there, its rows 200x32",
+        ),
         ({"base_model.model.lm_head.weight": of([200, 32])}, "lm_head.weight is 128x32 there, and 200x32 in the"),
         ({"lora_unet_down.lora_up.weight": of([4, 32])}, "is it an adapter of another library?"),
     ],
@@ -281,6 +296,10 @@ def test_a_load_refuses_a_plan_with_an_adapter(devctl, made, tmp_path):
     with pytest.raises(RefusedError, match="counts the adapter"):
         library.load(made.base, planned)
     assert devctl("load", made.adapter).code == 4
+    result = devctl("load", made.base, "--adapter", made.adapter)
+    assert (result.code, result.out) == (2, "")
+    assert "a load loads the model alone, and proves nothing of an adapter" in result.err
+    assert "--adapter" not in devctl("load", "--help").out
 
 
 def test_engines_refuse_a_plan_with_an_adapter(devctl, made, tmp_path):
@@ -301,6 +320,15 @@ def test_a_plan_is_checked_with_its_adapter_and_not_without(devctl, made, tmp_pa
     assert f"it is a plan with {made.adapter}, and {made.base} is given with none" in result.err
     assert devctl("check", "--map", report, "--adapter", made.adapter).code == 2
     assert library.check(device_map=report, model=made.base, adapters=[made.adapter]).ok
+
+
+@pytest.mark.parametrize("more", [("--tp", 2), ("--devices", "a:1GiB;b:1GiB"), ("--to", "vllm")])
+def test_nor_is_an_adapter_in_a_models_place(devctl, made, more):
+    box = () if "--devices" in more else ("--devices", "2x1GiB")
+    result = devctl("plan", made.adapter, *box, *more)
+    assert result.out == ""
+    assert result.code == (3 if "--to" in more else 2)
+    assert "adapter" in "".join(result.err.splitlines()[1:])
 
 
 @pytest.mark.parametrize("more", [("--tp", 2), ("--to", "vllm"), ("--devices", "a:1GiB;b:1GiB")])

@@ -53,8 +53,8 @@ def test_a_file_that_its_folders_model_is_not_read_from_does_not_stand_for_it(de
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["a.weight"], "is a safetensors file (1 tensors, 16 B in F32) without a config.json beside it"),
-        (["base_model.model.q_proj.lora_A.weight"], "is a file of LoRA weights (1 tensors, 16 B in F32) without"),
+        (["a.weight"], "is a safetensors file (1 tensor, 16 B in F32) without a config.json beside it"),
+        (["base_model.model.q_proj.lora_A.weight"], "is a file of LoRA weights (1 tensor, 16 B in F32) without"),
         (["lora_unet_mid.lora_down.weight"], "is a file of LoRA weights"),
         (["model.diffusion_model.out.0.bias"], "is a diffusion model in a single file"),
     ],

@@ -88,6 +88,7 @@ def test_the_table_says_what_fits_by_weights_and_that_this_is_not_all(devctl, sa
     assert "weights which fit do not mean that it runs" in result.err.replace("\n", " ")
     assert f"`devctl plan {saved['float32']}/text_encoder` plans text_encoder by itself" in result.err
     assert devctl("plan", saved["float32"] / "text_encoder", *BOX).code == 0
+    assert devctl("plan", saved["float32"] / "model_index.json", *BOX).out == result.out
 
 
 @pytest.mark.parametrize(

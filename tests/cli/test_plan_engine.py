@@ -7,6 +7,7 @@ import pytest
 
 import devctl as library
 from devctl.errors import RefusedError, UsageError
+from tests import quantised
 from tests.cli.test_documents import PLAN, schema
 from tests.conftest import CONFIGS
 
@@ -116,7 +117,8 @@ def test_two_unequal_hosts_get_two_lines(devctl):
                   "--to", "vllm")  # fmt: skip
     assert done.code == 0, done.err
     first, second = done.out.splitlines()
-    partition, _, words = first.partition(" ")
+    partition, graphs, words = first.split(" ", 2)
+    assert graphs == "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0"
     counts = [int(count) for count in partition.removeprefix("VLLM_PP_LAYER_PARTITION=").split(",")]
     assert sum(counts) == 80
     assert counts[0] < counts[1]
@@ -125,6 +127,27 @@ def test_two_unequal_hosts_get_two_lines(devctl):
     assert "--kv-cache-memory-bytes" not in words
     assert second.endswith("--headless")
     assert "a/cuda:0 to a/cuda:1" in done.err
+
+
+def test_every_figure_is_whole_in_80_columns(devctl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = devctl(
+        "plan",
+        LLAMA_70B,
+        "--devices",
+        "one-host:2xH100;other-host:2xH200",
+        "--tp",
+        "2",
+        "--context-length",
+        "8k",
+        *VLLM,
+    )
+    assert done.code == 0, done.err
+    rows = [line for line in done.err.splitlines() if " to " in line and "-host/" in line]
+    assert len(rows) == 4
+    assert "…" not in done.err
+    for row in rows:
+        assert row.count("iB") == 5
 
 
 def test_a_plan_for_vllm_is_exported_from_its_file(devctl, tmp_path):
@@ -182,6 +205,43 @@ def test_ranks_that_heads_do_not_divide_among_are_refused(devctl):
     assert "there are none" in refused(devctl, LLAMA, "--devices", "80GiB", "--tp", "2")
     assert "NVIDIA's GPUs alone" in refused(devctl, LLAMA, "--devices", "MI300X")
     assert "there are no experts" in refused(devctl, LLAMA, "--devices", "2x80GiB", "--tp", "2", "--ep", "2")
+
+
+@pytest.fixture
+def quantised_in_blocks(tmp_path):
+    """A small Llama whose weights are quantised in blocks of 128, of which a layer's 384 channels are three."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_block_that_is_quantised_together_is_of_one_rank(devctl, quantised_in_blocks):
+    said = refused(devctl, quantised_in_blocks, "--devices", "2x80GiB", "--tp", "2", "--context-length", "64")
+    assert "384 channels of a layer, of which 128 are quantised together, out to 2 ranks" in said
+    planned(devctl, quantised_in_blocks, "--devices", "80GiB", "--context-length", "64")
+
+
+@pytest.mark.parametrize("name", ["int4 groups", "float8 channels", "nvfp4"])
+def test_packed_weights_are_counted_packed(devctl, tmp_path, name):
+    config = json.loads((LLAMA / "config.json").read_text())
+    config["quantization_config"] = quantised.COMPRESSED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    document, _ = planned(devctl, tmp_path, "--devices", "80GiB", "--context-length", "8k")
+    (device,) = document["engine"]["devices"]
+    least = 4.5 if "4" in name else 8.4
+    assert least < device["weights"] / GIB < least + 1.3
 
 
 def test_the_library_answers_the_same():

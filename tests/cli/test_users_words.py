@@ -92,6 +92,13 @@ def test_none_of_a_board_is_refused():
         (["list", "--only", "gpus"], "; did you mean gpu?"),
         (["load", TINY, "--launch", "prnt"], "; did you mean print?"),
         (["plan", TINY, "--devices", "2xH10"], "near it are H100"),
+        (["plan", TINY, "--fits-on", "H100x2"], "'H100x2' is 2 of H100: leave out how many"),
+        (["plan", TINY, "--devices", "H100", "--context-length", "64", "--decode", "gredy"], "; did you mean greedy?"),
+        (["plan", TINY, "--model-class", "LlamaForCausalML"], "; did you mean LlamaForCausalLM or "),
+        (
+            ["plan", TINY, "--devices", "H100", "--context-length", "64", "--attn-implementation", "sdap"],
+            "you mean sdpa?",
+        ),
         (["plan", TINY, "--batch-size", "x"], "'x' is no whole number"),
         (["plan", TINY, "--batch-size", "0"], "0: it is at least 1"),
         (["plan", TINY, "more", "words"], "too many arguments: more words"),
@@ -115,6 +122,11 @@ def test_nothing_is_guessed_where_nothing_is_near():
     assert did_you_mean("int3", ["int8", "int2"]) == "", "another number is another thing"
     assert did_you_mean("float3", ["float16", "float32"]) == "; did you mean float32?"
     assert len(did_you_mean("x" * 10**6, ["plan"])) < 100
+
+
+def test_an_engine_is_guessed_too(devctl, tmp_path):
+    assert devctl("plan", TINY, "--devices", "2xH100", "--json", "-o", tmp_path / "plan.json").code == 0
+    assert "; did you mean vllm?" in devctl("export", tmp_path / "plan.json", "--to", "vlm").err
 
 
 def test_chunks_of_a_prompt_are_counted_as_any_tokens(devctl):

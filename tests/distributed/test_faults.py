@@ -430,6 +430,34 @@ def test_a_host_that_stops_as_a_whole_ends_the_other_which_names_it(llama, tmp_p
     assert "exitcode  : 5" in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_line_of_one_host_alone_ends_in_time(llama, tmp_path, number):
+    """No rank is started before the launchers have met, so that it is torchrun which has to end."""
+    plan = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "ab"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    load = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(plan), "--launch", "print"]
+    printed = subprocess.run(
+        [*load, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--join-timeout", "6s"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    ).stdout.splitlines()
+    program, *arguments = shlex.split(printed[number])
+    assert program == "torchrun"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert ("connect to (127.0.0.1" if number else "1/2 clients joined") in done.stderr
+
+
 def _ended(stop, started):
     """Stop a host's rank, and end its launcher once the other host has ended: nothing there can do so by itself."""
     stop(started)

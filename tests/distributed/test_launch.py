@@ -55,11 +55,19 @@ def run_of(*hosts, **ways):
 def test_a_line_for_each_host_in_the_order_of_their_stages():
     found = lines(run_of("b", "b", "a"), Launcher.TORCHRUN)
     assert found == (
-        "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr b --master-port 29500 -m devctl load "
-        "'a model' --map s.json --distributed",
-        "torchrun --nnodes 2 --node-rank 1 --nproc-per-node 1 --master-addr b --master-port 29500 -m devctl load "
-        "'a model' --map s.json --distributed",
+        "torchrun --nnodes 2 --node-rank 0 --nproc-per-node 2 --master-addr b --master-port 29500 "
+        "--rdzv-conf timeout=60 -m devctl load 'a model' --map s.json --distributed",
+        "torchrun --nnodes 2 --node-rank 1 --nproc-per-node 1 --master-addr b --master-port 29500 "
+        "--rdzv-conf timeout=60 -m devctl load 'a model' --map s.json --distributed",
     )
+
+
+def test_launchers_wait_for_each_other_as_long_as_ranks_do(devctl, llama, staged):
+    assert "--rdzv-conf timeout=8 " in lines(run_of("a", "b", join=7.5), Launcher.TORCHRUN)[1]
+    result = devctl("load", llama, "--map", staged, "--launch", "print", "--join-timeout", "90s")
+    assert result.code == 0
+    assert result.out.count("--rdzv-conf timeout=90 ") == 2
+    assert "start them within 90 s of each other" in " ".join(result.err.split())
 
 
 def test_slurm_runs_each_host_as_a_step_on_that_node_and_all_at_once():

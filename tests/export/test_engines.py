@@ -39,7 +39,8 @@ def test_vllm_on_one_gpu_is_given_no_partition():
 def test_a_plan_for_vllm_is_started_with_what_it_counts_with():
     serving = Serving(utilisation=0.95, batched_tokens=4096, sequences=64)
     assert lines("vllm", plan(stages(32), serving=serving)) == [
-        "vllm serve org/model --dtype bfloat16 --max-model-len 4096 --max-num-seqs 64 --max-num-batched-tokens 4096 "
+        "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0 vllm serve org/model --dtype bfloat16 --max-model-len 4096 "
+        "--max-num-seqs 64 --max-num-batched-tokens 4096 "
         "--gpu-memory-utilization 0.95"
     ]
     more = Serving(

@@ -98,7 +98,8 @@ def test_vllm_has_the_options_and_shares_out_layers_so(wheel):
         assert ends == [(0, counts[0]), (counts[0], sum(counts))]
         with pytest.raises(ValueError, match="does not match"):
             indices(sum(counts) + 1, 0, 2)
-    assert "VLLM_PP_LAYER_PARTITION" in strings(archive, "vllm/envs.py")
+    variables = {"VLLM_PP_LAYER_PARTITION", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"}
+    assert variables <= strings(archive, "vllm/envs.py")
 
 
 def test_sglang_has_the_options_and_shares_out_layers_so(wheel, monkeypatch):

@@ -11,7 +11,7 @@ from devctl.models.tree import tensors, walk
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.document import PlannedModel, parse_map
 from devctl.placement.judge import disjoint, find_faults, holder, validate
-from devctl.placement.placement import bytes_per_device, make_placement, to_hf
+from devctl.placement.placement import DeviceUse, bytes_per_device, make_placement, tight, to_hf
 from devctl.placement.plan import Plan
 from devctl.placement.strategy import device_of
 from tests.placement.test_loading_peak import loading
@@ -149,7 +149,7 @@ def document():
     return Plan(model=model, tree=MODEL, budgets=budgets, placement=placement, versions={"devctl": "0"}).to_document()
 
 
-RUNTIME = {"state": 0, "activations": 0, "overhead": 0}  # what no workload was planned for
+RUNTIME = {"state": 0, "activations": 0, "unallocated": 0, "overhead": 0}  # what no workload was planned for
 
 
 def test_the_plan_document():
@@ -275,3 +275,20 @@ def test_two_weights_that_a_checkpoint_has_both_have_to_share_a_device(embed, he
     ]
     assert "one tensor" not in note
     assert validate(model, {"": GPU0}, (GPU0,)) == ()
+
+
+def with_gaps(gap):
+    use = DeviceUse(device=GPU0, budget=100, modules=(), used=60, state=10, activations=10, unallocated=gap, overhead=5)
+    return tight((use,))
+
+
+def test_a_device_with_room_for_tensors_and_not_for_gaps_between_them_is_told():
+    assert with_gaps(15) == ()
+    (said,) = with_gaps(16)
+    assert "expandable_segments:True alone" in said
+    assert "up to 16 B in gaps, 1 B more than is left on cuda:0" in said
+
+
+def test_what_does_not_fit_anyway_is_not_called_tight():
+    use = DeviceUse(device=GPU0, budget=84, modules=(), used=60, state=10, activations=10, unallocated=9, overhead=5)
+    assert tight((use,)) == ()

@@ -240,6 +240,8 @@ def test_the_planner_is_one_that_was_compared_or_that_is_asked(monkeypatch):
     monkeypatch.setattr(compared, "KNOWN_PLANNERS", frozenset())
     assert judge_planner()[0].level is Level.NOTE
     monkeypatch.setattr(compared, "planner_source", lambda quantised: None)
+    assert "not where devctl looks for it" in judge_planner()[0].text
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert judge_planner() == []
 
 

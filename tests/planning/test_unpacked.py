@@ -123,3 +123,12 @@ def test_the_tables_say_that_weights_are_unpacked(fp8):
     assert told in devctl.compare(fp8, "cpu=8GiB").notes
     assert told in devctl.capacity(fp8, "cpu=8GiB", context_length=16).notes
     assert told not in devctl.compare(fp8, "1xH100,cpu=8GiB").notes
+
+
+@pytest.mark.parametrize(
+    ("hosts", "unpacked"), [("a:H100;b:H100", False), ("a:H100;b:A100 80GB", True), ("a:A100 80GB;b:A100 80GB", True)]
+)
+def test_over_hosts_they_count_as_unpacked_where_any_of_them_unpacks(fp8, hosts, unpacked):
+    plan = devctl.plan(fp8, hosts)
+    assert (sum(stage.used for stage in plan.stages.stages) >= UNPACKED) is unpacked
+    assert any("fp8 weights count as unpacked" in note for note in plan.notes) is unpacked

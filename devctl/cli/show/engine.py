@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from devctl.cli.show.plan import headline, model_lines, other_notes, plain_lines
@@ -30,7 +30,8 @@ def summary_of(plan: Plan, stream: TextIO | None) -> str:
     lines: list[RenderableType] = [
         *headline(verdict, width),
         *model_lines(plan.model, ", ".join(part for part in how if part), width),
-        device_table(fit.devices),
+        pool_table(fit.devices),
+        board_table(fit.devices),
         *plain_lines((_cache(fit), f"holds for: {plan.engine}, {started_with(fit)}", *other_notes(plan.notes)), width),
     ]
     return to_text(Group(*lines), stream)
@@ -45,18 +46,36 @@ def started_with(fit: EngineFit) -> str:
     )
 
 
-def device_table(devices: Sequence[EngineDevice]) -> RenderableType:
-    """What each GPU holds: within what the engine requests, and beside it; equal ones in a row."""
+def pool_table(devices: Sequence[EngineDevice]) -> RenderableType:
+    """What the engine requests of each GPU, and what that is for; equal ones in a row."""
+    titles = ("requested", "weights", "activations", "not torch", "cache")
+    return _table(
+        titles, devices, lambda each: (each.requested, each.weights, each.activations, each.non_torch, each.pool)
+    )
+
+
+def board_table(devices: Sequence[EngineDevice]) -> RenderableType:
+    """What the process takes of each GPU in the end; equal ones in a row."""
+    titles = ("requested", "context", "graphs", "left", "of")
+    return _table(
+        titles,
+        devices,
+        lambda each: (each.requested, each.context, each.graphs, max(0, each.total - each.outside), each.total),
+    )
+
+
+def _table(
+    titles: Sequence[str], devices: Sequence[EngineDevice], sizes: Callable[[EngineDevice], Sequence[int]]
+) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for title in ("", "weights", "activations", "not torch", "cache", "context", "graphs", "of"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for first, last in _folded(devices):
-        device = devices[first]
-        name = device.device if first == last else f"{device.device} to {devices[last].device}"
-        sizes = (device.weights, device.activations, device.non_torch, device.pool, device.context, device.graphs)
-        table.add_row(name, *map(format_bytes, sizes), format_bytes(device.total))
+        name = devices[first].device if first == last else f"{devices[first].device} to {devices[last].device}"
+        table.add_row(name, *map(format_bytes, sizes(devices[first])))
     return table
 
 

@@ -11,7 +11,7 @@ from devctl.cli.show.streams import can_show, cells, clean, in_lines, room_of, s
 from devctl.devices import DeviceType
 from devctl.models.decoding import words
 from devctl.placement.budget import is_accelerator
-from devctl.placement.placement import over_budget
+from devctl.placement.placement import SEGMENTS, over_budget, tight
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,15 +28,21 @@ if TYPE_CHECKING:
 _UNCOUNTED = "KV cache and activations are not counted"
 """How the note begins on a workload that was asked for, where the model can't be traced."""
 
+_WITHOUT_IMAGE = "of a text without an image"
+"""How what a plan holds for ends, where the model sees and no image is counted."""
+
 
 def summary_of(plan: Plan, stream: TextIO | None) -> str:
     """The summary of a plan: whether it fits, what is counted, what is where, and what it holds for."""
     stages = plan.stages
     how = "" if stages is None else in_stages(stages)
+    verdict = verdict_line(plan.placement, plan.room)
+    if verdict.startswith("fits") and plan.engine.endswith(_WITHOUT_IMAGE):
+        verdict += f", {_WITHOUT_IMAGE.replace('of', 'for', 1)}"
     return plan_summary(
         plan.model,
         plan.placement,
-        verdict_line(plan.placement, plan.room),
+        verdict,
         run_line(plan.run),
         plan.engine,
         how,
@@ -150,6 +156,8 @@ def verdict_line(placement: Placement, room: Room | None = None) -> str:
     else:
         is_less = nothing_runs or ": none " in asked or any(note.startswith(_UNCOUNTED) for note in placement.notes)
         head = "the weights fit" if is_less else "fits"
+        if not is_less and tight(placement.devices):
+            head = f"fits with {SEGMENTS} alone"
     free = room.free if room is not None else _free(placement)
     left = "" if free is None else f", {format_bytes(free)} left"
     if asked:

@@ -17,7 +17,7 @@ from devctl.cli.show.plan import (
 )
 from devctl.cli.show.plan import verdict_line as of_devices
 from devctl.cli.show.streams import cells, clean, in_lines, room_of, to_text
-from devctl.placement.placement import over_budget
+from devctl.placement.placement import SEGMENTS, over_budget, tight
 from devctl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def verdict_line(placement: Placement) -> str:
         return "whether it fits is not known: nothing says what every rank may hold"
     least = format_bytes(min(left)) if min(left) == max(left) else f"at least {format_bytes(min(left))}"
     head = "the weights fit" if asked.endswith(": none") else "fits"
+    if tight(devices):
+        head = f"{head} with {SEGMENTS} alone"
     return f"{head}, {least} left on each rank" + (f"; {asked}" if asked else "")
 
 

@@ -183,7 +183,9 @@ def _of_weights(path: Path, given: str) -> ModelError:
     tensors = read_whole(path).tensors
     nbytes = sum(tensor.end - tensor.start for tensor in tensors.values())
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
-    what = f"{len(tensors):,} tensors, {format_bytes(nbytes)}" + (f" in {dtypes}" if dtypes else "")
+    what = f"{len(tensors):,} tensor{'s' * (len(tensors) != 1)}, {format_bytes(nbytes)}" + (
+        f" in {dtypes}" if dtypes else ""
+    )
     kind = "a safetensors file"
     if any(".lora_" in name or "lora_down" in name for name in tensors):
         kind = "a file of LoRA weights"

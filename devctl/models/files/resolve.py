@@ -139,6 +139,8 @@ def resolve(model: str, *, revision: str | None = None) -> ModelSource:
 
 def _resolve_here(model: str) -> ModelSource | None:
     path = Path(model).expanduser()
+    if path.is_file() and path.name in (ADAPTER, PIPELINE):
+        raise of_folder(path.parent, str(path.parent))
     if gguf_at(model) is not None:
         what = "a folder of GGUF files" if path.is_dir() else "a GGUF file"
         raise ModelError(

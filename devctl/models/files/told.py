@@ -30,7 +30,8 @@ def _whole(tensors: Mapping[str, Stored]) -> str:
     for tensor in tensors.values():
         by_dtype[tensor.dtype] += tensor.nbytes
     parts = ", ".join(f"{format_bytes(nbytes)} in {dtype}" for dtype, nbytes in by_dtype.most_common(_MOST))
-    return f"its files hold {len(tensors):,} tensors, {format_bytes(by_dtype.total())}: {parts}"
+    count = f"{len(tensors):,} tensor{'s' * (len(tensors) != 1)}"
+    return f"its files hold {count}, {format_bytes(by_dtype.total())}: {parts}"
 
 
 def _modules(tensors: Mapping[str, Stored]) -> list[str]:

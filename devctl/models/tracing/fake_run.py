@@ -27,6 +27,8 @@ from devctl.models.tracing.loops import standing_in as standing_in_loops
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
+from devctl.models.tracing.requests import requests
+from devctl.models.tracing.segments import least_reserved, most_allocated
 from devctl.models.tracing.sharded import shard
 from devctl.models.tracing.twins import repeats
 from devctl.models.tree import Module, ModuleTree
@@ -51,12 +53,16 @@ class TracedStep:
         executed: the blocks, in the order in which they first did.
         peaks: the most bytes beside the states.
         output: bytes of the logits that it gave, or of all that a forward returned.
+        allocated: the most bytes that were alive, states among them, if all blocks are on one device.
+        reserved: bytes that an accelerator's allocator needs for that. Both are 0 on the CPU, which has no such one.
     """
 
     state: dict[str, int]
     executed: tuple[str, ...]
     peaks: Peaks
     output: int
+    allocated: int
+    reserved: int
 
 
 class FakeModel:
@@ -226,7 +232,15 @@ class FakeModel:
                 state = states(recorder, survivors, alike.twins)
                 peak = peaks(recorder, phase, survivors, state, alike.twins)
                 executed = tuple(dict.fromkeys((MODEL, *recorder.executed)))
-                return TracedStep(state=state, executed=executed, peaks=peak, output=output)
+                asked = requests(recorder, phase, survivors, alike.twins) if on_accelerator else ()
+                return TracedStep(
+                    state=state,
+                    executed=executed,
+                    peaks=peak,
+                    output=output,
+                    allocated=most_allocated(asked),
+                    reserved=least_reserved(asked),
+                )
 
             try:
                 yield end_step
@@ -302,7 +316,14 @@ def _chunked(steps: list[TracedStep]) -> TracedStep:
     # of a window, a long chunk leaves more than a short one at the end does
     state = {name: max(each.state.get(name, 0) for each in steps) for each in steps for name in each.state}
     last = steps[-1]
-    return TracedStep(state=state, executed=last.executed, peaks=Peaks(again=again), output=last.output)
+    return TracedStep(
+        state=state,
+        executed=last.executed,
+        peaks=Peaks(again=again),
+        output=last.output,
+        allocated=max(each.allocated for each in steps),
+        reserved=max(each.reserved for each in steps),
+    )
 
 
 def _own_tensors(output: Any) -> Iterator[torch.Tensor]:

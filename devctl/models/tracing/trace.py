@@ -102,6 +102,7 @@ def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
         blocks=_blocks(step, None),
         output=step.output,
         square=step.peaks.square,
+        unallocated=max(0, step.reserved - step.allocated),
         exact=False,
         notes=("of the prefill alone",),
     )
@@ -133,6 +134,7 @@ def _trace(
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
         square=prefill.peaks.square,
+        unallocated=_unallocated(prefill, last),
         exact=not notes,
         notes=(*notes, *([beside_text] if beside_text else [])),
         beside_text=beside_text,
@@ -414,7 +416,15 @@ def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: i
             square=at([peaks.square for peaks in found]),
         ),
         output=steps[-1].output,
+        allocated=at([step.allocated for step in steps]),
+        reserved=at([step.reserved for step in steps]),
     )
+
+
+def _unallocated(*steps: TracedStep | None) -> int:
+    """Bytes that the allocator reserves in these steps beside the most that is alive in one of them."""
+    there = [step for step in steps if step is not None]
+    return max(0, max(step.reserved for step in there) - max(step.allocated for step in there))
 
 
 def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:

@@ -15,8 +15,8 @@ _LATENT = frozenset(
     {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "kimi_k2", "longcat_flash"}
 )
 """Kinds of model whose latents vLLM keeps (``ModelConfig.is_deepseek_mla``)."""
-_FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight)$")
-_KEYS = re.compile(r"\.k_proj\.(weight|qweight)$")
+_FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight|weight_packed)$")
+_KEYS = re.compile(r"\.k_proj\.(weight|qweight|weight_packed)$")
 _VISION = re.compile(r"vision|visual|audio|image")
 
 
@@ -61,12 +61,14 @@ class TextModel:
         latent: numbers that a token keeps in a layer instead of keys and values; 0 where it keeps those.
         beside_latent: bytes that it keeps beside them.
         unpacked: channels that a latent is unpacked to for a head while it attends.
-        absorbed: bytes of the matrices of a layer, of all heads, that unpack it, in the model's dtype: kept beside those
-            of the checkpoint where those are quantised (``split_kv_b_proj``), else 0.
+        absorbed: bytes of the matrices of a layer, of all heads, that unpack it, in the model's dtype: vLLM has them
+            beside those of the checkpoint where those are quantised (``split_kv_b_proj``), else 0.
         recurrent: bytes of the state of a recurrent layer, of which each rank has a part.
         experts, experts_per_token, expert_intermediate: of its sparse layers; 0 for none.
         packed_experts: whether those are of MXFP4.
+        block: channels that are quantised together, of which a rank has whole ones; 1 where they are not.
         rope_bytes: of the cosines and sines that are kept for all positions.
+        longest: tokens of the longest text that vLLM runs it with; 0 where its config does not say.
         seen: what it sees with; None where it reads only.
     """
 
@@ -87,7 +89,9 @@ class TextModel:
     experts_per_token: int
     expert_intermediate: int
     packed_experts: bool
+    block: int
     rope_bytes: int
+    longest: int
     seen: Seen | None
 
 
@@ -146,7 +150,9 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
         experts_per_token=per_token if experts else 0,
         expert_intermediate=within if experts and per_token else 0,
         packed_experts="mxfp4" in (tree.quantisation, tree.packed_as) and bool(experts),
+        block=_block(config),
         rope_bytes=_rope(text, rope or head_dim, item),
+        longest=_longest(text),
         seen=_seen(config),
     )
 
@@ -249,6 +255,24 @@ def _recurrent(text: Mapping[str, Any], item: int) -> int:
     return channels * (kernel - 1) * item + state * ITEM_BYTES.get(str(kept_in), 4)
 
 
+def _block(config: Mapping[str, Any]) -> int:
+    """Channels that are quantised together, where vLLM refuses ranks that have a part of them."""
+    said = config.get("quantization_config")
+    if not isinstance(said, dict):
+        return 1
+    if isinstance(sizes := said.get("weight_block_size"), list) and sizes and all(type(n) is int for n in sizes):
+        return max(1, *map(int, sizes))
+    return _or(said, 1, "group_size") if said.get("quant_method") in {"gptq", "awq"} else 1
+
+
+def _longest(text: Mapping[str, Any]) -> int:
+    """As ``_get_and_verify_max_len`` of ``vllm.config.model`` has it; of yarn, where releases differ, the longer."""
+    positions = _or(text, 0, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    said = _rotating(text)
+    is_scaled_already = str(text.get("model_type", "")).startswith("gemma3")
+    return positions if is_scaled_already else max(positions, *(_rows(way, positions) for way in _ways(said)))
+
+
 def _rope(text: Mapping[str, Any], rotated: int, item: int) -> int:
     """Bytes of the cosines and sines: a row for each position, and a table for each way to rotate.
 
@@ -256,13 +280,24 @@ def _rope(text: Mapping[str, Any], rotated: int, item: int) -> int:
     rows, and yarn as many times those that the model was first made for.
     """
     positions = _or(text, 0, "max_position_embeddings", "n_positions")
-    said = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    ways = [each for each in said.values() if isinstance(each, dict)] or [said]
+    said = _rotating(text)
+    ways = _ways(said)
     if len(ways) == 1 and str(text.get("model_type", "")).startswith("gemma3"):
         ways.append({})  # that of the layers with a window, which older configs do not list
     share = text.get("partial_rotary_factor", ways[0].get("partial_rotary_factor", 1))
     rows = sum(_rows(way, positions) for way in ways)
     return int(rows * rotated * float(share or 1)) * item
+
+
+def _rotating(text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of its rotary embeddings, under the key of its age."""
+    said = text.get("rope_parameters") or text.get("rope_scaling")
+    return said if isinstance(said, dict) else {}
+
+
+def _ways(said: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a config says of each way to rotate."""
+    return [each for each in said.values() if isinstance(each, dict)] or [said]
 
 
 def _rows(way: Mapping[str, Any], positions: int) -> int:

@@ -11,7 +11,7 @@ from devctl.placement.device_map import FrozenMap
 from devctl.placement.parallel.costs import Costs
 from devctl.placement.parallel.host_device import HostDevice
 from devctl.placement.parallel.stages import Board, Cut
-from devctl.placement.placement import DeviceUse, Placement, over_budget
+from devctl.placement.placement import DeviceUse, Placement, over_budget, tight
 
 
 def devices_of(board: Board) -> tuple[HostDevice, ...]:
@@ -61,6 +61,7 @@ def place_stages(
                 used=load.used,
                 state=load.state,
                 activations=load.activations,
+                unallocated=load.unallocated,
                 overhead=load.overhead,
                 loading=load.loading,
             )
@@ -77,4 +78,4 @@ def place_stages(
     placement = Placement(
         strategy=strategy, device_map=FrozenMap(tuple(found)), devices=tuple(uses), crossings=len(cut) - 1
     )
-    return replace(placement, notes=(*tree.notes, *notes, *over_budget(placement.devices)))
+    return replace(placement, notes=(*tree.notes, *notes, *over_budget(placement.devices), *tight(placement.devices)))

@@ -23,6 +23,7 @@ class RankUse:
     used: int
     state: int
     activations: int
+    unallocated: int = 0
     overhead: int
     budget: int
 
@@ -36,7 +37,7 @@ class RankUse:
         return {name: getattr(self, name) for name in _BYTES}
 
 
-_BYTES = ("used", "state", "activations", "overhead", "budget")
+_BYTES = ("used", "state", "activations", "unallocated", "overhead", "budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Stage:
         used: bytes of weights and buffers on the fullest of its devices.
         state: bytes of KV cache and the like there.
         activations: bytes alive beside those while it works, what it receives and sends among them.
+        unallocated: bytes that torch's allocator reserves by default beside those that it gives out; not in the total.
         overhead: bytes that the libraries and their communicators take there.
         budget: bytes that the device may hold.
         uneven: the same of each of its devices; empty where all are as the fullest.
@@ -64,6 +66,7 @@ class Stage:
     used: int
     state: int
     activations: int
+    unallocated: int = 0
     overhead: int
     budget: int
     uneven: tuple[RankUse, ...] = ()
@@ -94,6 +97,7 @@ class Stage:
             "used": self.used,
             "state": self.state,
             "activations": self.activations,
+            "unallocated": self.unallocated,
             "overhead": self.overhead,
             "budget": self.budget,
             "ranks": [
@@ -241,7 +245,8 @@ def _stage(data: dict[str, Any]) -> Stage:
 
 
 def _use(data: dict[str, Any]) -> RankUse:
-    return RankUse(**{name: _count(data[name]) for name in _BYTES})
+    # which plans have not always had
+    return RankUse(**{name: _count({"unallocated": 0, **data}[name]) for name in _BYTES})
 
 
 def _count(value: Any) -> int:
@@ -259,7 +264,7 @@ def _text(value: Any) -> str:
 def _fault_of_ranks(found: Stages, data: Sequence[dict[str, Any]]) -> str | None:
     """Why what is told of each rank can't be so; None where it can, or nothing is told."""
     for stage, each in zip(found.stages, data, strict=True):
-        if "ranks" not in each:
+        if each.get("ranks") is None:
             continue
         if [rank.get("device") for rank in each["ranks"]] != list(stage.devices):
             return f"stage {stage.stage} has ranks on other devices than its own"

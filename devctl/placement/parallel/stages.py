@@ -129,6 +129,7 @@ def to_stages(ranks: Sequence[Costs], cut: Cut) -> Stages:
                 used=load.used,
                 state=load.state,
                 activations=load.activations,
+                unallocated=load.unallocated,
                 overhead=load.overhead,
                 budget=budget,
             )

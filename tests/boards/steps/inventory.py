@@ -29,6 +29,9 @@ FIELDS = (
 )
 """What nvidia-smi is asked for of each board."""
 
+APPS = ("gpu_uuid", "pid")
+"""What it is asked for of each process that computes."""
+
 MOVES = 64 * MIB
 """By how much free memory may differ between two answers, of which one comes after the other."""
 
@@ -108,6 +111,19 @@ def beside_smi(inventory: Inventory, boards: Sequence[Mapping[str, str | None]])
         yield holds(title, "UUID", found is not None, why="one of those that devctl lists has it")
         if found is not None:
             yield from _fields(title, found, board)
+
+
+def processes(inventory: Inventory, told_: Sequence[Mapping[str, str | None]]) -> Iterator[Row]:
+    """Every process that computes, by nvidia-smi: is it among those that devctl lists on that board?"""
+    ours = {each.uuid: {process.pid for process in each.processes or ()} for each in inventory.accelerators}
+    by_board: dict[str | None, set[int]] = {}
+    for each in told_:
+        if (pid := each["pid"]) is not None and pid.isdecimal():
+            by_board.setdefault(each["gpu_uuid"], set()).add(int(pid))
+    for number, uuid in enumerate(ours):
+        theirs = by_board.get(uuid, set())
+        why = f"{len(theirs)} by nvidia-smi, {len(ours[uuid])} by devctl"
+        yield holds(f"board {number}", "processes", theirs <= ours[uuid], why=why)
 
 
 def _fields(title: str, found: Accelerator, board: Mapping[str, str | None]) -> Iterator[Row]:
@@ -210,7 +226,13 @@ def _beside_smi() -> Iterator[Row]:
     if shutil.which("nvidia-smi") is None:
         yield skipped("all boards", "beside nvidia-smi", "there is no nvidia-smi here")
         return
-    yield from beside_smi(listed(), ask_smi())
+    inventory = listed()
+    yield from beside_smi(inventory, ask_smi())
+    done = ask(["nvidia-smi", f"--query-compute-apps={','.join(APPS)}", "--format=csv,noheader,nounits"], seconds=60)
+    if done.code:
+        yield skipped("all boards", "processes", f"nvidia-smi: {done.said}")
+        return
+    yield from processes(inventory, parse_smi(done.out, APPS))
 
 
 def _boards(_: Ask) -> Iterator[Cell]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from devctl.units import format_bytes
 from tests.boards.asking import Ask
 from tests.boards.cards import Card
-from tests.boards.records import MIB, Cell, Row, Step, Verdict, told
+from tests.boards.records import MIB, Board, Cell, Row, Step, Verdict, told
 
 ROUND = 16 * MIB
 """What the constant is rounded up to, as those are that are known."""
@@ -33,12 +32,16 @@ def context(ask: Ask) -> Iterator[Row]:
             yield told("a process", f"{title}, by mem_get_info", by_torch, unit="B")
             yield told("a process", f"{title}, workspaces", card.allocated(), unit="B", why="allocated by libraries")
             most = max(most, (by_driver if by_driver is not None else by_torch) + card.allocated())
-    yield constant(most, card.overhead())
+    yield constant(most, card.overhead(), card.board())
 
 
-def constant(measured: int, counted: int) -> Row:
-    """What a plan counts for the libraries, which has to be enough and may be 300 MiB too much."""
+def constant(measured: int, counted: int, board: Board) -> Row:
+    """What a plan counts for the libraries, which has to be enough and may be 300 MiB too much.
+
+    It tells the line that goes into `devctl.planning.question.OVERHEAD` for this board.
+    """
     rounded = -(-measured // ROUND) * ROUND
+    whole = -(-measured // MIB)
     is_met = measured <= counted <= measured + 300 * MIB
     return Row(
         subject="a process",
@@ -49,7 +52,7 @@ def constant(measured: int, counted: int) -> Row:
         unit="B",
         target="process",
         error=counted / measured - 1 if measured else None,
-        why=f"for the table: {rounded // MIB} * 2**20, {format_bytes(measured)} on this board",
+        why=f'for the table: "{board.compute_capability}": {rounded // MIB} * 2**20,  # {board.name}, {whole}',
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 from devctl.placement import Strategy, place
 from devctl.placement.placement import to_hf
@@ -54,13 +55,18 @@ def command(ask: Ask, name: str, make: Make) -> Iterator[Row]:
     subject = open_subject(name, folder, make, "bfloat16")
     whole = _whole(subject)
     placement = place(subject.skeleton.tree, budgets(ask.cards[:1], (HALF,), whole, int(whole * SOME)), Strategy.AUTO)
+    yield from by_command(f"{name}, devctl load", folder, to_hf(placement.device_map), "bf16")
+
+
+def by_command(title: str, folder: Path, device_map: Mapping[str, int | str], dtype: str) -> Iterator[Row]:
+    """What ``devctl load --verify`` says of the model in ``folder`` with random weights on a map."""
     path = folder / "map.json"
-    path.write_text(json.dumps(to_hf(placement.device_map)), encoding="utf-8")
+    path.write_text(json.dumps(dict(device_map)), encoding="utf-8")
     done = ask_devctl(
-        *("load", str(folder), "--map", str(path), "--dtype", "bf16"),
+        *("load", str(folder), "--map", str(path), "--dtype", dtype),
         *("--load-format", "dummy", "--verify", "--json"),
     )
-    yield from of_load(f"{name}, devctl load", done)
+    yield from of_load(title, done)
 
 
 def _cells(name: str, ask: Ask) -> Iterator[Cell]:

@@ -2,6 +2,7 @@
 
 import functools
 import tempfile
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -272,6 +273,17 @@ def test_blocks_that_are_alike_need_not_run(name):
     skeleton = small_models.skeleton(name)
     workload = Workload(context_length=24, new_tokens=3)
     assert trace_footprint(skeleton, workload) == trace_footprint(skeleton, workload, alike=False)
+
+
+def test_the_allocator_meets_the_requests_of_blocks_that_did_not_run():
+    """Twelve layers of which two run leave the same gaps as twelve that run; and there are some."""
+    config = transformers.LlamaConfig(hidden_size=256, intermediate_size=1024, num_hidden_layers=12, vocab_size=512)
+    skeleton = built(transformers.LlamaForCausalLM, config)
+    workload = Workload(context_length=3000, batch_size=8, new_tokens=3)
+    found = trace_footprint(skeleton, workload)
+    assert found.unallocated == trace_footprint(skeleton, workload, alike=False).unallocated
+    assert found.unallocated > peak_beside_weights(found.blocks) // 20
+    assert trace_footprint(skeleton, replace(workload, kernels=Kernels.CPU)).unallocated == 0
 
 
 def test_a_model_that_cannot_be_traced_says_why_in_a_line():

@@ -37,7 +37,9 @@ def model(*layers, **own):
         "experts_per_token": 0,
         "expert_intermediate": 0,
         "packed_experts": False,
+        "block": 1,
         "rope_bytes": 0,
+        "longest": 0,
         "seen": None,
     }
     return TextModel(**given | own)
@@ -145,6 +147,24 @@ def test_what_was_logged_is_what_is_predicted(name):
     assert row.fits, "it ran"
     assert row.tokens == pytest.approx(run.tokens, rel=0.01)
     assert row.concurrency == pytest.approx(run.concurrency, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rope", "longest", "rows"),
+    [
+        (None, 4096, 4096),
+        ({"rope_type": "llama3", "factor": 8.0}, 4096, 4096),
+        ({"type": "linear", "factor": 4.0}, 16_384, 16_384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192, 8192),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1024}, 4096, 2048),
+        ({"full_attention": {"rope_type": "linear", "factor": 2.0}, "sliding_attention": {}}, 8192, 8192 + 4096),
+        ("broken", 4096, 4096),
+        ({"rope_type": "linear", "factor": "many"}, 4096, 4096),
+    ],
+)
+def test_a_table_of_rotary_embeddings_is_as_long_as_what_it_is_scaled_to(rope, longest, rows):
+    found = text_model({**CONFIG, "max_position_embeddings": 4096, "rope_scaling": rope}, attending(16))
+    assert (found.longest, found.rope_bytes) == (longest, rows * 8 * 2)
 
 
 def test_what_ran_out_of_memory_is_refused_and_what_ran_is_not():

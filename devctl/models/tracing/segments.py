@@ -1,0 +1,192 @@
+"""What torch's caching allocator of an accelerator reserves for storages that are born and die.
+
+The rules are those of ``CUDACachingAllocator.cpp`` with its default settings, whose sizes are in
+``c10/core/AllocatorConfig.h``; XPU's allocator has the same. A request is rounded up to 512 bytes. One of at most 1 MiB
+is cut from a segment of 2 MiB, a larger one of less than 10 MiB from one of 20 MiB, and any other has a segment of its
+own, rounded up to 2 MiB. The smallest free block that is large enough is used first, and split where 512 bytes (among
+small ones) or more than 1 MiB is left. Neighbours that are free become one. Segments that are free as a whole go back
+to the driver when memory runs out, and only then.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ROUND = 512
+_SMALL, _SMALL_SEGMENT = 1 << 20, 2 << 20
+_LARGE, _LARGE_SEGMENT = 10 << 20, 20 << 20
+_ROUND_SEGMENT = 2 << 20
+
+
+Request = tuple[int, int]
+"""A storage and the bytes that it is to be given; 0 takes back what it has."""
+
+
+class NoRoomError(Exception):
+    """A request does not fit within the limit, whatever is given back."""
+
+
+def least_reserved(requests: Sequence[Request]) -> int:
+    """The fewest bytes within which all ``requests`` are met one after another, or up to 2 MiB or 0.2 % more.
+
+    With more at hand the allocator may well reserve more, as it gives nothing back until it has to.
+    """
+    low, high = most_allocated(requests), most_reserved(requests)
+    while high - low > max(_ROUND_SEGMENT, high // 500):
+        limit = (low + high) // 2
+        try:
+            high = most_reserved(requests, limit)
+        except NoRoomError:
+            low = limit
+    return high
+
+
+def most_reserved(requests: Sequence[Request], limit: int | None = None) -> int:
+    """The most bytes that are reserved at one time while the ``requests`` are met.
+
+    Raises:
+        NoRoomError: they can't be met within ``limit`` bytes.
+    """
+    allocator = CachingAllocator(limit)
+    for name, nbytes in requests:
+        if nbytes:
+            allocator.allocate(name, nbytes)
+        else:
+            allocator.free(name)
+    return allocator.most_reserved
+
+
+def most_allocated(requests: Sequence[Request]) -> int:
+    """The most bytes that were asked for and not taken back yet."""
+    alive: dict[int, int] = {}
+    now = most = 0
+    for name, nbytes in requests:
+        now += nbytes - alive.pop(name, 0)
+        if nbytes:
+            alive[name] = nbytes
+        most = max(most, now)
+    return most
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """A part of a segment.
+
+    Attributes:
+        at: its address, which no other block has.
+        before: the block on its left in the same segment.
+        after: that on its right.
+    """
+
+    at: int
+    nbytes: int
+    is_small: bool
+    is_free: bool = False
+    before: _Block | None = None
+    after: _Block | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.nbytes, self.at
+
+
+class CachingAllocator:
+    """Gives out memory as torch does, within ``limit`` bytes; None is without an end.
+
+    Attributes:
+        reserved: bytes of the segments that it has.
+        most_reserved: the most of them so far.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.reserved = self.most_reserved = 0
+        self._limit = limit
+        self._address = 0
+        self._given: dict[int, _Block] = {}
+        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._at: dict[int, _Block] = {}
+
+    def allocate(self, name: int, nbytes: int) -> None:
+        """Give ``nbytes`` to the storage ``name``.
+
+        Raises:
+            NoRoomError: there is no room, and none after all that is free was given back.
+        """
+        size = -(-nbytes // _ROUND) * _ROUND
+        is_small = size <= _SMALL
+        block = self._best(size, is_small) or self._segment(size, is_small)
+        rest = block.nbytes - size
+        if rest >= _ROUND if is_small else rest > _SMALL:
+            after = _Block(block.at + size, rest, is_small, before=block, after=block.after)
+            if block.after is not None:
+                block.after.before = after
+            block.nbytes, block.after = size, after
+            self._put(after)
+        self._given[name] = block
+
+    def free(self, name: int) -> None:
+        """Take back what the storage ``name`` has; one that was given nothing gives nothing back."""
+        block = self._given.pop(name, None)
+        if block is None:
+            return
+        left, right = block.before, block.after
+        if right is not None and right.is_free:
+            self._take(right)
+            block.nbytes += right.nbytes
+            block.after = right.after
+            if right.after is not None:
+                right.after.before = block
+        if left is not None and left.is_free:
+            self._take(left)
+            left.nbytes += block.nbytes
+            left.after = block.after
+            if block.after is not None:
+                block.after.before = left
+            block = left
+        self._put(block)
+
+    def _best(self, size: int, is_small: bool) -> _Block | None:
+        free = self._free[is_small]
+        place = bisect_left(free, (size, 0))
+        if place == len(free):
+            return None
+        block = self._at[free[place][1]]
+        self._take(block)
+        return block
+
+    def _segment(self, size: int, is_small: bool) -> _Block:
+        if is_small:
+            whole = _SMALL_SEGMENT
+        else:
+            whole = _LARGE_SEGMENT if size < _LARGE else -(-size // _ROUND_SEGMENT) * _ROUND_SEGMENT
+        if self._limit is not None and self.reserved + whole > self._limit:
+            self._give_back()
+            if self.reserved + whole > self._limit:
+                raise NoRoomError
+        self.reserved += whole
+        self.most_reserved = max(self.most_reserved, self.reserved)
+        block = _Block(self._address, whole, is_small)
+        self._address += whole
+        return block
+
+    def _give_back(self) -> None:
+        """Give back the segments that are free as a whole."""
+        for free in self._free.values():
+            for key in list(free):
+                block = self._at[key[1]]
+                if block.before is None and block.after is None:
+                    self._take(block)
+                    self.reserved -= block.nbytes
+
+    def _put(self, block: _Block) -> None:
+        block.is_free = True
+        self._at[block.at] = block
+        insort(self._free[block.is_small], block.key)
+
+    def _take(self, block: _Block) -> None:
+        block.is_free = False
+        free = self._free[block.is_small]
+        del free[bisect_left(free, block.key)]
+        del self._at[block.at]
