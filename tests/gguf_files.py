@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import gguf
 import numpy as np
@@ -51,7 +53,7 @@ def stored(kind: T, *shape: int) -> np.ndarray:
 
 
 def tensors(
-    keys: Mapping[str, object], kind: T = T.Q4_K, *, tied: bool = False, experts: int = 0
+    keys: Mapping[str, Any], kind: T = T.Q4_K, *, tied: bool = False, experts: int = 0
 ) -> dict[str, tuple[T, np.ndarray]]:
     """Those of a model with ``keys``: its layers differ in size, so that none stands for another."""
     width, inner = int(keys["embedding_length"]), int(keys["feed_forward_length"])

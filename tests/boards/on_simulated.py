@@ -38,7 +38,8 @@ def _llava() -> Any:
 
 
 TINY: dict[str, Make] = {"llava": _llava}
-TINY |= {name: small_models.MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
+_MEASURED: dict[str, Make] = dict(small_models.MEASURED)
+TINY |= {name: _MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
 JOBS = (Job(context=192), Job(context=70, new=6, batch=3), Job(context=96, attention="eager"))
 
 
@@ -113,7 +114,7 @@ def wrong_plan(ask: Ask) -> Iterable[Row]:
     from tests.boards.measuring import judged
 
     def told(title: str, **changed: int | bool) -> Iterable[Row]:
-        predicted: Predicted = replace(right, **changed)  # type: ignore[arg-type]
+        predicted: Predicted = replace(right, **changed)
         return judged(title, predicted, measured, loaded.weights, room=1 << 40)
 
     yield from told("right")
@@ -138,7 +139,8 @@ def on_two(ask: Ask) -> Iterable[Row]:
 def runs_out(ask: Ask, where: str) -> Iterable[Row]:
     job = Job(context=192, new=6, batch=2)
     module = {"one": placement, "two": several}[where]
-    return module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
+    found: Iterable[Row] = module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
+    return found
 
 
 def whole_process(ask: Ask) -> Iterable[Row]:
@@ -167,8 +169,8 @@ def main() -> None:
     cards = pretended.open_cards()
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         ask = Ask(cards=cards, folder=Path(folder), checkout=Path(__file__).parents[2])

@@ -110,7 +110,7 @@ class Proofs:
             found = verify(
                 module,
                 reference,
-                forward_arguments(module, inputs, _Place(at)),  # type: ignore[arg-type]
+                forward_arguments(module, inputs, _Place(at)),
                 block_names(subject.skeleton.tree),
                 dtype=subject.skeleton.tree.dtype,
                 kind=Reference.RAM,

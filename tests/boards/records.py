@@ -244,7 +244,7 @@ TARGETS: Mapping[str, str] = {
 
 def _error(predicted: Value, measured: Value) -> float | None:
     known = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (predicted, measured))
-    return float(predicted) / float(measured) - 1 if known and measured else None  # type: ignore[arg-type]
+    return float(predicted) / float(measured) - 1 if known and measured else None
 
 
 def _judged(is_met: bool) -> Verdict:
