@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import gguf
 import numpy as np
