@@ -38,7 +38,8 @@ def _llava() -> Any:
 
 
 TINY: dict[str, Make] = {"llava": _llava}
-TINY |= {name: small_models.MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
+_MEASURED: dict[str, Make] = dict(small_models.MEASURED)
+TINY |= {name: _MEASURED[name] for name in ("llama", "mixtral", "t5", "bert")}
 JOBS = (Job(context=192), Job(context=70, new=6, batch=3), Job(context=96, attention="eager"))
 
 
@@ -137,9 +138,9 @@ def on_two(ask: Ask) -> Iterable[Row]:
 
 def runs_out(ask: Ask, where: str) -> Iterable[Row]:
     job = Job(context=192, new=6, batch=2)
-    module: Any = {"one": placement, "two": several}[where]
-    rows: Iterable[Row] = module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
-    return rows
+    module = {"one": placement, "two": several}[where]
+    found: Iterable[Row] = module.runs_out(ask, "llama", small_models.BOXED["llama"], dtype="float32", job=job)
+    return found
 
 
 def whole_process(ask: Ask) -> Iterable[Row]:

@@ -128,7 +128,8 @@ def open_cards() -> tuple[PretendedCard, ...]:
         kind = torch.device("sim", device) if isinstance(device, int) else torch.device(device)
         return Device.gpu(kind.index or 0) if kind.type == "sim" else to_device(device)
 
-    places.to_device = loader.to_device = told  # type: ignore[attr-defined]
+    for module in (places, loader):
+        vars(module)["to_device"] = told
     return tuple(PretendedCard(index) for index in range(COUNT))
 
 

@@ -5,7 +5,7 @@ import pytest
 from devctl.completion.entry import table
 from devctl.completion.offers import Offer, Offers, offers
 
-NOTHING: tuple[str, list[str]] = ("words", [])
+NOTHING: tuple[str, list[Offer]] = ("words", [])
 
 
 def look(kind, begun, _):
