@@ -329,3 +329,10 @@ def test_an_unknown_style_is_refused_by_name(small, monkeypatch):
     monkeypatch.setattr("devctl.planning.parallel.CUTS", {"colwise": None})
     with pytest.raises(RefusedError, match="is sharded as 'embedding_rowwise', and what that does is not known"):
         library.plan(small("llama"), "2x1GiB", tp=2)
+
+
+def test_names_that_need_several_lines_have_them(devctl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = devctl("plan", CONFIGS / "mixtral-8x7b", "--devices", "8xH100", "--tp", 8)
+    assert "self_attn.q_proj, self_attn.k_proj,\n" + " " * 44 + "self_attn.v_proj\n" in done.err
+    assert "␊" not in done.err
