@@ -26,6 +26,6 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="FOLDER|ID",
-        help="Count a LoRA that PEFT loads beside the model too: its folder, or its id on the hub; may be repeated.",
+        help="Count a LoRA beside it; may be repeated.",
     ),
 ]

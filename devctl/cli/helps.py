@@ -60,6 +60,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example("devctl plan org/model --json | devctl export - --to llama.cpp", "plan and export in one go"),
         Example("devctl export plan.json --to sglang --host node01", "what one of its hosts is to run"),
     ),
+    "doctor": (
+        Example("devctl doctor", "what is wrong here, and what to do next"),
+        Example("devctl doctor --json > doctor.json", "the same for a bug report; nothing private is in it"),
+        Example("devctl doctor --timeout 10min", "on a file system that is slow to import torch from"),
+    ),
+    "completion": (
+        Example("source <(devctl completion bash)", "in this shell; zsh takes the same line"),
+        Example("devctl completion fish | source", "in fish"),
+        Example("devctl completion zsh > ~/.zfunc/_devctl", "for every shell, where ~/.zfunc is in fpath"),
+    ),
 }
 """Of each command, by its name."""
 
@@ -98,6 +108,11 @@ _CODES_OF: dict[str, dict[ExitCode, str]] = {
         ExitCode.NO: "the engine can't run the plan",
         ExitCode.MODEL: "the model of a plain map can't be read",
     },
+    "doctor": {
+        ExitCode.DONE: "nothing is broken",
+        ExitCode.NO: "something is broken",
+    },
+    "completion": {},
 }
 _ALWAYS = (ExitCode.DONE, ExitCode.BUG, ExitCode.USAGE, ExitCode.INTERRUPTED)
 

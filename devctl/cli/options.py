@@ -223,8 +223,7 @@ class MachineOptions:
         typer.Option(
             "--max-memory",
             metavar="DEVICE=SIZE,…",
-            help="Bytes that each device may hold, like 0=10GiB,1=10GiB,cpu=30GiB, or a:0=10GiB on one of several "
-            "hosts; may be repeated. Without it, what this machine has free.",
+            help="Bytes a device may hold: 0=10GiB,cpu=30GiB, or a:0=10GiB of host a.",
         ),
     ] = None
     visible: Annotated[
@@ -345,7 +344,7 @@ class GoalOptions:
         typer.Option(
             "--strategy",
             metavar="STRATEGY",
-            help="auto, balanced, balanced_low_0 or sequential, as transformers; optimal, the best.  [default: auto]",
+            help="auto, balanced, balanced_low_0, sequential or optimal.  [default: auto]",
         ),
     ] = None
     objective: Annotated[
@@ -415,8 +414,8 @@ class EngineOptions:
         float | None,
         typer.Option(
             "--gpu-memory-utilization",
-            metavar="SHARE",
-            help="For vllm: the share of each GPU's memory that it may take.  [default: 0.9]",
+            metavar="X",
+            help="vLLM's share of each GPU.  [default: 0.9]",
         ),
     ] = None
     max_num_batched_tokens: Annotated[
@@ -424,7 +423,7 @@ class EngineOptions:
         typer.Option(
             "--max-num-batched-tokens",
             **tokens(1),
-            help="For vllm: tokens that one step reads.  [default: 8192 from 70GiB on, else 2048]",
+            help="Read in a step of vLLM.",
         ),
     ] = None
     max_num_seqs: Annotated[
@@ -433,7 +432,7 @@ class EngineOptions:
             "--max-num-seqs",
             metavar="N",
             min=1,
-            help="For vllm: sequences that one step runs.  [default: 1024 from 70GiB on, else 256]",
+            help="Sequences that a step of vLLM runs.",
         ),
     ] = None
 

@@ -13,6 +13,7 @@ from devctl.models.footprint import Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
+from devctl.placement.placement import DeviceUse
 from devctl.placement.plan import Case, MostTokens, Room
 from devctl.placement.runtime import brought_weights, main_of, needs
 from devctl.planning.question import Question
@@ -196,6 +197,35 @@ def longest_contexts(question: Question, placement: Placement) -> MostTokens:
     here = largest_context(question, dict(placement.device_map))
     best = largest_context(question, None, like=placement)
     return MostTokens(this_map=here, optimal=max(here, best))
+
+
+_TRIES = 8
+"""Contexts that are tried, each shorter, until one leaves room for gaps."""
+
+
+def by_default(question: Question, placement: Placement, tokens: int) -> int | None:
+    """A context on this map that also has room for the gaps that torch's allocator leaves by default.
+
+    It may be a little shorter than the longest of those. None where ``tokens``, the longest without them, has that room
+    too; 0 where none was found.
+    """
+    device_map, at = dict(placement.device_map), tokens
+    least = question.footprints.least_context(question.workload)
+    for number in range(_TRIES):
+        if at < least:
+            break
+        uses = question.on(device_map, with_context(question.workload, at)).devices
+        tightest = max((u for u in uses if u.budget is not None), key=_missing, default=None)
+        if tightest is None or _missing(tightest) <= 0:
+            return at if number else None
+        grows = tightest.state + tightest.activations + tightest.unallocated
+        # as much less as is missing, and a little more, as gaps do not shrink evenly
+        at = min(at - 1, at * max(0, grows - _missing(tightest)) // grows * 99 // 100)
+    return 0
+
+
+def _missing(use: DeviceUse) -> int:
+    return use.total + use.unallocated - (use.budget or 0)
 
 
 def room(question: Question, placement: Placement) -> Room | None:

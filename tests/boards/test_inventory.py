@@ -141,6 +141,7 @@ def test_a_box_without_boards_has_settings_all_the_same(machine):
     assert dict(settings(listed()))["fastest first, the last"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two")
 def test_checks_hold_on_two_boards():
     rows = list(checks(2))

@@ -132,6 +132,7 @@ def test_a_driver_that_ends_or_hangs_is_no_board(monkeypatch, ended, said):
     assert said in boards.find_box("cuda", {}).problem
 
 
+@pytest.mark.slow
 def test_a_process_is_ended_with_all_that_it_started(tmp_path):
     tells = "import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
     grandchild = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"

@@ -17,6 +17,7 @@ def test_there_are_forty_architectures_in_three_workloads_and_two_dtypes():
     assert (len(LARGE), CONTEXTS, BATCHES, ATTENTIONS) == (4, (1024, 8192, 32_768), (1, 4), ("sdpa", "eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["decoders", *slow(*(name for name in FAMILIES if name != "decoders"))])
 def test_architectures_are_built_and_weigh_some_hundred_mib(family):
     import torch

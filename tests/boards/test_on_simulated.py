@@ -33,6 +33,7 @@ BYTES = {"fits or not", "weights", "state", "peak", "peak beside weights", "proc
 PROOFS = {"tensors where the map says", "ties", "blocks as on the CPU", "outputs as on the CPU", "tokens as on the CPU"}
 
 
+@pytest.mark.slow
 def test_predicted_bytes_are_met_and_a_plan_that_is_wrong_is_found_out():
     found = told("peaks llama", "eager", "wrong plan", "no room", "no weights")
     assert wrong(found["peaks llama"]) == wrong(found["eager"]) == []
@@ -55,6 +56,7 @@ def test_predicted_bytes_are_met_and_a_plan_that_is_wrong_is_found_out():
     assert claims(found["no weights"]) > BYTES, "the next cell loads them after all"
 
 
+@pytest.mark.slow
 def test_what_is_raised_in_a_cell_is_a_row_and_the_next_is_tried():
     rows = told("raising")["raising"]
     assert wrong(rows) == [("fails", "runs"), ("out of memory", "runs")]
@@ -72,6 +74,7 @@ def test_the_edge_is_found_where_it_is_planned():
     assert abs(rows[-1]["error"]) < 0.01
 
 
+@pytest.mark.slow
 def test_maps_are_proved_and_auto_runs_out_where_the_plan_holds():
     found = told("placement llama", "runs out on one", "overhead")
     assert [wrong(rows) for rows in found.values()] == [[], [], []]
