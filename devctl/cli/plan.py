@@ -300,18 +300,17 @@ def _summary(plan: "Plan", output: OutputOptions, stream: "TextIO | None") -> st
         from devctl.cli.show.engine import summary_of as of_engine
 
         return of_engine(plan, stream)
-    if plan.tensor_parallel is not None:
+    if plan.tensor_parallel is None:
+        text = show.summary_of(plan, stream)
+    else:
         from devctl.cli.show.ranks import stages_summary, summary_of
 
-        if not plan.is_shared_whole:
-            return stages_summary(plan, stream)
-
-        return summary_of(plan, stream)
+        text = summary_of(plan, stream) if plan.is_shared_whole else stages_summary(plan, stream)
     if not output.explain or output.to is not None:
-        return show.summary_of(plan, stream)
+        return text
     from devctl.cli.show.explain import explanation
 
-    return show.summary_of(plan, stream) + explanation(_why(plan), stream)
+    return text + explanation(_why(plan), stream)
 
 
 def _why(plan: "Plan") -> "Explanation":

@@ -75,6 +75,10 @@ def in_plain_words(error: BaseException, data: Mapping[str, Any] | None = None) 
 _BENEATH = {"KeyError", "IndexError", "ZeroDivisionError", "OverflowError", "FloatingPointError", "UnboundLocalError"}
 
 
+_MAY_BE_NONE = {"num_nextn_predict_layers"}
+"""Counts of what a model may well have none of, though its kind has some by default."""
+
+
 def suspects(data: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each value of a config that is not of the kind that transformers' own default has there."""
     yield from _suspects(data, _defaults(data.get("model_type")), "")
@@ -95,6 +99,8 @@ def _suspects(data: Mapping[str, Any], defaults: Mapping[str, Any], above: str) 
             wanted = " or ".join(dict.fromkeys((kind_in_json(kind.__name__) or "of another kind") for kind in kinds))
             yield f"its {name} is {shown_as_json(value)}, and should be {wanted}"
         elif default is not None and _is_number(value) and _is_number(default) and value <= 0 < default:
+            if value == 0 and key in _MAY_BE_NONE:
+                continue
             yield f"its {name} is {shown_as_json(value)}, and should be more than 0"
         elif isinstance(value, dict):
             inner = default if isinstance(default, dict) else _defaults(value.get("model_type"))

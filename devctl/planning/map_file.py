@@ -91,6 +91,7 @@ def read_map(argument: str) -> dict[str, Device]:
 
     Raises:
         UsageError: it can't be read, or is no map.
+        RefusedError: it is the plan of a GGUF file.
     """
     return dict(_read_map(argument).device_map)
 
@@ -104,8 +105,6 @@ def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
     """
     found = _read_map(argument)
     if found.facts is not None:
-        if found.facts.is_of_gguf:
-            raise of_gguf(argument if argument != "-" else "standard input")
         require_loadable(found.facts.model, argument)
     return dict(found.device_map), found.run
 
@@ -136,7 +135,10 @@ def _read_map(argument: str) -> MapFile:
     try:
         return MapFile(device_map={"": bare_device(argument)})
     except ValueError:
-        return read_map_file(Path(argument))
+        found = read_map_file(Path(argument))
+    if found.facts is not None and found.facts.is_of_gguf:
+        raise of_gguf(argument if argument != "-" else "standard input")
+    return found
 
 
 def bare_device(text: str) -> Device:

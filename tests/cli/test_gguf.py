@@ -40,6 +40,7 @@ def test_what_is_printed_is_the_plan_document(devctl, llama):
         "dtype": "gguf",
         "quantisation": "Q4_K_M",
         "bytes": size,
+        "adapters": [],
     }
     assert plan["versions"].keys() == {"devctl", "llama.cpp"}
     assert plan["strategy"] == "layers"

@@ -165,6 +165,7 @@ def test_the_plan_document():
             "dtype": "int8",
             "quantisation": None,
             "bytes": 28,
+            "adapters": [],
         },
         "strategy": "sequential",
         "devices": [

@@ -318,7 +318,7 @@ def test_a_dtype_that_the_method_decides(tmp_path):
         ({"bits": 4}, "(unnamed) is not counted, devctl can't count a method without a name"),
         ({"quant_method": 5}, "(5) is not counted"),
         (quantised.GPTQ | {"bits": "four"}, "its bits or group_size is no number"),
-        ({"quant_method": "fp8", "weight_block_size": [1, 2, 3]}, "ValueError: weight_block_size must be a tuple"),
+        ({"quant_method": "fp8", "weight_block_size": [1, 2, 3]}, "weight_block_size must be a tuple"),
         ({"quant_method": "quanto", "weights": "int3"}, "quanto has no weights 'int3'"),
         (
             {"quant_method": "torchao", "quant_type": {"default": {"_type": "FqnToConfig"}}},
@@ -351,7 +351,7 @@ def test_gptq_without_known_blocks(tmp_path):
 
 def test_what_can_not_be_quantised_on_the_fly(tmp_path):
     (note,) = read(tmp_path, "gpt-oss", quantize=Quantize.FP8).tree.notes
-    assert note.startswith("--quantize fp8 is not counted, AssertionError: FP8Experts does not support bias")
+    assert note.startswith("--quantize fp8 is not counted, FP8Experts does not support bias")
 
 
 def test_a_checkpoint_that_is_quantised_already(tmp_path):
