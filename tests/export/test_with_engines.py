@@ -1,7 +1,8 @@
 """The options, variables and layer functions of the engines themselves, read from the releases that the rules name.
 
-Their wheels are read as archives: their packages can't be imported without a GPU's libraries and their own torch. A
-name that has gone, or layers that are shared out otherwise, fail with it. llama.cpp has no package that is read so.
+Their wheels are read as archives: their packages can't be imported without a GPU's libraries and their own torch, but
+for vLLM's parser of options, which reads every line that is printed. A name that has gone, or layers that are shared out
+otherwise, fail with it. llama.cpp has no package that is read so.
 """
 
 import ast
@@ -100,6 +101,43 @@ def test_vllm_has_the_options_and_shares_out_layers_so(wheel):
             indices(sum(counts) + 1, 0, 2)
     variables = {"VLLM_PP_LAYER_PARTITION", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"}
     assert variables <= strings(archive, "vllm/envs.py")
+
+
+LIGHT = (
+    "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-types", "cachetools", "cbor2", "cloudpickle", "frozenlist",
+    "msgspec", "multidict", "openai", "openai-harmony", "pillow", "prometheus-client", "propcache", "psutil",
+    "py-cpuinfo", "pybase64", "pydantic", "pydantic-core", "pyzmq", "requests", "sniffio", "typing-inspection",
+    "urllib3", "uvloop", "yarl",
+)  # fmt: skip
+"""What vLLM imports on the way to its options, and is not stood in for: some 50 MB."""
+
+
+def test_vllms_own_parser_takes_every_line(wheel, tmp_path):
+    archive = wheel("vllm", vllm.RELEASE)
+    archive.extractall(tmp_path, [name for name in archive.namelist() if not name.endswith(".so")])
+    got = subprocess.run(
+        [*PIP, "install", "--quiet", "--no-deps", "--target", str(tmp_path), *LIGHT],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    if got.returncode:
+        pytest.skip("no package index has what vLLM imports")
+    lines = [command.words for each in EVERYTHING for command in vllm.export(each).commands]
+    assert all(words[:2] == ("vllm", "serve") for words in lines)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.export.ask_vllm", str(tmp_path)],
+        input=json.dumps([["--model", *words[2:]] for words in lines]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    left = json.loads(done.stdout.splitlines()[-1])
+    # which is an option of `serve`, beside those of the engine
+    assert [[word for word in each if word != "--headless"] for each in left] == [[]] * len(lines)
 
 
 def test_sglang_has_the_options_and_shares_out_layers_so(wheel, monkeypatch):
