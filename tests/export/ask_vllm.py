@@ -30,7 +30,9 @@ def _as_anything(*_args, **_kwargs):
 class _Empty(types.ModuleType):
     """Has a class of every name."""
 
-    __path__: tuple[str, ...] = ()
+    def __init__(self, name):
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name):
         if name.startswith("__"):

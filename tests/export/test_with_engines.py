@@ -1,8 +1,8 @@
 """The options, variables and layer functions of the engines themselves, read from the releases that the rules name.
 
 Their wheels are read as archives: their packages can't be imported without a GPU's libraries and their own torch, but
-for vLLM's parser of options, which reads every line that is printed. A name that has gone, or layers that are shared out
-otherwise, fail with it. llama.cpp has no package that is read so.
+for vLLM's parser of options, which reads every line that is printed. A name that has gone, or layers that are shared
+out otherwise, fail with it. llama.cpp has no package that is read so.
 """
 
 import ast
