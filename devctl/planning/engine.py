@@ -301,7 +301,7 @@ def _notes(
     idle = sum(len(host.accelerators) for host in hosts) - sum(len(part.board.devices) for part in parts)
     if idle:
         yield f"{idle} accelerators have no part of it"
-    if len(parts) > 1:
+    if len(parts) > 1 and asked.ranks == 1:
         yield (
             f"{len(parts)} stages, one after another: --tp N lets accelerators share layers"
             + ("" if len(hosts) > 1 else ", --visible 0 plans with one")
