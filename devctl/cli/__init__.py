@@ -72,6 +72,7 @@ class _Devctl(TyperGroup):
         try:
             return super().invoke(ctx)
         except DevctlError as error:
+            signals.exit_if_ended()
             if os.environ.get("DEVCTL_DEBUG"):
                 traceback.print_exc()
             streams.error(error)
@@ -86,6 +87,7 @@ class _Devctl(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
+            signals.exit_if_ended()
             if _is_typers(error):
                 _explain(error, ctx)
                 raise typer.Exit(ExitCode.USAGE) from None

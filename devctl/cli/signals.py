@@ -24,8 +24,20 @@ def listen() -> None:
             signal.signal(number, _unwind)
 
 
+_heard: list[int] = []
+"""Signals that were to end the process."""
+
+
 def _unwind(number: int, _: FrameType | None) -> None:
+    _heard.append(number)
     sys.exit(128 + number)
+
+
+def exit_if_ended() -> None:
+    """Exit where a signal was heard, and what it raised was passed over: C++ of a framework makes an error of its own
+    of it."""
+    if _heard:
+        sys.exit(128 + _heard[0])
 
 
 @contextmanager

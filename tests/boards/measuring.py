@@ -48,6 +48,7 @@ class Predicted:
     """Bytes that a plan counts on one card.
 
     Attributes:
+        unallocated: what the allocator reserves by default beside what it gives out; no part of ``whole``.
         fits: whether it says that they go there.
         beside_cache: the state counts more than a cache holds: what an encoder hands on, or what was made of images.
     """
@@ -56,6 +57,7 @@ class Predicted:
     state: int
     peak: int
     whole: int
+    unallocated: int = 0
     fits: bool
     beside_cache: bool = False
     notes: tuple[str, ...] = ()
@@ -131,6 +133,7 @@ class Subject:
             state=use.state,
             peak=use.used + use.state + use.activations,
             whole=use.total,
+            unallocated=use.unallocated,
             fits=placement.fits,
             beside_cache=self.model.has_encoder or asked.footprints.of(asked.workload).image_tokens > 0,
             notes=placement.notes,
@@ -346,6 +349,7 @@ def rows_of(subject: str, predicted: Predicted, measured: Measured, weights: int
         subject,
         "reserved and not allocated",
         lost,
+        predicted=predicted.unallocated,
         unit="B",
         why=f"{lost / measured.reserved:.1%} of what was reserved" if measured.reserved else "",
     )

@@ -249,6 +249,7 @@ def test_it_can_be_stopped_and_goes_on_with_a_screen_again(started):
     watched.until(b"H100")
     watched.process.send_signal(signal.SIGTSTP)
     watched.until(SCREEN_BEFORE.encode())
+    os.waitid(os.P_PID, watched.process.pid, os.WSTOPPED | os.WNOWAIT)
     assert termios.tcgetattr(watched.end) == watched.modes, "as it was, for the shell"
     watched.process.send_signal(signal.SIGCONT)
     watched.until(SCREEN.encode(), more=1)

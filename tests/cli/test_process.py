@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from devctl.cli import app
+from devctl.cli import app, signals
 from tests.conftest import CONFIGS, DEVCTL
 
 TINY = CONFIGS / "tiny-llama"
@@ -251,3 +251,13 @@ def test_a_bug_asks_for_a_report(tmp_path):
     assert "please report it" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in run("list", env=env | {"DEVCTL_DEBUG": "1"}).stderr
+
+
+def test_a_signal_that_a_framework_makes_another_error_of_ends_it_all_the_same(monkeypatch):
+    monkeypatch.setattr(signals, "_heard", [])
+    signals.exit_if_ended()
+    with pytest.raises(SystemExit):
+        signals._unwind(signal.SIGTERM, None)
+    with pytest.raises(SystemExit) as ended:
+        signals.exit_if_ended()
+    assert ended.value.code == 143
