@@ -211,7 +211,7 @@ def plan(
         "tp": tp is not None,
         "ep": ep is not None,
         "quantize": of_model.get("quantize") is not None,
-        "adapter": bool(of_model.get("adapters") or (isinstance(model, Model) and model.adapters)),
+        "adapter": _has_adapters(model, of_model),
         "max-memory": max_memory is not None,
         "visible": visible is not None,
         "no-offload": not offload,
@@ -308,7 +308,7 @@ def compare(
     with _naming_keywords():
         if hosts is not None:
             about = {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])}
-            about |= {"adapter"} if of_model.get("adapters") or (isinstance(model, Model) and model.adapters) else set()
+            about |= {"adapter"} if _has_adapters(model, of_model) else set()
             clashes.refuse(clashes.OF_PLAN, about)
         workload = _workload(
             context_length=context_length,
@@ -548,6 +548,11 @@ def load(
             ),
         )
         return prepare(request).run()
+
+
+def _has_adapters(model: str | PathLike[str] | torch.nn.Module | Model, of_model: Mapping[str, Any]) -> bool:
+    """Whether adapters are asked for, or were when the model was opened."""
+    return bool(of_model.get("adapters") or (isinstance(model, Model) and model.adapters))
 
 
 def _is_gguf(model: str | PathLike[str] | torch.nn.Module | Model) -> bool:

@@ -31,6 +31,9 @@ _SHOWN = ("to", "report", "explain", "svg", "html")
 _GATES = ("no-offload", "no-disk", "max-context")
 _WORKLOAD = ("context-length", "target-context")
 
+_RUN = ("attn-implementation", "no-padding", "decode", "prefill-chunk-size", "images")
+"""How transformers runs a workload."""
+
 WHAT_WORKS = (
     "what works: --devices, --machine, --max-memory, --reserve, --context-length, --batch-size, --kv-dtype, "
     "--overhead, --max-context, --no-offload, --to llama.cpp"
@@ -74,11 +77,7 @@ OF_PLAN = (
             "new-tokens",
             "engine",
             VLLM,
-            "attn-implementation",
-            "no-padding",
-            "decode",
-            "prefill-chunk-size",
-            "images",
+            *_RUN,
         ),
         beside=(GGUF,),
         hint=WHAT_WORKS,
@@ -103,11 +102,7 @@ OF_PLAN = (
             "speed",
             "new-tokens",
             "overhead",
-            "attn-implementation",
-            "no-padding",
-            "decode",
-            "prefill-chunk-size",
-            "images",
+            *_RUN,
         ),
         beside=(VLLM,),
     ),
@@ -199,11 +194,7 @@ OF_PLAN = (
             "new-tokens",
             "kv-dtype",
             "overhead",
-            "attn-implementation",
-            "no-padding",
-            "decode",
-            "prefill-chunk-size",
-            "images",
+            *_RUN,
         ),
         without=(*_WORKLOAD, "max-context", "what-if", VLLM),
         hint="or count a workload, with --context-length",

@@ -16,7 +16,7 @@ from devctl.export.known import unknown
 from devctl.inventory.catalogue import find
 from devctl.inventory.records import Vendor
 from devctl.models.footprint import Workload
-from devctl.models.tree import Module, ModuleTree, walk
+from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.engines import vllm
@@ -25,7 +25,7 @@ from devctl.placement.engines.records import EngineFit, Serving
 from devctl.placement.engines.text_model import TextModel, text_model
 from devctl.placement.engines.verdict import findings
 from devctl.placement.engines.vllm_weights import weights_of_rank
-from devctl.placement.parallel.layers import is_behind, is_list
+from devctl.placement.parallel.layers import is_behind, largest_list
 from devctl.placement.parallel.places import devices_of
 from devctl.placement.parallel.records import Stage, Stages
 from devctl.placement.parallel.stages import Board
@@ -250,10 +250,9 @@ def _part_of(name: str, inside: str) -> str:
 
 def _layer_list(tree: ModuleTree, count: int) -> str:
     """The module whose children are the decoder's layers."""
-    lists: list[Module] = [m for m in walk(tree.root) if m.name and is_list(m) and len(m.children) == count]
-    if not lists:
+    if (found := largest_list(tree, count)) is None:
         raise RefusedError(f"{tree.class_name} has no list of {count} layers, as its config says")
-    return max(lists, key=lambda module: tree.index.held[module.name]).name
+    return found.name
 
 
 def _refusal(asked: Asked, parts: Sequence[Part], model: Model, budgets: Budgets, *, is_said: bool) -> Refusal | None:

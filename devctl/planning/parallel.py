@@ -14,10 +14,10 @@ from devctl.devices import Device
 from devctl.errors import RefusedError, UntracedError
 from devctl.models.footprint import state_bytes
 from devctl.models.sharding import CUTS, KEY_HEADS, Sharding
-from devctl.models.tree import Module, ModuleTree, walk
+from devctl.models.tree import Module, ModuleTree
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of
 from devctl.placement.device_map import FrozenMap
-from devctl.placement.parallel.layers import is_list
+from devctl.placement.parallel.layers import largest_list
 from devctl.placement.parallel.records import RankUse, Stages, stage_of
 from devctl.placement.parallel.tensor import (
     Ranks,
@@ -297,32 +297,21 @@ def _shared(tree: ModuleTree, ranks: Ranks, uses: Sequence[DeviceUse]) -> Tensor
 def _one_stage(tree: ModuleTree, uses: Sequence[DeviceUse]) -> Stages:
     """All layers as one stage, whose devices are those of the ranks."""
     layers = _layer_list(tree)
-    ranks = [
-        RankUse(
-            used=use.used,
-            state=use.state,
-            activations=use.activations,
-            unallocated=use.unallocated,
-            overhead=use.overhead,
-            budget=use.budget or 0,
-        )
-        for use in uses
-    ]
+    ranks = [RankUse.of(use, use.budget or 0) for use in uses]
     names = [str(use.device) for use in uses]
     stage = stage_of(0, "localhost", names, (0, len(layers.children)), ranks)
     return Stages(container=layers.name, stages=(stage,))
 
 
 def _layer_list(tree: ModuleTree) -> Module:
-    """The module whose children are the layers: the largest of those with nothing but numbered children.
+    """The module whose children are the layers.
 
     Raises:
         RefusedError: there is none.
     """
-    lists = [module for module in walk(tree.root) if module.name and is_list(module)]
-    if not lists:
+    if (found := largest_list(tree)) is None:
         raise RefusedError(f"{tree.class_name} has no list of layers")
-    return max(lists, key=lambda module: tree.index.held[module.name])
+    return found
 
 
 TOLD_COMMUNICATORS = (

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from tests import quantised
-from tests.benchmarks.published import PUBLISHED
+from tests.benchmarks.published import PUBLISHED, text_config
 from tests.conftest import CONFIGS
 
 TOTAL = 79.19
@@ -63,27 +63,10 @@ def _published(name, **own):
     return config | row.own | own
 
 
-def _text(architecture, model_type, *, hidden, inner, layers, heads, shared, vocab, positions, **more):
-    return {
-        "architectures": [architecture],
-        "model_type": model_type,
-        "dtype": "bfloat16",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": shared,
-        "vocab_size": vocab,
-        "max_position_embeddings": positions,
-        "tie_word_embeddings": False,
-        **more,
-    }
-
-
 _LLAMA = _shared("llama-3.1-8b")
 _QWEN = _published("Qwen/Qwen2.5-7B-Instruct", max_position_embeddings=32_768)
-_KIMI = _text("Qwen2ForCausalLM", "qwen2", hidden=8192, inner=29_568, layers=80, heads=64, shared=8, vocab=152_064,
-              positions=131_072)  # fmt: skip
+_KIMI = text_config("Qwen2ForCausalLM", "qwen2", hidden=8192, inner=29_568, layers=80, heads=64, shared=8,
+              vocab=152_064, max_position_embeddings=131_072)  # fmt: skip
 _FP8_70B = _published("RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic")
 _INT8_70B = _shared("llama-3.1-70b", quantization_config=quantised.COMPRESSED["int8 channels"])
 _GEMMA = {"max_position_embeddings": 8192, "sliding_window": 4096}
@@ -127,8 +110,8 @@ _GRANITE_VISION = {
     "tie_word_embeddings": True,
     "image_token_index": 49_155,
     "vision_feature_layer": [-24, -20, -12, -1],
-    "text_config": _text("GraniteForCausalLM", "granite", hidden=2048, inner=8192, layers=40, heads=32, shared=8,
-                         vocab=49_156, positions=131_072) | {"tie_word_embeddings": True},
+    "text_config": text_config("GraniteForCausalLM", "granite", hidden=2048, inner=8192, layers=40, heads=32, shared=8,
+                         vocab=49_156, max_position_embeddings=131_072) | {"tie_word_embeddings": True},
     "vision_config": {
         "model_type": "siglip_vision_model",
         "hidden_size": 1152,
@@ -144,8 +127,8 @@ _MISTRAL = {
     "model_type": "mistral3",
     "dtype": "bfloat16",
     "spatial_merge_size": 2,
-    "text_config": _text("MistralForCausalLM", "mistral", hidden=5120, inner=32_768, layers=40, heads=32, shared=8,
-                         vocab=131_072, positions=131_072, head_dim=128),
+    "text_config": text_config("MistralForCausalLM", "mistral", hidden=5120, inner=32_768, layers=40, heads=32,
+                         shared=8, vocab=131_072, max_position_embeddings=131_072, head_dim=128),
     "vision_config": {
         "model_type": "pixtral",
         "hidden_size": 1024,

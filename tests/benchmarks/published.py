@@ -65,7 +65,8 @@ def _logged(name, gib, config, *, unpacks=False, **own):
     return Published(name=name, nbytes=round(gib * GIB), config=config, source=LOGGED, own=own, unpacks=unpacks)
 
 
-def _text(architecture, model_type, *, hidden, inner, layers, heads, shared, vocab, tied=False, **more):
+def text_config(architecture, model_type, *, hidden, inner, layers, heads, shared, vocab, tied=False, **more):
+    """A config of a model of text, with the keys that most have."""
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -83,7 +84,7 @@ def _text(architecture, model_type, *, hidden, inner, layers, heads, shared, voc
 
 _LLAMA_8B, _LLAMA_70B = "llama-3.1-8b", "llama-3.1-70b"
 _QWEN = {"hidden": 3584, "inner": 18944, "layers": 28, "heads": 28, "shared": 4, "vocab": 152_064}
-_QWEN_7B = _text("Qwen2ForCausalLM", "qwen2", **_QWEN)
+_QWEN_7B = text_config("Qwen2ForCausalLM", "qwen2", **_QWEN)
 _FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
 _FP8_DYNAMIC = quantised.compressed(
     "float-quantized", {**_FLOAT8, "strategy": "channel"}, {**_FLOAT8, "strategy": "token", "dynamic": True}
@@ -144,7 +145,7 @@ PUBLISHED = (
     _logged(
         "Qwen/Qwen3-30B-A3B",
         56.88,
-        _text(
+        text_config(
             "Qwen3MoeForCausalLM",
             "qwen3_moe",
             hidden=2048,
@@ -162,7 +163,7 @@ PUBLISHED = (
     _logged(
         "Qwen/Qwen1.5-MoE-A2.7B",
         26.67,
-        _text(
+        text_config(
             "Qwen2MoeForCausalLM",
             "qwen2_moe",
             hidden=2048,
@@ -180,7 +181,7 @@ PUBLISHED = (
     _logged(
         "google/gemma-2-2b-it",
         4.90,
-        _text(
+        text_config(
             "Gemma2ForCausalLM",
             "gemma2",
             hidden=2304,
@@ -196,7 +197,7 @@ PUBLISHED = (
     _logged(
         "ibm-granite/granite-3.3-8b-instruct",
         15.25,
-        _text(
+        text_config(
             "GraniteForCausalLM",
             "granite",
             hidden=4096,
@@ -211,7 +212,7 @@ PUBLISHED = (
     _logged(
         "microsoft/phi-2",
         5.19,
-        _text(
+        text_config(
             "PhiForCausalLM",
             "phi",
             hidden=2560,

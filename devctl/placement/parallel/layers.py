@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
+from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind, walk
 
 _AFTER = re.compile(r"(^|\.)(\w*norm\w*|ln_f|score|\w*head|project_out|embed_out)$")
 """Names of what runs behind the layers, wherever it is defined: OPT has its last norm before them."""
@@ -78,6 +78,12 @@ def layers_of(tree: ModuleTree) -> Layers | str:
 def is_list(module: Module) -> bool:
     """Whether a module has numbered children, and no others."""
     return bool(module.children) and all(child.name.rpartition(".")[2].isdecimal() for child in module.children)
+
+
+def largest_list(tree: ModuleTree, count: int | None = None) -> Module | None:
+    """The largest of the modules with nothing but numbered children, of which there are ``count``; None is any."""
+    lists = [m for m in walk(tree.root) if m.name and is_list(m) and count in (None, len(m.children))]
+    return max(lists, key=lambda module: tree.index.held[module.name], default=None)
 
 
 def is_behind(name: str) -> bool:

@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from devctl.errors import UsageError
+from devctl.placement.placement import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class RankUse:
     unallocated: int = 0
     overhead: int
     budget: int
+
+    @classmethod
+    def of(cls, load: Load, budget: int) -> RankUse:
+        """What a rank that holds ``load`` tells of it."""
+        return cls(**{name: getattr(load, name) for name in _BYTES if name != "budget"}, budget=budget)
 
     @property
     def total(self) -> int:

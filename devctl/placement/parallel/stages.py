@@ -124,17 +124,7 @@ def to_stages(ranks: Sequence[Costs], cut: Cut) -> Stages:
     stages = []
     for number, (board, first, end) in enumerate(cut):
         loads = [costs.load(first, end, board.overhead) for costs in ranks]
-        uses = [
-            RankUse(
-                used=load.used,
-                state=load.state,
-                activations=load.activations,
-                unallocated=load.unallocated,
-                overhead=load.overhead,
-                budget=budget,
-            )
-            for load, budget in zip(loads, board.budgets, strict=True)
-        ]
+        uses = [RankUse.of(load, budget) for load, budget in zip(loads, board.budgets, strict=True)]
         stages.append(stage_of(number, board.host, board.devices, (first, end), uses))
     return Stages(container=ranks[0].layers.container, stages=tuple(stages))
 
