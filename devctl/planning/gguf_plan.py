@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from devctl import __version__
 from devctl.devices import Device
 from devctl.errors import UsageError
 from devctl.export.llama_cpp import RELEASE
@@ -289,6 +290,4 @@ def _room(placement: Placement, made_for: int | None) -> Room:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"devctl": version("devctl"), "llama.cpp": RELEASE}
+    return {"devctl": __version__, "llama.cpp": RELEASE}
