@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import devctl
+from devctl.inventory.probes import host, pci
 from tests import gguf_files
 
 PACKAGE = Path(devctl.__file__).parent
@@ -191,6 +192,11 @@ def test_a_plan_of_a_gguf_file_needs_no_framework(tmp_path):
 
 def test_json_needs_no_rich():
     assert "rich" not in modules_after("list", "--json")[0]
+
+
+def test_the_cpu_is_listed_without_psutil_where_the_system_tells_it_all():
+    tells = host.parse_meminfo(pci.read(Path("/proc/meminfo")) or "") and host.physical_cores()
+    assert ("psutil" in modules_after("list", "--only", "cpu")[0]) == (not tells)
 
 
 def test_completion_imports_no_framework():

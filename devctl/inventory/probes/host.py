@@ -1,11 +1,10 @@
 """The processor and its memory."""
 
 import os
-import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from devctl.inventory.probes import cgroup, mounts
 from devctl.inventory.probes.pci import SYS, parse_int, read
@@ -15,27 +14,37 @@ UNKNOWN = Host(cpu=None, cores_physical=None, cores_logical=None, ram_total=None
 """A host that was not looked at."""
 
 
-def probe() -> Host:
-    """The host as the operating system tells it, under the limits of the control groups that this process is in."""
-    import psutil
+class Memory(NamedTuple):
+    """Bytes of a host's memory, as its system counts them."""
 
+    total: int
+    available: int
+    swap_total: int | None
+    swap_free: int | None
+
+
+def probe() -> Host:
+    """The host as the operating system tells it, under the limits of the control groups that this process is in.
+
+    Linux' own files are read; where they are not there, or not whole, psutil is asked. To import it takes longer than
+    all else here.
+    """
     limits = cgroup.probe(mounts.probe())
-    memory, fault = _asked(psutil.virtual_memory)
-    swap, _ = _asked(psutil.swap_memory)
+    memory, fault = _asked(lambda: parse_meminfo(read(Path("/proc/meminfo")) or "") or _memory_of_psutil())
     total, available = (memory.total, memory.available) if memory else (None, None)
     return Host(
         cpu=_cpu_name(),
-        cores_physical=psutil.cpu_count(logical=False),
-        cores_logical=psutil.cpu_count(),
-        cores_usable=_usable_cores(psutil),
+        cores_physical=physical_cores() or _cores_of_psutil(logical=False),
+        cores_logical=_logical_cores(),
+        cores_usable=_usable_cores(),
         cpu_quota=limits.cpus,
         ram_total=tightest(total, limits.memory),
         ram_available=tightest(available, limits.memory_available),
         ram_limit=limits.memory,
         ram_total_system=total,
         ram_available_system=available,
-        swap_total=swap and swap.total,
-        swap_free=swap and swap.free,
+        swap_total=memory and memory.swap_total,
+        swap_free=memory and memory.swap_free,
         numa_nodes=numa_nodes(),
         fault=fault,
     )
@@ -46,7 +55,7 @@ def tightest(*sizes: int | None) -> int | None:
     return min((size for size in sizes if size is not None), default=None)
 
 
-def _asked(question: Callable[[], Any]) -> tuple[Any, str | None]:
+def _asked(question: Callable[[], Memory]) -> tuple[Memory | None, str | None]:
     # a sandbox may hide /proc/meminfo, or show one that psutil cannot read
     try:
         return question(), None
@@ -54,16 +63,65 @@ def _asked(question: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, f"the memory could not be read: {error}"
 
 
-def _usable_cores(psutil: Any) -> int | None:
+def parse_meminfo(text: str) -> Memory | None:
+    """What Linux' /proc/meminfo says; None where a line is missing, or more is said to be available than there is.
+
+    Kernels before 3.14 and some sandboxes have no MemAvailable, and containers of LXC one that is too large; psutil
+    makes one of other lines there.
+    """
+    found = dict(re.findall(r"^(MemTotal|MemAvailable|SwapTotal|SwapFree):\s*(\d{1,18}) kB$", text, re.MULTILINE))
+    if len(found) < len(Memory._fields):
+        return None
+    sizes = {name: int(size) * 1024 for name, size in found.items()}
+    if not 0 < sizes["MemAvailable"] <= sizes["MemTotal"]:
+        return None
+    return Memory(sizes["MemTotal"], sizes["MemAvailable"], sizes["SwapTotal"], sizes["SwapFree"])
+
+
+def _memory_of_psutil() -> Memory:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    try:
+        swap = psutil.swap_memory()
+    except (OSError, ValueError, KeyError, RuntimeError):
+        return Memory(memory.total, memory.available, None, None)
+    return Memory(memory.total, memory.available, swap.total, swap.free)
+
+
+def physical_cores(sys: Path = SYS) -> int | None:
+    """Cores, each with all its threads, of the processors that are on; None where Linux does not tell."""
+    cores = {read(path) for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/topology/core_cpus_list")}
+    return len(cores - {None, ""}) or None
+
+
+def _cores_of_psutil(*, logical: bool) -> int | None:
+    import psutil
+
+    cores: int | None = psutil.cpu_count(logical=logical)
+    return cores
+
+
+def _logical_cores() -> int | None:
+    # os.cpu_count can be told another number, by PYTHON_CPU_COUNT
+    if "SC_NPROCESSORS_ONLN" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_NPROCESSORS_ONLN")
+    return _cores_of_psutil(logical=True)
+
+
+def _usable_cores() -> int | None:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    cores: int | None = psutil.cpu_count()
-    return cores
+    return _logical_cores()
 
 
 def _cpu_name() -> str | None:
     name = parse_cpuinfo(read(Path("/proc/cpuinfo")) or "")
-    if name is None and platform.system() == "Darwin":
+    if name is not None:
+        return name
+    import platform
+
+    if platform.system() == "Darwin":
         from devctl.inventory.probes.apple import sysctl
 
         name = sysctl("machdep.cpu.brand_string")

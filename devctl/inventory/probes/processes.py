@@ -18,10 +18,10 @@ def counts_as_driver(namespace: Path = Path("/proc/self/ns/pid")) -> bool:
 
 def process_name(pid: int) -> str | None:
     """The name of process ``pid``; None where it is gone, not ours to see, or counted elsewhere."""
-    import psutil
-
     if not counts_as_driver():
         return None
+    import psutil
+
     try:
         return psutil.Process(pid).name()
     except (psutil.Error, ValueError, OverflowError):

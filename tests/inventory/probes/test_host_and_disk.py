@@ -39,12 +39,72 @@ def test_memory_that_cannot_be_read_is_a_fault(monkeypatch):
     def fails():
         raise FileNotFoundError("/proc/meminfo")
 
+    monkeypatch.setattr(host, "parse_meminfo", lambda text: None)
     monkeypatch.setattr(psutil, "virtual_memory", fails)
-    monkeypatch.setattr(psutil, "swap_memory", fails)
     found = host.probe()
     assert "meminfo" in found.fault
     assert (found.ram_total_system, found.swap_total) == (None, None)
     assert found.cores_logical
+
+
+MEMINFO = {"MemTotal": 1000, "MemFree": 10, "MemAvailable": 900, "SwapTotal": 50, "SwapFree": 0}
+
+
+def meminfo(**sizes):
+    return "".join(f"{name}:  {size} kB\n" for name, size in {**MEMINFO, **sizes}.items() if size is not None)
+
+
+def test_meminfo():
+    assert host.parse_meminfo(meminfo()) == (1000 * 1024, 900 * 1024, 50 * 1024, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        meminfo(MemAvailable=None),
+        meminfo(SwapFree=None),
+        meminfo(MemAvailable=1001),
+        meminfo(MemAvailable=0),
+        meminfo(MemTotal="many"),
+        meminfo(MemTotal=-5),
+        meminfo(MemTotal=10**400),
+    ],
+)
+def test_where_meminfo_does_not_say_psutil_is_asked(monkeypatch, text):
+    assert host.parse_meminfo(text) is None
+    monkeypatch.setattr(host, "read", lambda path: text)
+    found, known = host.probe(), psutil.virtual_memory()
+    assert (found.ram_total_system, found.swap_total) == (known.total, psutil.swap_memory().total)
+    assert 0 < found.ram_available_system <= known.total
+
+
+def test_without_swap_that_can_be_read_the_memory_is_told(monkeypatch):
+    def fails():
+        raise OSError("/proc/vmstat")
+
+    monkeypatch.setattr(host, "parse_meminfo", lambda text: None)
+    monkeypatch.setattr(psutil, "swap_memory", fails)
+    found = host.probe()
+    assert found.ram_total_system == psutil.virtual_memory().total
+    assert (found.swap_total, found.fault) == (None, None)
+
+
+def test_this_host_is_what_psutil_says(monkeypatch):
+    monkeypatch.setattr(cgroup, "probe", lambda mounts: cgroup.Limits())
+    found = host.probe()
+    assert (found.ram_total, found.swap_total) == (psutil.virtual_memory().total, psutil.swap_memory().total)
+    assert (found.cores_logical, found.cores_physical) == (psutil.cpu_count(), psutil.cpu_count(logical=False))
+
+
+def test_threads_of_a_core_are_one_core(tmp_path):
+    for cpu, core in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        topology = tmp_path / f"devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "core_cpus_list").write_text(core + "\n")
+    (tmp_path / "devices/system/cpu/cpufreq").mkdir()
+    assert host.physical_cores(tmp_path) == 2
+    assert host.physical_cores(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
