@@ -21,6 +21,7 @@ from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.placement import make_placement, to_hf
 from devctl.placement.runtime import main_of
+from devctl.planning import allocator
 from devctl.planning.footprints import Footprints
 from devctl.planning.gates import require_memory, require_ram, require_valid, tight
 from devctl.planning.installed import planner_of
@@ -116,6 +117,23 @@ class LoadRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """What a run should take beside weights.
+
+    Attributes:
+        beside: bytes on each device whose peak is measured.
+        in_ram: bytes of the CPU in all that is run.
+        gaps: bytes that torch's allocator of each device reserves by default beside what it gives out.
+        notes: what a reader should know of that.
+    """
+
+    beside: dict[Device, int] = field(default_factory=dict)
+    in_ram: int = 0
+    gaps: dict[Device, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A load whose every part is at hand, but for the weights.
 
@@ -143,9 +161,9 @@ class Prepared:
         """
         from devctl.loading.trial import require_usable, try_out
 
-        options, in_ram = self._options()
+        options, in_ram, gaps = self._options()
         show = reporter()
-        for warning in tight(self.placement, options.beside, self.inventory):
+        for warning in tight(self.placement, options.beside, gaps, self.inventory):
             show.warn(warning)
         require_usable(self.placement)
         ram, notes = self._require_ram(in_ram)
@@ -212,11 +230,12 @@ class Prepared:
             "use is read again from disk, which is slow",
         )
 
-    def _options(self) -> tuple[TrialOptions, int]:
-        """How to load and run, and bytes that the CPU should hold beside weights as it runs."""
+    def _options(self) -> tuple[TrialOptions, int, dict[Device, int]]:
+        """How to load and run, bytes that the CPU should hold beside weights as it runs, and the gaps that torch's
+        allocator of each accelerator may leave, as it is set here."""
         from devctl.loading.trial import TrialOptions
 
-        beside, in_ram, unpredicted = self._beside_weights()
+        expected = self._beside_weights()
         options = TrialOptions(
             load_format=LoadFormat(self.request.load_format),
             offload_folder=self.request.offload_folder,
@@ -226,17 +245,14 @@ class Prepared:
             verify=self.request.verify,
             allow_missing=self.request.allow_missing,
             ram=self.inventory.host.ram_available,
-            beside=beside,
-            notes=unpredicted,
+            beside=expected.beside,
+            notes=expected.notes,
             attention=self.attention or self.skeleton.tree.attention,
         )
-        return options, in_ram
+        return options, expected.in_ram, expected.gaps if allocator.here() else {}
 
-    def _beside_weights(self) -> tuple[dict[Device, int], int, tuple[str, ...]]:
-        """What each device should hold beside its weights where its peak is measured, the CPU in all that is run, and
-        what a reader should know of that.
-        """
-        from devctl.loading.run.expected import beside_weights, generate_on_cpu, workloads
+    def _beside_weights(self) -> _Expected:
+        from devctl.loading.run.expected import beside_weights, gaps, generate_on_cpu, workloads
 
         tree = self.skeleton.tree
         device_map = dict(self.placement.device_map)
@@ -257,7 +273,7 @@ class Prepared:
             )
             more = None if unmeasured is None else footprints.of_run(unmeasured, self.inputs.tensors)
         except UntracedError as error:
-            return {}, 0, (f"the peak is not predicted: {error.message}",)
+            return _Expected(notes=(f"the peak is not predicted: {error.message}",))
         told = dict.fromkeys(note for footprint in found for note in footprint.notes)
         notes = [f"the predicted peak: {note}" for note in told]
         beside, cpu = beside_weights(tree, device_map, found), Device.cpu()
@@ -268,7 +284,7 @@ class Prepared:
                 f"the peak of cpu is that of the forward: generate, {decoding.words(self.inputs.generation)}, should "
                 f"hold {format_bytes(generating)} beside the weights"
             )
-        return beside, in_ram, tuple(notes)
+        return _Expected(beside=beside, in_ram=in_ram, gaps=gaps(device_map, found), notes=tuple(notes))
 
 
 def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepared:

@@ -38,6 +38,8 @@ class DeviceBytes:
             forward. None where nothing runs, and where the model can't be traced.
         peak: the most bytes that torch counted there at one time. On an accelerator it counts from the beginning of the
             load. None where nothing runs, and where torch keeps no such count.
+        reserved: the most bytes that torch's allocator took of the device at one time, gaps and what it kept for later
+            included. None as for the peak, and on the CPU.
     """
 
     device: Device
@@ -45,6 +47,7 @@ class DeviceBytes:
     measured: int
     predicted_peak: int | None
     peak: int | None
+    reserved: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,7 @@ def device_bytes(
     *,
     beside: Mapping[Device, int] | None = None,
     peaks: Mapping[Device, int] | None = None,
+    reserved: Mapping[Device, int] | None = None,
 ) -> tuple[DeviceBytes, ...]:
     """Predicted and measured bytes of every device that holds something or should, in the map's order.
 
@@ -120,6 +124,7 @@ def device_bytes(
             not known is missing; None means that it is known for none.
         peaks: the most bytes that each device held, weights included. A device whose peak was not counted is missing;
             None means that none was counted.
+        reserved: the most bytes that torch's allocator took of each device, as far as it counts them.
     """
     tied = tied_places(tree.ties, device_map)
     predicted = add_up(tree, lambda t: expected_device(t.name, t.kind is TensorKind.BUFFER, device_map, main, tied))
@@ -135,6 +140,7 @@ def device_bytes(
             measured=measured.get(device, 0),
             predicted_peak=predicted.get(device, 0) + most[device] if device in beside else None,
             peak=peaks.get(device),
+            reserved=(reserved or {}).get(device),
         )
         for device in order
         if predicted.get(device) or measured.get(device)
@@ -172,6 +178,19 @@ def device_peaks(devices: Iterable[Device]) -> dict[Device, int]:
             found[device] = int(torch.cuda.max_memory_allocated(device.id))
         elif device.type is DeviceType.XPU:
             found[device] = int(torch.xpu.max_memory_allocated(device.id))
+    return found
+
+
+def device_reserved(devices: Iterable[Device]) -> dict[Device, int]:
+    """The most bytes that torch's allocator took of each device at one time; devices without a count are missing."""
+    import torch
+
+    found = {}
+    for device in devices:
+        if device.type is DeviceType.GPU:
+            found[device] = int(torch.cuda.max_memory_reserved(device.id))
+        elif device.type is DeviceType.XPU:
+            found[device] = int(torch.xpu.max_memory_reserved(device.id))
     return found
 
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from devctl.devices import Device
 from devctl.errors import RefusedError
-from devctl.loading.measure import LoadReport, above_prediction, device_bytes, device_peaks, forget_peaks, host_peak
+from devctl.loading.measure import (
+    LoadReport,
+    above_prediction,
+    device_bytes,
+    device_peaks,
+    device_reserved,
+    forget_peaks,
+    host_peak,
+)
 from devctl.loading.proofs import nonfinite
 from devctl.loading.proofs.copies import check_copies
 from devctl.loading.proofs.places import find_places, find_ties
@@ -148,7 +156,7 @@ def try_out(
                 warmup=options.warmup,
             )
         blamed = (nonfinite.blame(model),) if ran.nonfinite else ()
-        peaks, in_ram = device_peaks(computing), host_peak()
+        peaks, reserved, in_ram = device_peaks(computing), device_reserved(computing), host_peak()
         if ran.allocated is not None:
             peaks[main] = dict(places.measured).get(main, 0) + ran.allocated
         verification = None
@@ -166,7 +174,9 @@ def try_out(
         verification=verification,
         blocks=blocks,
     )
-    devices = device_bytes(skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks)
+    devices = device_bytes(
+        skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks, reserved=reserved
+    )
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,

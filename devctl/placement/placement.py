@@ -317,8 +317,11 @@ def over_budget(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     return tuple(_over(use, use.budget) for use in uses if use.budget is not None and _is_over(use))
 
 
-SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:True"
-"""What lets torch's allocator of an accelerator do without most gaps."""
+SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+"""What lets torch's allocator of an accelerator do without most gaps.
+
+The newer name, PYTORCH_ALLOC_CONF, is not heeded for this by every torch that knows it (pytorch/pytorch issue 183387).
+"""
 
 
 def tight(uses: Collection[DeviceUse]) -> tuple[str, ...]:

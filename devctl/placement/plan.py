@@ -73,10 +73,13 @@ class MostTokens:
     Attributes:
         this_map: on the map at hand.
         optimal: on the best one for each length; None where there is no other.
+        by_default: on the map at hand, with the gaps that torch's allocator of an accelerator leaves by default; None
+            where that is not worked out.
     """
 
     this_map: int
     optimal: int | None
+    by_default: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

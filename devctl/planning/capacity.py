@@ -196,32 +196,34 @@ def longest_contexts(question: Question, placement: Placement) -> MostTokens:
     question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
     here = largest_context(question, dict(placement.device_map))
     best = largest_context(question, None, like=placement)
-    return MostTokens(this_map=here, optimal=max(here, best))
+    return MostTokens(this_map=here, optimal=max(here, best), by_default=_by_default(question, placement, here))
 
 
 _TRIES = 8
 """Contexts that are tried, each shorter, until one leaves room for gaps."""
 
 
-def by_default(question: Question, placement: Placement, tokens: int) -> int | None:
+def _by_default(question: Question, placement: Placement, tokens: int) -> int | None:
     """A context on this map that also has room for the gaps that torch's allocator leaves by default.
 
-    It may be a little shorter than the longest of those. None where ``tokens``, the longest without them, has that room
-    too; 0 where none was found.
+    It may be a little shorter than the longest of those. It is ``tokens``, the longest without them, where that has the
+    room too; None where none was found.
     """
     device_map, at = dict(placement.device_map), tokens
     least = question.footprints.least_context(question.workload)
-    for number in range(_TRIES):
+    if not tokens:
+        return 0
+    for _ in range(_TRIES):
         if at < least:
             break
         uses = question.on(device_map, with_context(question.workload, at)).devices
         tightest = max((u for u in uses if u.budget is not None), key=_missing, default=None)
         if tightest is None or _missing(tightest) <= 0:
-            return at if number else None
+            return at
         grows = tightest.state + tightest.activations + tightest.unallocated
         # as much less as is missing, and a little more, as gaps do not shrink evenly
         at = min(at - 1, at * max(0, grows - _missing(tightest)) // grows * 99 // 100)
-    return 0
+    return None
 
 
 def _missing(use: DeviceUse) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
@@ -35,10 +35,12 @@ class Needs:
 
     Attributes:
         bytes: on each device; None where that is not known.
+        gaps: bytes that torch's allocator of an accelerator reserves by default beside them.
         problems: why the map does not hold, or does not agree with what is said of it: a line each.
     """
 
     bytes: Mapping[Device, int | None]
+    gaps: Mapping[Device, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -78,10 +80,14 @@ def check_machine(
         return verdict, inventory
     from devctl.inventory.map_fits import judge_map
     from devctl.placement.budget import as_here
+    from devctl.placement.placement import SEGMENTS
+    from devctl.planning import allocator
 
     here = {as_here(device, inventory): size for device, size in needs.bytes.items()}
+    gaps = {as_here(device, inventory): size for device, size in needs.gaps.items()} if allocator.here() else {}
+    judged = judge_map(inventory, here, gaps, without_gaps=SEGMENTS)
     wrong = tuple(Finding(requirement=called, met=False, said=problem) for problem in needs.problems)
-    whole = Verdict(findings=verdict.findings + wrong + judge_map(inventory, here), selected=verdict.selected)
+    whole = Verdict(findings=verdict.findings + wrong + judged, selected=verdict.selected)
     return (whole if whole.ok else replace(whole, selected=())), inventory
 
 
@@ -110,6 +116,7 @@ def needs_of(file: MapFile, model: ModelRequest | None, inventory: Inventory | N
     Of two figures for a device the larger counts: a plan that says too little is no room.
     """
     devices: dict[Device, int | None] = dict.fromkeys(file.device_map.values())
+    gaps: dict[Device, int] = {}
     facts, problems = file.facts, []
     if facts is not None:
         from devctl.planning.plan_facts import contradictions
@@ -121,13 +128,14 @@ def needs_of(file: MapFile, model: ModelRequest | None, inventory: Inventory | N
             assert said is not None
             if said.used or said.state or said.activations or device in devices:
                 devices[device] = said.most
+                gaps[device] = said.unallocated
     if model is not None:
         opened, differs = _open_as_planned(model, facts, inventory)
         problems += differs
         problems += _of_model(opened.tree, file.device_map)
-        for device, size in _by_model(opened, file, problems).items():
+        for device, size in _by_model(opened, file, problems, gaps).items():
             devices[device] = max(size, devices.get(device) or 0)
-    return Needs(bytes=devices, problems=tuple(dict.fromkeys(problems)))
+    return Needs(bytes=devices, gaps=gaps, problems=tuple(dict.fromkeys(problems)))
 
 
 def _open_as_planned(
@@ -188,15 +196,18 @@ def _of_model(tree: ModuleTree, device_map: Mapping[str, Device]) -> Iterator[st
     yield from judge_placement.find_faults(tree, device_map)
 
 
-def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, int]:
-    """Bytes on each device of the map by the model itself; ``problems`` is told where the plan says less."""
+def _by_model(opened: Model, file: MapFile, problems: list[str], gaps: dict[Device, int]) -> dict[Device, int]:
+    """Bytes on each device of the map by the model itself; ``problems`` is told where the plan says less.
+
+    ``gaps`` are made as large as they are by the model.
+    """
     from devctl.placement.placement import bytes_per_device, loaded_beside
 
     weights = bytes_per_device(opened.tree, file.device_map)
     loading = loaded_beside(opened.tree, file.device_map)
     if file.facts is None:
         return {device: size + loading.get(device, 0) for device, size in weights.items()}
-    beside = _beside_weights(opened, file, problems)
+    beside = _beside_weights(opened, file, problems, gaps)
     needed = {}
     for device in {**weights, **beside}:
         said = file.facts.of(device)
@@ -216,11 +227,13 @@ def _by_model(opened: Model, file: MapFile, problems: list[str]) -> dict[Device,
     return needed
 
 
-def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[Device, tuple[int, int]]:
+def _beside_weights(
+    opened: Model, file: MapFile, problems: list[str], gaps: dict[Device, int]
+) -> dict[Device, tuple[int, int]]:
     """State and activations on each device by the model itself, for the workload that the plan names."""
     from devctl.models.footprint import Kernels, Workload
     from devctl.models.images import images_of_document
-    from devctl.placement.runtime import needs
+    from devctl.placement.runtime import needs, unallocated
 
     if file.facts is None or file.facts.workload is None:
         return {}
@@ -244,4 +257,5 @@ def _beside_weights(opened: Model, file: MapFile, problems: list[str]) -> dict[D
         problems.append(f"its workload can't be counted: {error.message}")
         return {}
     found = needs(opened.tree, file.device_map, footprint)
+    gaps |= {device: max(unallocated(footprint, device), gaps.get(device, 0)) for device in found}
     return {device: (need.state, need.activations) for device, need in found.items()}

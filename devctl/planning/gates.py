@@ -15,7 +15,7 @@ from devctl.placement.budget import accelerators_of, is_accelerator
 from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.judge import find_faults, validate
 from devctl.placement.optimal.ways_out import ways_out
-from devctl.placement.placement import DeviceUse, over_budget
+from devctl.placement.placement import SEGMENTS, DeviceUse, over_budget
 from devctl.placement.plan import Refusal
 from devctl.placement.runtime import Runtime, less, less_kept
 from devctl.planning.machine import Machine
@@ -191,11 +191,14 @@ def require_ram(parts: Mapping[str, int], available: int | None) -> None:
     )
 
 
-def tight(placement: Placement, beside: Mapping[Device, int], inventory: Inventory) -> Iterator[str]:
+def tight(
+    placement: Placement, beside: Mapping[Device, int], gaps: Mapping[Device, int], inventory: Inventory
+) -> Iterator[str]:
     """A line for each accelerator that has less free than it should hold while the model runs.
 
     Args:
         beside: bytes beside the weights.
+        gaps: bytes that torch's allocator reserves beside all that, as it is set here.
     """
     free = _free(inventory)
     for use in placement.devices:
@@ -204,4 +207,10 @@ def tight(placement: Placement, beside: Mapping[Device, int], inventory: Invento
             yield (
                 f"{use.device} should hold {format_bytes(peak)} while it runs, and has {format_bytes(available)} free: "
                 "expect it to run out of memory"
+            )
+        elif available is not None and peak + gaps.get(use.device, 0) > available:
+            yield (
+                f"{use.device} should hold {format_bytes(peak)} while it runs, and torch's allocator up to "
+                f"{format_bytes(gaps[use.device])} in gaps; {format_bytes(available)} is free: should it run out of "
+                f"memory, set {SEGMENTS}"
             )

@@ -103,7 +103,7 @@ def make_plan(
         with reporter().status("looking for the longest context that fits"):
             most = capacity.longest_contexts(question, placement)
     if most is not None:
-        notes += (told_tokens(question, most), *_told_gaps(question, placement, most.this_map))
+        notes += (told_tokens(question, most), *_told_gaps(most))
         notes += (*_told_attention(question), *_told_decoding(question))
         notes += () if runtime is not None else told_beside_text(question, question.workload)
     if model.adapters and placement.offloaded:
@@ -284,18 +284,19 @@ def told_tokens(
     limit = question.made_for
     batch = question.workload.batch_size
     each = "" if batch == 1 else f" for each of {batch:,} sequences"
+    gaps = f" ({most.by_default:,} by default)" if most.by_default not in (None, most.this_map) else ""
     here, best = (
         ("none" if not tokens else f"{tokens:,}") + (" (all that the model is made for)" if tokens == limit else "")
         for tokens in (most.this_map, most.optimal)
     )
-    return f"the most tokens{each}: {here} {where[0]}, {best} {where[1]}"
+    return f"the most tokens{each}: {here} {where[0]}{gaps}, {best} {where[1]}"
 
 
-def _told_gaps(question: Question, placement: Placement, tokens: int) -> tuple[str, ...]:
+def _told_gaps(most: MostTokens) -> tuple[str, ...]:
     """What of the longest context on this map rests on an allocator that leaves no gaps."""
-    if not tokens or (found := capacity.by_default(question, placement, tokens)) is None:
+    if not most.this_map or most.by_default == most.this_map:
         return ()
-    fits = f"{found:,} tokens fit" if found else "how many fit is not known"
+    fits = "how many fit is not known" if most.by_default is None else f"{most.by_default:,} tokens fit"
     return (f"by default torch's allocator leaves gaps, and {fits} on this map: the most needs {SEGMENTS}",)
 
 

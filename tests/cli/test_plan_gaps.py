@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.conftest import CONFIGS
 
 TINY = CONFIGS / "tiny-llama"
-SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:True"
+SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 BOX = ["--overhead", "0B", "--batch-size", "4"]
 
 
@@ -29,12 +31,25 @@ def test_gaps_are_told_beside_the_total_and_are_no_part_of_it(devctl):
 
 
 def test_the_longest_context_says_how_much_of_it_rests_on_an_allocator_without_gaps(devctl):
-    document, _ = plan(devctl, "60MiB", "--max-context")
+    document, said = plan(devctl, "60MiB", "--max-context")
+    said = " ".join(said.split())
     (note,) = (note for note in document["notes"] if "leaves gaps" in note)
     tokens = int(note.split("and ")[1].split()[0].replace(",", ""))
-    assert 100 < tokens < document["max_context"]["this_map"]
+    most = document["max_context"]
+    assert 100 < tokens == most["by_default"] < most["this_map"]
+    assert (
+        f"the most tokens for each of 4 sequences: {most['this_map']:,} on this map ({tokens:,} by default), " in said
+    )
     document, _ = plan(devctl, "60MiB", "--context-length", str(tokens))
     assert not any(SEGMENTS in note for note in document["notes"])
+
+
+@pytest.mark.parametrize("box", ["80GiB", "cpu=60MiB"])
+def test_where_gaps_take_no_tokens_the_longest_context_is_one(devctl, box):
+    document, said = plan(devctl, box, "--max-context")
+    most = document["max_context"]
+    assert most["by_default"] == most["this_map"] > 0
+    assert "by default" not in said
 
 
 def test_on_the_cpu_there_is_no_such_allocator(devctl):

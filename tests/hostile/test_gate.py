@@ -72,8 +72,8 @@ def found(tmp_path):
 
 def test_all_that_a_plan_says_is_held_against_the_machine(found, workload):
     first = workload["devices"][0]
-    total = sum(first[part] for part in ("used", "state", "activations", "overhead"))
-    assert total > first["used"] > 0
+    total = sum(first[part] for part in ("used", "state", "activations", "unallocated", "overhead"))
+    assert total > first["used"] + first["unallocated"] > first["used"] > 0
     assert found(workload, inventory=box(gpu(0, total), gpu(1))).ok
     verdict = found(workload, inventory=box(gpu(0, total - 1), gpu(1)))
     assert [(f.wanted, f.found) for f in verdict.findings if not f.met] == [(total, total - 1)]

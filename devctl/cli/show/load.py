@@ -76,11 +76,14 @@ def _bytes(report: LoadReport) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("DEVICE", no_wrap=True)
-    for name in ("PREDICTED", "MEASURED", "PEAK PREDICTED", "PEAK MEASURED", "OFF BY"):
+    counts = any(device.reserved is not None for device in report.devices)
+    names = ("PREDICTED", "MEASURED", "PEAK PREDICTED", "PEAK MEASURED", "OFF BY", *(["RESERVED"] if counts else []))
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for device in report.devices:
         weights = format_bytes(device.predicted), format_bytes(device.measured)
-        table.add_row(str(device.device), *weights, size(device.predicted_peak), size(device.peak), _off_by(device))
+        peaks = size(device.predicted_peak), size(device.peak), _off_by(device)
+        table.add_row(str(device.device), *weights, *peaks, *([size(device.reserved)] if counts else []))
     return table
 
 

@@ -10,7 +10,7 @@ from devctl.devices import Device
 from devctl.models.footprint import Footprint, Kernels, Workload, peak_bytes
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import is_accelerator
-from devctl.placement.runtime import main_of, needs
+from devctl.placement.runtime import main_of, needs, unallocated
 
 if TYPE_CHECKING:
     from devctl.loading.run.inputs import Inputs
@@ -90,6 +90,15 @@ def beside_weights(
         for device, nbytes in _beside(tree, device_map, footprint).items():
             found[device] = max(found.get(device, 0), nbytes)
     return found
+
+
+def gaps(device_map: Mapping[str, Device], footprints: Iterable[Footprint]) -> dict[Device, int]:
+    """The most bytes that torch's allocator reserves by default beside what it gives out, in any of the runs."""
+    found = tuple(footprints)
+    return {
+        device: max((unallocated(footprint, device) for footprint in found), default=0)
+        for device in dict.fromkeys(device_map.values())
+    }
 
 
 def _beside(tree: ModuleTree, device_map: Mapping[str, Device], footprint: Footprint) -> dict[Device, int]:

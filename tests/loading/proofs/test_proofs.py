@@ -400,6 +400,9 @@ def test_the_peaks_of_accelerators(monkeypatch):
     measure.forget_peaks(devices)
     assert reset == [1, 0]
     assert measure.device_peaks(devices) == {devices[0]: 101, devices[1]: 200}
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: 300 + index)
+    monkeypatch.setattr(torch.xpu, "max_memory_reserved", lambda index: 400 + index)
+    assert measure.device_reserved(devices) == {devices[0]: 301, devices[1]: 400}
 
 
 # repeats

@@ -1,0 +1,53 @@
+"""How torch's allocator of an accelerator is set in an environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+_HEARD_BY_ALL = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+_NEWER = "PYTORCH_ALLOC_CONF"
+_HEARD_SINCE = (2, 11)
+"""torch 2.9 takes the newer name's other settings, and forgets this one in silence (pytorch/pytorch issue 183387);
+2.11 is the first that was seen to heed it."""
+
+
+def leaves_gaps(environment: Mapping[str, str], torch: str | None = None) -> bool:
+    """Whether torch's allocator leaves the gaps that it leaves by default, as far as these variables tell.
+
+    It does unless it is told ``expandable_segments:True`` by a name that it heeds, and by no other name the contrary.
+
+    Args:
+        torch: its version; None where that is not known.
+    """
+    told = {name: environment[name] for name in (*_HEARD_BY_ALL, _NEWER) if environment.get(name)}
+    heeded = [name for name in told if name != _NEWER or _release(torch) >= _HEARD_SINCE]
+    # no such segments in torch's builds for Windows
+    return sys.platform == "win32" or not heeded or not all(map(_expands, told.values()))
+
+
+def _expands(settings: str) -> bool:
+    """Whether settings like "garbage_collection_threshold:0.8,expandable_segments:True" say so; the last one counts."""
+    values = [
+        value.strip()
+        for name, _, value in (setting.partition(":") for setting in settings.split(","))
+        if name.strip() == "expandable_segments"
+    ]
+    return bool(values) and values[-1] == "True"
+
+
+def _release(version: str | None) -> tuple[int, ...]:
+    parts = (version or "").split(".")[:2]
+    return tuple(map(int, parts)) if len(parts) > 1 and all(part.isdecimal() for part in parts) else (0,)
+
+
+def here() -> bool:
+    """Whether it leaves gaps in what this process starts, or imports from now on."""
+    import os
+    from importlib import metadata
+
+    try:
+        torch = metadata.version("torch")
+    except (metadata.PackageNotFoundError, KeyError, ValueError):  # a damaged installation has no version
+        torch = None
+    return leaves_gaps(os.environ, torch)
