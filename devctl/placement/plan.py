@@ -18,7 +18,7 @@ from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.places import group_of
 from devctl.placement.parallel.records import Stages
 from devctl.placement.parallel.tensor import TensorParallel
-from devctl.placement.placement import HfDevice, Placement, to_hf
+from devctl.placement.placement import HfDevice, Placement, tight, to_hf
 from devctl.placement.runtime import Runtime
 
 _WRITES = re.compile("CausalLM|ConditionalGeneration|LMHead|Seq2Seq|Vision2Seq|TextToSpeech|ForImageTextToText")
@@ -341,6 +341,10 @@ class Comparison:
         """Whether the machine can hold ``placement``."""
         return placement.fits and not (self.lacks_disk and placement.on_disk)
 
+    def fits_by_default(self, placement: Placement) -> bool:
+        """Whether it can hold the gaps, too, that torch's allocator of an accelerator leaves by default."""
+        return self.fits(placement) and not tight(placement.devices)
+
     def to_document(self) -> dict[str, Any]:
         """The comparison as JSON values. Sizes are bytes."""
         return {
@@ -356,6 +360,7 @@ class Comparison:
                     "fullest": float(each.fullest),
                     "crossings": each.crossings,
                     "fits": self.fits(each),
+                    "fits_by_default": self.fits_by_default(each),
                 }
                 for each in self.placements
             ],
@@ -371,11 +376,13 @@ class Case:
 
     Attributes:
         fullest: how full the fullest device is, 1 is full; None where they do not fit.
+        fits_by_default: whether the gaps fit, too, that torch's allocator of an accelerator leaves by default.
     """
 
     context_length: int
     batch_size: int
     fullest: float | None
+    fits_by_default: bool
 
     @property
     def fits(self) -> bool:
@@ -407,6 +414,7 @@ class WhatIf:
                 "batch_size": case.batch_size,
                 "fits": case.fits,
                 "fullest": case.fullest,
+                "fits_by_default": case.fits_by_default,
             }
             for case in self.cases
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -13,7 +13,7 @@ from devctl.models.footprint import Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
-from devctl.placement.placement import DeviceUse
+from devctl.placement.placement import DeviceUse, tight
 from devctl.placement.plan import Case, MostTokens, Room
 from devctl.placement.runtime import brought_weights, main_of, needs
 from devctl.planning.question import Question
@@ -275,19 +275,30 @@ def what_if(question: Question) -> tuple[Case, ...]:
     """Which contexts and batch sizes fit on the best placement."""
     allowed = may_offload(question)
 
-    def fullest(context: int, batch: int) -> float | None:
+    def fullest(context: int, batch: int) -> tuple[float, bool] | None:
         workload = replace(question.workload, context_length=context, batch_size=batch)
         placement = question.best(workload, allowed.offloaded, scaled=True)
-        return float(placement.fullest) if spare(placement, allowed) >= 0 else None
+        fits = spare(placement, allowed) >= 0
+        return (float(placement.fullest), not tight(placement.devices)) if fits else None
 
-    cases, too_many = [], math.inf
+    return tuple(cases(question, fullest))
+
+
+def cases(question: Question, fullest: Callable[[int, int], tuple[float, bool] | None]) -> Iterator[Case]:
+    """Each context with each batch size.
+
+    Args:
+        fullest: of both, how full the fullest device is, and whether there is room for gaps, too; None where they do
+            not fit.
+    """
+    too_many: float = math.inf
     for context in contexts(question):
         for batch in BATCHES:
             # longer texts and more of them need more: where some do not fit, more do not, and are not placed
             found = fullest(context, batch) if batch < too_many else None
             too_many = batch if found is None and batch < too_many else too_many
-            cases.append(Case(context_length=context, batch_size=batch, fullest=found))
-    return tuple(cases)
+            full, by_default = found or (None, False)
+            yield Case(context_length=context, batch_size=batch, fullest=full, fits_by_default=by_default)
 
 
 def contexts(question: Question) -> list[int]:

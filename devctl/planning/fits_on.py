@@ -16,6 +16,7 @@ from devctl.models.tree import sizes
 from devctl.placement import Budgets, Placement, Strategy, place_whole
 from devctl.placement.budget import is_accelerator, parse_max_memory
 from devctl.placement.document import SCHEMA, PlannedModel
+from devctl.placement.placement import tight
 from devctl.placement.plan import WayToRun, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning.gguf import refuse_gguf
@@ -50,6 +51,8 @@ class Fit:
         most: how many were tried: one, where a machine has no more of them.
         count: the least that hold all; None where ``most`` do not.
         fullest: how full the fullest of them is then (1 is full).
+        count_by_default: the least that hold the gaps, too, that torch's allocator leaves by default; None where
+            ``most`` do not.
     """
 
     board: str
@@ -59,6 +62,7 @@ class Fit:
     most: int
     count: int | None
     fullest: float | None
+    count_by_default: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,10 +188,13 @@ def fits_on(
         return known[key]
 
     def fit(kind: _Kind) -> Fit:
+        least: tuple[int, Placement] | None = None
         for count in range(max(1, named), kind.most + 1):
             if (found := placed(kind, count)) is not None:
-                return _fit(kind, count, found)
-        return _fit(kind, None, None)
+                least = least or (count, found)
+                if not tight(found.devices):
+                    return _fit(kind, least, count)
+        return _fit(kind, least, None)
 
     found = []
     with reporter().status(f"placing it on {len(boards)} boards, 1 to 8 of each"):
@@ -203,7 +210,8 @@ def fits_on(
     )
 
 
-def _fit(kind: _Kind, count: int | None, placement: Placement | None) -> Fit:
+def _fit(kind: _Kind, least: tuple[int, Placement] | None, by_default: int | None) -> Fit:
+    count, placement = least or (None, None)
     return Fit(
         board=kind.name,
         vendor=kind.vendor,
@@ -212,6 +220,7 @@ def _fit(kind: _Kind, count: int | None, placement: Placement | None) -> Fit:
         most=kind.most,
         count=count,
         fullest=None if placement is None else float(placement.fullest),
+        count_by_default=by_default,
     )
 
 

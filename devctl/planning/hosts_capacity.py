@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from devctl.models.footprint import Footprint
@@ -80,17 +79,17 @@ def filled(asked: HostsQuestion) -> tuple[HostsQuestion, tuple[str, ...], Refusa
 def what_if(asked: HostsQuestion) -> tuple[Case, ...]:
     """Which contexts and batch sizes fit in the best stages for each."""
     question = asked.question
-    cases, too_many = [], math.inf
-    for context in capacity.contexts(question):
-        for batch in capacity.BATCHES:
-            found = None
-            if batch < too_many:
-                workload = replace(question.workload, context_length=context, batch_size=batch)
-                fullest = find_stages(asked.costs(question.footprints.scaled(workload)), asked.hosts).fullest
-                found = float(fullest) if fullest <= 1 else None
-            too_many = batch if found is None and batch < too_many else too_many
-            cases.append(Case(context_length=context, batch_size=batch, fullest=found))
-    return tuple(cases)
+
+    def fullest(context: int, batch: int) -> tuple[float, bool] | None:
+        workload = replace(question.workload, context_length=context, batch_size=batch)
+        costs = asked.costs(question.footprints.scaled(workload))
+        found = find_stages(costs, asked.hosts)
+        if found.fullest > 1:
+            return None
+        loads = [(board.budget, costs.load(first, end, board.overhead)) for board, first, end in found.cut]
+        return float(found.fullest), all(load.total + load.unallocated <= budget for budget, load in loads)
+
+    return tuple(capacity.cases(question, fullest))
 
 
 def room(asked: HostsQuestion, cut: Cut) -> Room:

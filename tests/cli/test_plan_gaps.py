@@ -55,3 +55,47 @@ def test_where_gaps_take_no_tokens_the_longest_context_is_one(devctl, box):
 def test_on_the_cpu_there_is_no_such_allocator(devctl):
     document, _ = plan(devctl, "cpu=1GiB", "--context-length", "1000")
     assert all(use["unallocated"] == 0 for use in document["devices"])
+
+
+def tight_box(devctl, tokens="1000", *args):
+    """Bytes of a board that has room for the tensors of so many tokens, and one too little for the gaps between them."""
+    document, _ = plan(devctl, "1GiB", "--context-length", tokens, *args)
+    (gpu,) = (use for use in document["devices"] if use["device"] == "cuda:0")
+    return gpu["used"] + gpu["state"] + gpu["activations"] + gpu["unallocated"] - 1
+
+
+def test_a_comparison_says_which_maps_hold_by_default(devctl):
+    short = tight_box(devctl)
+    for size, by_default in ((short, False), (short + 1, True)):
+        done = devctl("plan", TINY, "--devices", f"{size}B", *BOX, "--context-length", "1000", "--compare")
+        assert ("by default  " in done.out) is (SEGMENTS in done.out) is not by_default
+        document, _ = plan(devctl, f"{size}B", "--context-length", "1000", "--compare")
+        assert all(each["fits"] and each["fits_by_default"] is by_default for each in document["plans"])
+
+
+def test_the_boards_that_hold_a_model_are_told_with_gaps_too(devctl):
+    short = tight_box(devctl)
+    ask = ["plan", TINY, "--fits-on", f"{short}B,1MiB,{short + 1}B", *BOX[2:], "--overhead", "0B", "--context-length"]
+    found = json.loads(devctl(*ask, "1000", "--json").out)["boards"]
+    counts = [(each["count"], each["count_by_default"]) for each in found]
+    assert counts[0][0] == 1 < counts[0][1]
+    assert counts[1:] == [(None, None), (1, 1)]
+    text = devctl(*ask, "1000").out
+    assert text.splitlines()[1].split() == ["BOARD", "LEAST", "BY", "DEFAULT", "EACH", "FULLEST"]
+    assert SEGMENTS in text
+    roomy = devctl("plan", TINY, "--fits-on", "80GiB", "--context-length", "1000").out
+    assert "BY DEFAULT" not in roomy
+
+
+def test_cells_of_a_table_that_hold_without_gaps_alone_have_a_mark(devctl):
+    box = ["--devices", f"{tight_box(devctl, '2048', '--batch-size', '1')}B", "--overhead", "0B"]
+    cases = json.loads(devctl("plan", TINY, *box, "--what-if", "--json").out)["cases"]
+    marked = [case for case in cases if case["fits"] and not case["fits_by_default"]]
+    assert (2048, 1) in [(case["context_length"], case["batch_size"]) for case in marked]
+    assert any(case["fits_by_default"] for case in cases)
+    assert all(case["fits"] for case in cases if case["fits_by_default"])
+    text = devctl("plan", TINY, *box, "--what-if").out
+    assert text.count("%*") == len(marked)
+    assert f"*: with {SEGMENTS} alone" in text.replace("\n", " ")
+    roomy = devctl("plan", TINY, "--devices", "cpu=60MiB", "--what-if").out
+    assert "*" not in roomy

@@ -107,13 +107,14 @@ def test_what_is_no_board(arguments, said):
 def test_a_row_a_board(devctl, monkeypatch):
     done = devctl("plan", LLAMA, "--fits-on", "T4, 24GiB,T4,RTX 3070,M4 16GB", "--context-length", 8192)
     assert done.code == 0, done.err
-    head, *rows, run, tail = done.out.splitlines()
+    head, *rows, run, tail, by_default, _ = done.out.splitlines()
     assert head == "LlamaForCausalLM 15.0 GiB in bfloat16, placed by auto: 8,192 tokens × 1"
     assert [row.split("  ")[0] for row in rows] == ["BOARD", "T4", "24GiB", "RTX 3070", "M4 16GB"]
     assert rows[1].split()[1] == "2"
     assert "none" in rows[-1]
     assert run == "run: greedy, attention sdpa"
     assert tail.startswith("LEAST: ")
+    assert by_default.startswith("BY DEFAULT: with the gaps")
     monkeypatch.setenv("COLUMNS", "80")
     whole = devctl("plan", LLAMA, "--fits-on", "all")
     assert max(map(len, whole.out.splitlines())) <= 80

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from devctl.placement.document import PlannedModel
     from devctl.placement.parallel.records import Stages
     from devctl.placement.placement import DeviceUse, Placement
-    from devctl.placement.plan import Comparison, Plan, Room, WayToRun, WhatIf
-    from devctl.planning.fits_on import FitsOn
+    from devctl.placement.plan import Case, Comparison, Plan, Room, WayToRun, WhatIf
+    from devctl.planning.fits_on import Fit, FitsOn
 
 _UNCOUNTED = "KV cache and activations are not counted"
 """How the note begins on a workload that was asked for, where the model can't be traced."""
@@ -399,13 +399,18 @@ def comparison(found: Comparison, stream: TextIO | None) -> str:
     table.add_row("crossings", *(str(each.crossings) for each in placements))
     if not all(map(found.fits, placements)):
         table.add_row("fits", *("yes" if found.fits(each) else "no" for each in placements))
+    gaps = any(found.fits(each) and not found.fits_by_default(each) for each in placements)
+    if gaps:
+        table.add_row("by default", *("yes" if found.fits_by_default(each) else "no" for each in placements))
     width = room_of(stream)
     head = [
         *headline(f"take {found.chosen.strategy}: {found.why}", width),
         *model_lines(found.model, counted(None if found.run is None else found.run.workload), width),
     ]
     run = run_line(found.run)
-    return to_text(Group(*head, table, *plain_lines([run] if run else [], width)), stream)
+    told = f"by default: with the gaps that torch's allocator leaves without {SEGMENTS}"
+    lines = [line for line in (run, told if gaps else "") if line]
+    return to_text(Group(*head, table, *plain_lines(lines, width)), stream)
 
 
 def what_if_table(found: WhatIf, stream: TextIO | None) -> str:
@@ -419,16 +424,20 @@ def what_if_table(found: WhatIf, stream: TextIO | None) -> str:
     for batch in batches:
         table.add_column(f"{batch:,}", justify="right", no_wrap=True)
     for context in dict.fromkeys(case.context_length for case in found.cases):
-        row = [
-            f"{case.fullest:.0%}" if case.fullest is not None else "–"
-            for case in found.cases
-            if case.context_length == context
-        ]
+        row = [_case(case) for case in found.cases if case.context_length == context]
         table.add_row(f"{context:,}", *row)
     width = room_of(stream)
     percent = f"percent: how full the fullest device is, {found.placed}; – does not fit"
-    lines = plain_lines([line for line in (run_line(found.run, batches=True), percent) if line], width)
+    gaps = any(case.fits and not case.fits_by_default for case in found.cases)
+    told = f"*: with {SEGMENTS} alone; by default torch's allocator leaves gaps" if gaps else ""
+    lines = plain_lines([line for line in (run_line(found.run, batches=True), percent, told) if line], width)
     return to_text(Group(*model_lines(found.model, "", width), table, *lines), stream)
+
+
+def _case(case: Case) -> str:
+    if case.fullest is None:
+        return "–"
+    return f"{case.fullest:.0%}{'' if case.fits_by_default else '*'}"
 
 
 def fits_on_table(found: FitsOn, stream: TextIO | None) -> str:
@@ -440,20 +449,31 @@ def fits_on_table(found: FitsOn, stream: TextIO | None) -> str:
     asked = counted(workload)
     head = f"{model.class_name} {format_bytes(model.nbytes)} in {model.dtype}"
     head += f" and {model.quantisation}" if model.quantisation else ""
+    gaps = any(fit.count != fit.count_by_default for fit in found.boards)
     rows = [
         [
             fit.board,
-            str(fit.count) if fit.count is not None else "none" if fit.most == 1 else f"none up to {fit.most}",
+            _boards(fit, fit.count),
+            *([_boards(fit, fit.count_by_default)] if gaps else []),
             ("~" if fit.estimated else "") + format_bytes(fit.memory),
             "" if fit.fullest is None else f"{fit.fullest:.0%}",
         ]
         for fit in found.boards
     ]
     width, styled = answer_style(stream)
-    table = columns(("BOARD", "LEAST", "EACH", "FULLEST"), rows, left=1, width=width, styled=styled)
-    tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated"
+    header = ("BOARD", "LEAST", *(["BY DEFAULT"] if gaps else []), "EACH", "FULLEST")
+    table = columns(header, rows, left=1, width=width, styled=styled)
+    tail = "LEAST: boards that hold all of it, nothing on CPU or disk; ~ is estimated\n"
+    if gaps:
+        tail += f"BY DEFAULT: with the gaps, too, that torch's allocator leaves without\n{SEGMENTS}\n"
     run = f"{line}\n" if (line := run_line(found.run)) else ""
-    return f"{head}, placed by {found.strategy}: {asked}\n{table}{run}{tail}\n"
+    return f"{head}, placed by {found.strategy}: {asked}\n{table}{run}{tail}"
+
+
+def _boards(fit: Fit, count: int | None) -> str:
+    if count is not None:
+        return str(count)
+    return "none" if fit.most == 1 else f"none up to {fit.most}"
 
 
 def run_line(run: WayToRun | None, *, batches: bool = False) -> str:
