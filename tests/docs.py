@@ -67,7 +67,7 @@ def without_figures(text: str) -> str:
     """``text`` without what differs from run to run and by CPU: seconds, rates, measured peaks, free memory."""
     text = re.sub(r"about [0-9,]+ tokens", "about # tokens", text)  # each thread of the CPU takes some memory
     text = re.sub(r"[0-9.e+]+ (ms|s|tokens/s|[KMG]iB/s|[KMG]iB host peak)\b", "#", text)
-    text = re.sub(r"peak [0-9.]+ MiB on cpu,\s[0-9.]+ MiB predicted", "#", text)  # the CPU's kernels differ by processor
+    text = re.sub(r"peak [0-9.]+ MiB on cpu,\s[0-9.]+ MiB predicted", "#", text)  # kernels differ by processor
     return re.sub(r"[0-9.]+ MiB +[0-9.]+ MiB +[-+][0-9.]+%", "#", text)
 
 
