@@ -166,7 +166,7 @@ def _environment(folder: Path) -> dict[str, str]:
     here = {name: os.environ[name] for name in _OURS if name in os.environ}
     return {
         **here,
-        # of its own, since a plan of weights alone says more where the model is built for the first time
+        # of its own, so that nothing is shown that rests on what a reader has not asked before
         "DEVCTL_CACHE_DIR": str(folder / ".cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here.get('PATH', os.defpath)}",
         "PYTHONPATH": str(ROOT),
