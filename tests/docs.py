@@ -67,7 +67,8 @@ def without_figures(text: str) -> str:
     """``text`` without what differs from run to run and by CPU: seconds, rates, measured peaks, free memory."""
     text = re.sub(r"about [0-9,]+ tokens", "about # tokens", text)  # each thread of the CPU takes some memory
     text = re.sub(r"[0-9.e+]+ (ms|s|tokens/s|[KMG]iB/s|[KMG]iB host peak)\b", "#", text)
-    return re.sub(r"[0-9.]+ MiB +[0-9.]+ MiB +[-+][0-9.]+%", "#", text)  # the CPU's kernels differ by processor
+    text = re.sub(r"peak [0-9.]+ MiB on cpu,\s[0-9.]+ MiB predicted", "#", text)  # kernels differ by processor
+    return re.sub(r"[0-9.]+ MiB +[0-9.]+ MiB +[-+][0-9.]+%", "#", text)
 
 
 def run(block: Block, folder: Path) -> str:
@@ -165,7 +166,7 @@ def _environment(folder: Path) -> dict[str, str]:
     here = {name: os.environ[name] for name in _OURS if name in os.environ}
     return {
         **here,
-        # of its own, since a plan of weights alone says more where the model is built for the first time
+        # of its own, so that nothing is shown that rests on what a reader has not asked before
         "DEVCTL_CACHE_DIR": str(folder / ".cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here.get('PATH', os.defpath)}",
         "PYTHONPATH": str(ROOT),

@@ -175,9 +175,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     report = prepared.run()
     streams.answer(streams.dumps(report.to_document()) if proofs.json else show.load_report(report))
     if not report.ok:
-        wrong = next(proof for proof in report.proofs if not proof.passed)
-        where = f", first in {wrong.block}" if wrong.block else ""
-        raise LoadError(f"the model does not run as the map says: the proof of its {wrong.name} fails{where}")
+        raise LoadError(f"the model {show.failure(report)}")
     if earlier is not None:
         count = require_no_regression(earlier, to_json_values(report), share)
         streams.message(f"none of {count} figures is worse than in {proofs.baseline} by more than {percent(share)}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shlex
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import accumulate
 
-from devctl.export.records import Command, Export, Exportable, Unsayable, visible_devices
+from devctl.export.records import Command, Export, Exportable, Unsayable, are_first, visible_devices
 
 RELEASE = "b11434"
 PORT = 50052
@@ -39,8 +40,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += ["--gpu-layers", "all"]
     if len(split) > 1:
         words += ["--split-mode", "layer", "--tensor-split", ",".join(map(str, split))]
-    elif plan.dtype == GGUF and plan.on_cpu != (0, plan.layers):
-        words += ["--split-mode", "none"]  # else it would take every GPU that it sees
+    elif plan.on_cpu != (0, plan.layers):
+        words += ["--split-mode", "none", *_main_gpu(plan)]  # else it would take every GPU that it sees
     if plan.context_length is not None:
         # the cache is shared out to the sequences
         words += ["--ctx-size", str(plan.context_length * plan.batch_size), "--parallel", str(plan.batch_size)]
@@ -50,8 +51,10 @@ def export(plan: Exportable) -> Export | Unsayable:
     # devices of other hosts come before one's own, so that the server runs on the last host
     *workers, head = hosts
     serve = ("rpc-server", "--host", "0.0.0.0", "--port", str(PORT))  # noqa: S104 - for the user's own network
+    # which offers every accelerator that it sees, each of which would have a number of the split
     commands = [
-        Command(host=host, environment=visible_devices(plan.stages.devices_on(host)), words=serve) for host in workers
+        Command(host=host, environment=visible_devices(plan.stages.devices_on(host), alone=True), words=serve)
+        for host in workers
     ]
     if workers:
         words += ["--rpc", ",".join(f"{host}:{PORT}" for host in workers)]
@@ -84,6 +87,14 @@ def _file_of(file: str, *, on_hub: bool) -> list[str]:
     organisation, _, rest = file.partition("/")
     name, _, inner = rest.partition("/")
     return ["--hf-repo", f"{organisation}/{name}", "--hf-file", inner] if on_hub and inner else ["--model", file]
+
+
+def _main_gpu(plan: Exportable) -> list[str]:
+    """The option for the only device, where it is not the first that there is and no variable makes it so."""
+    (device,) = plan.stages.stages[0].devices
+    if device.startswith("cuda:") or are_first((device,)):
+        return []
+    return ["--main-gpu", device.partition(":")[2]]
 
 
 def tensor_split(counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,9 +130,20 @@ def _reasons(plan: Exportable) -> tuple[str, ...]:
             f"llama.cpp leaves the first layers on the CPU (--gpu-layers), and the plan layers {plan.on_cpu[0]} to "
             f"{plan.on_cpu[1] - 1}"
         )
+    if len(plan.counts) > 1:
+        found += _out_of_order(plan)
     if plan.kv_dtype not in _KV_DTYPES:
         found.append(f"llama.cpp has no cache type for {plan.kv_dtype}")
     return tuple(found)
+
+
+def _out_of_order(plan: Exportable) -> Iterator[str]:
+    """Devices that a split's numbers would not be for, and that no variable puts in their order."""
+    for host in plan.stages.hosts:
+        devices = plan.stages.devices_on(host)
+        if not all(device.startswith("cuda:") for device in devices) and not are_first(devices):
+            on = f" on {host}" if len(plan.stages.hosts) > 1 else ""
+            yield f"llama.cpp splits over the first devices in their order, and the plan has {', '.join(devices)}{on}"
 
 
 def _notes(plan: Exportable) -> tuple[str, ...]:

@@ -119,9 +119,17 @@ class Unsayable:
     reasons: tuple[str, ...]
 
 
-def visible_devices(devices: tuple[str, ...]) -> dict[str, str]:
-    """The variable that puts ``devices`` in this order; none where an engine takes them so by itself."""
-    numbers = [device.partition(":")[2] for device in devices]
-    if any(not device.startswith("cuda:") for device in devices) or numbers == [str(n) for n in range(len(numbers))]:
+def visible_devices(devices: tuple[str, ...], *, alone: bool = False) -> dict[str, str]:
+    """The variable that puts ``devices`` in this order; none where an engine takes them so by itself.
+
+    Args:
+        alone: hide others, too, from an engine that takes all that it sees.
+    """
+    if any(not device.startswith("cuda:") for device in devices) or (are_first(devices) and not alone):
         return {}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(numbers)}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(device.partition(":")[2] for device in devices)}
+
+
+def are_first(devices: tuple[str, ...]) -> bool:
+    """Whether ``devices`` are numbered from 0 on, in this order."""
+    return [device.partition(":")[2] or "0" for device in devices] == [str(n) for n in range(len(devices))]

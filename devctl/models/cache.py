@@ -182,6 +182,20 @@ def store_footprint(key: str, found: Footprint) -> None:
     _store(key, dump_footprint(found))
 
 
+def store_untraced(key: str) -> None:
+    """Keep under ``key`` that there is no such footprint, as a tree is kept."""
+    _store(key, json.dumps({"untraced": True}))
+
+
+def is_untraced(key: str) -> bool:
+    """Whether it is kept under ``key`` that there is no such footprint."""
+    try:
+        found = json.loads(_load(key))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("untraced") is True
+
+
 def _load(key: str) -> str:
     path = cache_folder() / f"{key}.json"
     if unusable() is not None:

@@ -193,7 +193,6 @@ def nearest(fits: Callable[[int], bool], near: int, most: int) -> int:
 
 def longest_contexts(question: Question, placement: Placement) -> MostTokens:
     """Tokens that fit on this map, and on the best one."""
-    question.footprints.of(question.workload)  # kept, it tells later plans how many tokens their room holds
     here = largest_context(question, dict(placement.device_map))
     best = largest_context(question, None, like=placement)
     return MostTokens(this_map=here, optimal=max(here, best), by_default=_by_default(question, placement, here))
@@ -241,7 +240,7 @@ def room(question: Question, placement: Placement) -> Room | None:
     if not left or min(left.values()) < 0:
         return None
     found = Room(free=sum(left.values()), made_for=question.made_for)
-    footprint = question.footprints.at_hand(question.workload)
+    footprint = question.footprints.of_prefill(question.workload)
     if footprint is None:
         return found
     whole = needs(question.tree, device_map, footprint)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from devctl.errors import TooFewTokensError, UntracedError
+from devctl.errors import ModelError, TooFewTokensError, UntracedError
 from devctl.models.adapters import Adapter
-from devctl.models.cache import footprint_key, load_footprint, store_footprint
+from devctl.models.cache import footprint_key, is_untraced, load_footprint, store_footprint, store_untraced
 from devctl.models.files.resolve import ModelSource
 from devctl.models.footprint import BlockFootprint, Footprint, Workload
 from devctl.models.own_code import ExitedError, contained
@@ -49,7 +49,10 @@ class Footprints:
     """The model, if it was built already, and is not quantised."""
     adapters: tuple[Adapter, ...] = ()
     """What computes beside it."""
+    built: bool = False
+    """Whether the model was built for this, so that frameworks are imported: what is looked for now is soon found."""
     _found: dict[Workload, Footprint] = field(default_factory=dict)
+    _prefills: dict[Workload, Footprint | None] = field(default_factory=dict)
 
     def of(self, workload: Workload) -> Footprint:
         """What the model holds beside its weights while it does ``workload``.
@@ -127,24 +130,41 @@ class Footprints:
             self._found[workload] = self._kept_or_traced(workload)
         return self._found[workload]
 
-    def at_hand(self, workload: Workload) -> Footprint | None:
-        """The same if it is known from before, else the prefill's alone, if the model is built: that is soon found."""
-        short = replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1)
-        part = self._key(short, "prefill")
-        for key in (self._key(workload), part):
-            if key is not None and (kept := load_footprint(key)) is not None:
+    def of_prefill(self, workload: Workload) -> Footprint | None:
+        """The same of the prompt of ``workload`` alone; None where that is not soon found, or the model reads no text.
+
+        Whatever is kept, the answer is the same: nothing else that is known of the model tells it.
+        """
+        short = _as_known(replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1))
+        if short not in self._prefills:
+            self._prefills[short] = self._kept_or_traced_prefill(short)
+        return self._prefills[short]
+
+    def keep_prefill(self, workload: Workload) -> None:
+        """Look for it while the model is built, so that no later plan has to build it again for this alone."""
+        if (self.built or self.skeleton is not None) and self._key(workload) is not None:
+            self.of_prefill(workload)
+
+    def _kept_or_traced_prefill(self, short: Workload) -> Footprint | None:
+        key = self._key(short, "prefill")
+        if key is not None:
+            if (kept := load_footprint(key)) is not None:
                 return kept
-        if self.skeleton is None:
-            return None
+            if is_untraced(key):
+                return None
         from devctl.models.tracing.trace import trace_prefill
 
         try:
-            with BUILDING, contained():
-                found = trace_prefill(self._with_adapters(self.skeleton), short)
+            with BUILDING, reporter().status("looking at what a text takes"), contained():
+                found = trace_prefill(self._with_adapters(self._plain()), short)
         except (UntracedError, ExitedError):
+            if key is not None:
+                store_untraced(key)
             return None
-        if part is not None:
-            store_footprint(part, found)
+        except ModelError:  # it can't be built any more, and what is kept of it was asked for
+            return None
+        if key is not None:
+            store_footprint(key, found)
         return found
 
     def _key(self, workload: Workload, part: object = None) -> str | None:
@@ -182,20 +202,29 @@ class Footprints:
         return found
 
     def _traced(self, workload: Workload, given: Mapping[str, torch.Tensor] | None) -> Footprint:
+        skeleton = self._plain()
+        from devctl.models.tracing.trace import trace_footprint
+
+        try:
+            with reporter().status(f"tracing what {workload.context_length:,} tokens hold in memory"), contained():
+                return trace_footprint(self._with_adapters(skeleton), workload, given=given)
+        except ExitedError as error:
+            raise UntracedError(str(error)) from error
+
+    def _plain(self) -> Skeleton:
+        """The model, not quantised: what it computes is the same.
+
+        Raises:
+            UntracedError: it is a module that no class of transformers builds.
+            ModelError: it can't be built.
+        """
         if self.skeleton is None:
             if self.source is None:
                 raise UntracedError("the module is not what a class of transformers builds from its config")
             from devctl.models.skeleton import Purpose
 
-            # what it computes is the same as if it were not quantised
             self.skeleton = read(self.source, replace(self.request, quantize=None), Purpose.RANDOM)
-        from devctl.models.tracing.trace import trace_footprint
-
-        try:
-            with reporter().status(f"tracing what {workload.context_length:,} tokens hold in memory"), contained():
-                return trace_footprint(self._with_adapters(self.skeleton), workload, given=given)
-        except ExitedError as error:
-            raise UntracedError(str(error)) from error
+        return self.skeleton
 
 
 def peft_version() -> str | None:

@@ -101,7 +101,7 @@ def room(asked: HostsQuestion, cut: Cut) -> Room:
         for budget, costs in zip(board.budgets, plain, strict=True)
     )
     found = Room(free=free, made_for=asked.question.made_for)
-    footprint = asked.question.footprints.at_hand(asked.question.workload)
+    footprint = asked.question.footprints.of_prefill(asked.question.workload)
     if footprint is None:
         return found
     costs = asked.costs(footprint)

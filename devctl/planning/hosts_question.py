@@ -28,7 +28,7 @@ from devctl.planning.model import Model
 from devctl.planning.plan import runtime_of, versions
 from devctl.planning.question import Question, libraries, question_of
 from devctl.planning.request import WorkloadRequest
-from devctl.planning.unpacked import as_held, told_unpacked
+from devctl.planning.unpacked import as_held_by_each, told_unpacked
 from devctl.units import format_bytes
 
 COMMUNICATORS = 816 * 2**20
@@ -184,7 +184,7 @@ def hosts_question(
         raise RefusedError("there is no accelerator for a stage: none is on CPU or disk", findings=why)
     require_one_kind(with_boards)
     for each in with_boards:
-        model = as_held(model, each.machine)
+        model = as_held_by_each(model, each.machine, [device for device, _ in each.accelerators])
     layers = _layers(model)
     if ranks.size > 1:
         _require_groups(model.tree, ranks, with_boards)

@@ -173,7 +173,8 @@ def open_model(request: ModelRequest) -> Model:
         _tell_of_cache(unusable())
     build = partial(_build, source, request)
     tree, skeleton = _tree(key, build)
-    footprints = Footprints(request, source, skeleton if tree.quantisation is None else None, adapters)
+    plain = skeleton if tree.quantisation is None else None
+    footprints = Footprints(request, source, plain, adapters, built=skeleton is not None)
     return Model(
         request=request,
         source=source,

@@ -37,6 +37,7 @@ from devctl.planning.model import Model
 from devctl.planning.plan import require_counted, runtime_of, told_beside_text, versions
 from devctl.planning.question import Question, question_of
 from devctl.planning.request import MOST_TOKENS, ByRanks, WorkloadRequest
+from devctl.planning.unpacked import as_held_by_each, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
 
 COMMUNICATORS = 1600 * 2**20
@@ -80,6 +81,9 @@ def plan_of_ranks(
     if why := refusal(model.tree, ranks):
         raise why.error()
     devices = _devices(machine, ranks)
+    model = as_held_by_each(model, machine, devices)
+    if why := refusal(model.tree, ranks):  # what is unpacked is cut by rules of its own
+        raise why.error()
     counts = max_context or workload.context_length is not None
     question = of_ranks(question_of(model, machine, workload, counts=counts), ranks, devices, asked=workload)
     if workload.context_length is None:
@@ -94,6 +98,7 @@ def plan_of_ranks(
     notes = (
         *model.tree.notes,
         *machine.budgets.notes,
+        *told_unpacked(model.tree),
         *_told_sharing(model.tree, shared),
         *_told_rules(model.tree),
         *_told_idle(machine, devices),
@@ -122,7 +127,7 @@ def plan_of_ranks(
         runtime=runtime,
         run=None if runtime is None else way_to_run(runtime.footprint, model.tree),
         max_context=most,
-        refusal=_too_much(question, ranks, devices, uses, runtime),
+        refusal=refused_unpacked(model.tree, _too_much(question, ranks, devices, uses, runtime)),
         stages=_one_stage(model.tree, uses),
         tensor_parallel=shared,
     )

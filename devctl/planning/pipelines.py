@@ -24,6 +24,7 @@ from devctl.planning.machine import Machine
 from devctl.planning.model import open_model
 from devctl.planning.progress import reporter
 from devctl.planning.request import Dtype, ModelRequest
+from devctl.planning.unpacked import as_held, told_unpacked
 from devctl.units import format_bytes
 
 SCHEMA, KIND = 1, "devctl.pipeline"
@@ -100,7 +101,7 @@ def plan_pipeline(request: ModelRequest, found: PipelineFoundError, machine: Mac
     """
     with reporter().status(f"reading the components of {found.given}"):
         pipeline, files = find_pipeline(found.given, on_hub=found.on_hub, revision=request.revision)
-    components = tuple(_weighed(each, files, request) for each in pipeline.components)
+    components = tuple(_weighed(each, files, request, machine) for each in pipeline.components)
     sizes = {each.component.name: each.nbytes for each in components if each.nbytes}
     known = all(each.nbytes is not None for each in components)
     variants = {each.variant for each in components if each.nbytes} - {None}
@@ -153,19 +154,19 @@ def _is_own(weighed: Weighed) -> bool:
     return bool(weighed.nbytes) and weighed.component.library == "diffusers"
 
 
-def _weighed(component: Component, files: Files, request: ModelRequest) -> Weighed:
-    """What a component holds; why that is not known, where it is not."""
+def _weighed(component: Component, files: Files, request: ModelRequest, machine: Machine) -> Weighed:
+    """What a component holds on ``machine``; why that is not known, where it is not."""
     try:
         if component.kind is Kind.NOTHING:
             return Weighed(component=component, nbytes=0)
         if component.kind is Kind.HEADERS:
             return weigh(component, files, str(request.dtype))
-        return _of_tree(component, files, request)
+        return _of_tree(component, files, request, machine)
     except (ModelError, UsageError) as error:
         return Weighed(component=component, nbytes=None, why=error.message)
 
 
-def _of_tree(component: Component, files: Files, request: ModelRequest) -> Weighed:
+def _of_tree(component: Component, files: Files, request: ModelRequest, machine: Machine) -> Weighed:
     config = files.path(f"{component.name}/config.json")
     if config is None:
         return Weighed(component=component, nbytes=None, why="its config.json is not there")
@@ -179,10 +180,11 @@ def _of_tree(component: Component, files: Files, request: ModelRequest) -> Weigh
             adapters=(),
         )
     )
+    model = as_held(model, machine)
     return Weighed(
         component=component,
         nbytes=model.tree.index.held[""],
         dtypes=(model.tree.quantisation or model.tree.dtype,),
         variant=variant_of(component, files),
-        notes=model.tree.notes,
+        notes=(*model.tree.notes, *(f"{component.name}: {note}" for note in told_unpacked(model.tree))),
     )

@@ -209,6 +209,7 @@ def runtime_of(question: Question) -> tuple[Runtime | None, tuple[str, ...]]:
         runtime = question.runtime(question.workload)
     except UntracedError as error:
         return None, (f"KV cache and activations are not counted: {error.message}",)
+    question.keep_room()
     made_for, asked = question.made_for, question.workload.context_length
     beyond = (f"the model is made for {made_for:,} tokens, and not {asked:,}",) if made_for and asked > made_for else ()
     return runtime, (*runtime.footprint.notes, *_told_attention(question), *_told_decoding(question), *beyond)

@@ -77,6 +77,15 @@ class Question:
         footprint = self.footprints.scaled(workload) if scaled else self.footprints.of(workload)
         return Runtime(footprint=footprint, overhead=self.overhead)
 
+    def keep_room(self) -> None:
+        """Keep what the room of a plan of weights alone is measured by, while the model is built.
+
+        Such a plan says the same whatever is kept; what is kept saves it the frameworks.
+        """
+        context = min(REFERENCE, self.made_for or REFERENCE)
+        workload = Workload(context_length=context, new_tokens=min(1, context - 1), kernels=_kernels(self.budgets))
+        self.footprints.keep_prefill(workload)
+
     def best(self, workload: Workload, offloaded: int | None = None, *, scaled: bool = False) -> Placement:
         """The best placement for ``workload``.
 
@@ -115,7 +124,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
     told = decoding(asked.decode or CONFIG, model.generation) if counts else Decoding()
     settings = dict(told.settings)
     chunk = settings.pop("prefill_chunk_size", None)
-    return Question(
+    question = Question(
         tree=model.tree,
         budgets=machine.budgets,
         overhead=libraries(asked.overhead, machine),
@@ -136,6 +145,8 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
         uncounted=told.uncounted,
         lacks_disk=machine.lacks_disk,
     )
+    question.keep_room()
+    return question
 
 
 def _attention(model: Model, asked: WorkloadRequest, budgets: Budgets, *, counts: bool) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from devctl.devices import DeviceType
+from devctl.devices import Device, DeviceType
 from devctl.inventory import Inventory
 from devctl.models.tree import ModuleTree
 from devctl.placement.plan import Refusal
@@ -27,6 +27,20 @@ def as_held(model: Model, machine: Machine) -> Model:
         ModelError: it can't be read any more.
     """
     return model.unpacked() if is_unpacked(model.tree, machine.inventory) else model
+
+
+def as_held_by_each(model: Model, machine: Machine, devices: Collection[Device]) -> Model:
+    """The model with the bytes that its weights are held with where each of ``devices`` has a process of its own.
+
+    Such a process asks about its own GPU, and not about the first. Where one of them unpacks, all count as unpacked: a
+    part is never held with more.
+
+    Raises:
+        ModelError: it can't be read any more.
+    """
+    alone = (gpu for gpu in machine.inventory.accelerators if gpu.device in devices)
+    unpacks = any(is_unpacked(model.tree, replace(machine.inventory, accelerators=(gpu,))) for gpu in alone)
+    return model.unpacked() if unpacks else model
 
 
 def is_unpacked(tree: ModuleTree, inventory: Inventory) -> bool:

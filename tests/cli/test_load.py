@@ -45,9 +45,12 @@ def test_the_report_for_people(devctl, checkpoint):
     done = devctl("load", checkpoint("llama"), "--map", "cpu", "--max-new-tokens", "3")
     assert done.code == 0
     lines = [line.split() for line in done.out.splitlines()]
-    assert lines[0] == ["LlamaForCausalLM", "in", "float32,", "given", "map,", "attention", "sdpa"]
+    verdict, model = done.out.splitlines()[:2]
+    assert verdict == "loaded and ran where the map says; peak 239 KiB on cpu, 239 KiB predicted"
+    assert model == ("LlamaForCausalLM 209 KiB in float32, given map, 16 + 3 tokens × 1")
     facts = {line[0]: line[1:] for line in lines}
     assert facts["tensors"][0] == facts["outputs"][0] == "pass"
+    assert facts["forward"][-2:] == ["attention", "sdpa"]
     assert facts["generate"][2:4] == ["3", "tokens,"]
     assert facts["cpu"] == ["209", "KiB", "209", "KiB", *("239", "KiB") * 2, "+0.0%"]
 

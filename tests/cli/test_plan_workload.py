@@ -95,6 +95,50 @@ def test_without_a_workload_the_room_is_told(devctl):
     assert "enough for the 131,072 tokens that the model is made for" in err
 
 
+WEIGHTS = (CONFIGS / "tiny-llama", "--devices", "2x740MiB")  # of which libraries take 720
+BEFORE = {
+    "nothing": (),
+    "the same": (WEIGHTS,),
+    "a workload": ((*WEIGHTS, "--context-length", "64"),),
+    "the longest context": ((*WEIGHTS, "--max-context"),),
+    "a table": ((*WEIGHTS, "--what-if"),),
+    "quantised": ((*WEIGHTS, "--quantize", "int8"),),
+    "on the CPU": ((*WEIGHTS[:1], "--devices", "cpu=1GiB"),),
+    "on hosts": ((*WEIGHTS[:1], "--devices", "a:1GiB;b:1GiB"),),
+}
+
+
+@pytest.mark.parametrize("asked", [WEIGHTS, (*WEIGHTS, "--quantize", "int8")], ids=["plain", "quantised"])
+@pytest.mark.parametrize("before", BEFORE)
+def test_the_room_is_told_in_the_same_words_whatever_is_kept(devctl, tmp_path, monkeypatch, before, asked):
+    fresh = devctl("plan", *asked, "--no-cache").err.splitlines()[0]
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
+    for question in BEFORE[before]:
+        assert devctl("plan", *question).code == 0
+    told = [devctl("plan", *asked).err.splitlines()[0] for _ in range(2)]
+    assert told == [fresh, fresh]
+    assert ", about " in fresh
+
+
+def test_nor_does_it_matter_that_what_is_kept_of_it_went(devctl, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
+    first = devctl("plan", *WEIGHTS).err
+    for entry in (tmp_path / "cache").iterdir():
+        if '"root"' not in entry.read_text():  # all but the tree
+            entry.unlink()
+    assert devctl("plan", *WEIGHTS).err == first
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "whisper-large-v3"])
+@pytest.mark.parametrize("workload", [(), ("--context-length", "64")], ids=["weights", "a workload"])
+def test_a_plan_of_weights_imports_no_torch_once_the_model_is_kept(tmp_path, monkeypatch, model, workload):
+    """Of one whose text can't be looked at soon, that is kept, too."""
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = ("plan", str(CONFIGS / model), "--devices", "24GiB")
+    assert "torch" in modules_after(*arguments, *workload)[0]
+    assert modules_after(*arguments)[0].isdisjoint(HEAVY)
+
+
 def test_the_room_of_a_model_without_text(devctl):
     done = devctl("plan", CONFIGS / "whisper-large-v3", "--devices", "24GiB")
     assert done.err.splitlines()[0] == "fits, 21.1 GiB left"

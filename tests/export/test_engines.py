@@ -104,9 +104,42 @@ def test_llama_cpp_counts_the_output_as_a_layer_of_the_last_device():
     ]
 
 
+@pytest.mark.parametrize(
+    ("device", "before", "told"),
+    [
+        ("cuda:0", "", "--split-mode none"),
+        ("cuda:2", "CUDA_VISIBLE_DEVICES=2 ", "--split-mode none"),
+        ("xpu:0", "", "--split-mode none"),
+        ("xpu:1", "", "--split-mode none --main-gpu 1"),
+        ("mps", "", "--split-mode none"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", llama_cpp.GGUF])
+def test_llama_cpp_takes_no_gpu_but_the_plans_only_one(device, before, told, dtype):
+    """By itself it spreads the layers over every one that it sees."""
+    assert lines("llama.cpp", plan(stages(6, devices=((device,),)), dtype=dtype)) == [
+        f"{before}llama-server --model model.gguf --gpu-layers 7 {told} --ctx-size 8192 --parallel 2 --fit off"
+    ]
+
+
+def test_llama_cpp_with_a_part_on_the_cpu_takes_one_gpu_all_the_same():
+    (line,) = lines("llama.cpp", plan(stages(24, devices=(("cuda:1",),)), layers=32, on_cpu=(0, 8), cpu_bytes=800))
+    assert line.startswith("CUDA_VISIBLE_DEVICES=1 llama-server --model model.gguf --gpu-layers 25 --split-mode none ")
+
+
+def test_a_host_of_llama_cpp_offers_no_gpu_that_the_plan_does_not_have():
+    """rpc-server offers all that it sees, before the server's own: the split's numbers would be for others."""
+    devices = (("cuda:0",), ("cuda:1",), ("cuda:3",))
+    one, other = export(plan(stages(8, 8, 8, hosts=("a", "a", "b"), devices=devices)), "llama.cpp").commands
+    assert one.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert other.environment == {"CUDA_VISIBLE_DEVICES": "3"}
+    alone = lines("llama.cpp", plan(stages(8, 8)))
+    assert "CUDA_VISIBLE_DEVICES" not in alone[0], "what is behind the split's numbers has nothing of it"
+
+
 def test_llama_cpp_over_hosts_serves_where_the_last_layers_are():
     worker, server = export(plan(TWO_HOSTS), "llama.cpp").commands
-    assert (worker.host, worker.line) == ("a", "rpc-server --host 0.0.0.0 --port 50052")
+    assert (worker.host, worker.line) == ("a", "CUDA_VISIBLE_DEVICES=0 rpc-server --host 0.0.0.0 --port 50052")
     assert server.host == "b"
     assert "--tensor-split 20,61" in server.line
     assert server.line.endswith("--fit off --rpc a:50052")
@@ -168,6 +201,12 @@ def test_what_a_shell_would_read_is_quoted(engine):
         ("vllm", {"stages": stages(8), "on_cpu": (0, 2)}, "give the plan document"),
         ("llama.cpp", {"stages": stages(8, tp=2)}, "another plan"),
         ("llama.cpp", {"stages": stages(*[1] * 16)}, "15 devices at most, and the plan has 16"),
+        ("llama.cpp", {"stages": stages(8, 8, devices=(("xpu:1",), ("xpu:2",)))}, "the plan has xpu:1, xpu:2"),
+        (
+            "llama.cpp",
+            {"stages": stages(8, 8, devices=(("xpu:1",), ("xpu:0",)), hosts=("a", "b"))},
+            "and the plan has xpu:1 on a",
+        ),
         ("vllm", {"stages": stages(8, devices=(("xpu:0",),))}, "cuda devices only"),
         ("sglang", {"stages": stages(8, devices=(("mps",),))}, "cuda devices only"),
     ],

@@ -8,11 +8,17 @@ import pytest
 import devctl
 from devctl.devices import Device
 from devctl.inventory.hypothetical import parse_devices
+from devctl.models import skeleton
+from devctl.models.files.kinds import PipelineFoundError
 from devctl.planning.checking import needs_of
+from devctl.planning.machine import open_machine
 from devctl.planning.map_file import read_map_file
-from devctl.planning.request import ModelRequest
+from devctl.planning.model import open_model
+from devctl.planning.pipelines import plan_pipeline
+from devctl.planning.request import MachineRequest, ModelRequest
 from devctl.planning.unpacked import is_unpacked
 from tests import quantised, small_models
+from tests.pipelines import write_index
 
 CPU = Device.cpu()
 _BUILT = small_models.build(small_models.WIDE["llama"])
@@ -132,3 +138,71 @@ def test_over_hosts_they_count_as_unpacked_where_any_of_them_unpacks(fp8, hosts,
     plan = devctl.plan(fp8, hosts)
     assert (sum(stage.used for stage in plan.stages.stages) >= UNPACKED) is unpacked
     assert any("fp8 weights count as unpacked" in note for note in plan.notes) is unpacked
+
+
+@pytest.mark.parametrize(
+    ("hosts", "unpacked"), [("a:H100,A100 80GB;b:H100", True), ("a:A100 80GB,H100;b:H100", True), ("a:2xH100", False)]
+)
+def test_of_a_host_whose_boards_differ_each_is_asked(fp8, hosts, unpacked):
+    """A stage is a process of its own, which asks about its own board."""
+    machines = dict(host.split(":") for host in hosts.split(";"))
+    plan = devctl.plan(fp8, machines)
+    assert plan.stages is not None
+    assert (sum(stage.used for stage in plan.stages.stages) >= UNPACKED) is unpacked
+
+
+@pytest.fixture
+def shared_fp8(fp8, monkeypatch):
+    """The FP8 llama, of which it is known how ranks cut it: as the plain one."""
+    monkeypatch.setattr(skeleton, "_is_quantised", lambda *_: False)
+    return devctl.open_model(fp8, cache=False)
+
+
+@pytest.mark.parametrize(
+    ("boards", "unpacked"),
+    [
+        ("2xH100", False),
+        ("2xA100 80GB", True),
+        ("A100 80GB,H100", True),
+        ("H100,A100 80GB", True),  # the second rank asks about its own board
+        ("2xH100,A100 80GB", False),  # which has no rank
+    ],
+)
+def test_ranks_that_share_a_model_count_it_as_one_process_does(shared_fp8, boards, unpacked):
+    plan = devctl.plan(shared_fp8, boards, tp=2, context_length=16)
+    shared = plan.tensor_parallel
+    assert shared is not None
+    assert (sum(shared.bytes_per_rank) >= UNPACKED) is unpacked
+    assert sum(style.nbytes for style in shared.sharded) == plan.model.nbytes
+    told = [note for note in plan.notes if note.startswith("fp8 weights count as unpacked to bfloat16")]
+    assert len(told) == int(unpacked)
+
+
+@pytest.mark.parametrize(("board", "fits"), [("H100", True), ("A100 80GB", False)])
+def test_ranks_have_no_room_for_packed_weights_alone_where_they_are_unpacked(shared_fp8, board, fits):
+    packed = max(devctl.plan(shared_fp8, "2xH100", tp=2).placement.devices, key=lambda use: use.most).most
+    plan = devctl.plan(shared_fp8, f"2x{board}", tp=2, max_memory={0: packed, 1: packed})
+    assert plan.fits is fits
+    if not fits:
+        assert plan.refusal is not None
+        assert any("fp8 weights count as unpacked" in finding for finding in plan.refusal.findings)
+
+
+def test_quantised_weights_are_still_not_cut(fp8):
+    for board in ("H100", "A100 80GB"):
+        with pytest.raises(devctl.RefusedError, match="how quantised weights are cut is not known"):
+            devctl.plan(fp8, f"2x{board}", tp=2)
+
+
+@pytest.mark.parametrize(("board", "unpacked"), [("H100", False), ("A100 80GB", True)])
+def test_a_component_of_a_pipeline_counts_as_it_does_alone(fp8, tmp_path, board, unpacked):
+    write_index(tmp_path, {"text_encoder": ["transformers", "LlamaForCausalLM"]})
+    (tmp_path / "text_encoder").symlink_to(fp8)
+    request, machine = ModelRequest(model=str(tmp_path)), open_machine(MachineRequest(devices=board))
+    with pytest.raises(PipelineFoundError) as found:
+        open_model(request)
+    plan = plan_pipeline(request, found.value, machine)
+    assert plan.nbytes == devctl.plan(fp8, board).model.nbytes
+    assert (plan.nbytes == UNPACKED) is unpacked
+    assert plan.components[0].dtypes == ("bfloat16" if unpacked else "fp8",)
+    assert any(note.startswith("text_encoder: fp8 weights count as unpacked") for note in plan.notes) is unpacked

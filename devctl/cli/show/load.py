@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from devctl.cli.show.streams import size, to_text
+from devctl.cli.show.plan import headline, plain_lines
+from devctl.cli.show.streams import clean, in_lines, room_of, size, to_text
 from devctl.models.decoding import words
 from devctl.units import format_bytes
 
@@ -21,7 +22,7 @@ _MOST_MISPLACED = 5
 
 
 def load_report(report: LoadReport) -> str:
-    """What loading took, what ran, and every proof's outcome."""
+    """The verdict, the model and what it was run on, what loading took, what ran, and every proof's outcome."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -37,11 +38,67 @@ def load_report(report: LoadReport) -> str:
         if proof.name == "tensors":
             for wrong in report.misplaced[:_MOST_MISPLACED]:
                 facts.add_row("", f"{wrong.name} is on {wrong.actual or 'no device'}, the map says {wrong.expected}")
-    attends = "" if report.attention is None else f", attention {report.attention}"
-    title = Text.assemble(
-        (report.model_class, "bold"), f" in {report.dtype}, {report.strategy or 'given map'}", attends
-    )
-    return to_text(Group(title, facts, _bytes(report), *(Text(f"note: {n}") for n in report.notes)), sys.stdout)
+    width = room_of(sys.stdout)
+    first, *rest = in_lines(clean(_model_line(report)), width)
+    title = Text(first)
+    title.stylize("bold", 0, len(clean(report.model_class)))
+    head = [*headline(verdict_line(report), width, "bold green" if report.ok else "bold red"), title, *map(Text, rest)]
+    notes = plain_lines((f"note: {note}" for note in report.notes), width)
+    return to_text(Group(*head, facts, _bytes(report), *notes), sys.stdout)
+
+
+def verdict_line(report: LoadReport) -> str:
+    """Whether it loaded and ran where the map says, and the peak that was measured beside the predicted one."""
+    weights = ", with random weights" if report.load_format == "dummy" else ""
+    head = f"loaded and ran where the map says{_like_the_cpu(report)}{weights}" if report.ok else failure(report)
+    return f"{head}; {_beside_predicted(report.devices)}"
+
+
+def failure(report: LoadReport) -> str:
+    """How a loaded model does not run as the map says: the first proof that fails, and the first wrong block."""
+    wrong = next(proof for proof in report.proofs if not proof.passed)
+    where = f", first in {wrong.block}" if wrong.block else ""
+    return f"does not run as the map says: the proof of its {wrong.name} fails{where}"
+
+
+def _like_the_cpu(report: LoadReport) -> str:
+    """That it computes what the CPU does, where it was compared."""
+    if report.verification is None:
+        return ""
+    left = len(report.verification.not_compared)
+    return " and as the CPU does" + (f", but for {left} block{'s' * (left > 1)} not compared" if left else "")
+
+
+def _beside_predicted(devices: Sequence[DeviceBytes]) -> str:
+    """What was measured beside what was predicted: the peaks, or, where none was measured, the weights."""
+    counted = [device for device in devices if device.peak]
+    foretold = [device for device in counted if device.predicted_peak]
+    if len(foretold) > 1 and len(foretold) == len(counted):
+        shares = sorted((device.peak or 0) / (device.predicted_peak or 1) for device in foretold)
+        least, most = f"{shares[0]:.1%}", f"{shares[-1]:.1%}"
+        between = most if least == most else f"{least} to {most}"
+        return f"the peaks of {len(foretold)} devices were {between} of the predicted"
+    if counted:
+        said = (
+            f"{format_bytes(device.peak or 0)} on {device.device}, "
+            + ("not predicted" if device.predicted_peak is None else f"{format_bytes(device.predicted_peak)} predicted")
+            for device in counted
+        )
+        return f"peak {'; '.join(said)}"
+    measured, predicted = sum(device.measured for device in devices), sum(device.predicted for device in devices)
+    beside = "as predicted" if measured == predicted else f"{format_bytes(predicted)} predicted"
+    return f"peak not measured, {format_bytes(measured)} of weights, {beside}"
+
+
+def _model_line(report: LoadReport) -> str:
+    """The model, by what it was placed, and what it was run on."""
+    placed = f"placed by {report.strategy}" if report.strategy else "given map"
+    text = next((i.shape[1] for i in report.smoke.inputs if i.name == "input_ids" and len(i.shape) > 1), None)
+    made = report.smoke.generated
+    more = f" + {made.tokens:,}" if made is not None else ""
+    batch = f"{report.smoke.batch_size:,}"
+    ran = f"a batch of {batch}" if text is None else f"{text:,}{more} tokens × {batch}"
+    return f"{report.model_class} {format_bytes(report.loaded_bytes)} in {report.dtype}, {placed}, {ran}"
 
 
 def _figures(report: LoadReport) -> Iterator[tuple[str, str]]:
@@ -50,12 +107,13 @@ def _figures(report: LoadReport) -> Iterator[tuple[str, str]]:
     weights = "random weights" if report.load_format == "dummy" else "weights"
     yield "load", f"{seconds(report.load_seconds)}: {format_bytes(report.loaded_bytes)} of {weights}{rate}"
     shapes = ", ".join(f"{i.name} {'×'.join(map(str, i.shape))}" for i in smoke.inputs)
-    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}{', padded' if smoke.padded else ''}"
+    how = (", padded" if smoke.padded else "") + ("" if report.attention is None else f", attention {report.attention}")
+    yield "forward", f"{_time(smoke.forward_seconds)}: {smoke.source} {shapes}{how}"
     if smoke.generated is not None:
-        how = [words(tuple(report.generation.items()))] if report.generation else []
+        told = [words(tuple(report.generation.items()))] if report.generation else []
         if report.prefill_chunk is not None:
-            how.append(f"the prompt in chunks of {report.prefill_chunk}")
-        yield "generate", ", ".join([*how, _generated(smoke.generated)])
+            told.append(f"the prompt in chunks of {report.prefill_chunk}")
+        yield "generate", ", ".join([*told, _generated(smoke.generated)])
     if report.host_peak is not None:
         yield "memory", f"{format_bytes(report.host_peak)} host peak, of the whole process"
 

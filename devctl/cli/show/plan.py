@@ -98,11 +98,12 @@ _ANSWERS = re.compile("the most tokens|(at least )?[0-9,]+ sequences? fits? at o
 """How notes begin that answer what was asked, with --max-context or --target-context: they are part of the verdict."""
 
 
-def headline(verdict: str, width: int | None) -> list[RenderableType]:
-    """The verdict, so that it is seen first."""
+def headline(verdict: str, width: int | None, style: str = "") -> list[RenderableType]:
+    """The verdict, so that it is seen first; a plan's own style unless one is given."""
     from rich.text import Text
 
-    style = "bold green" if verdict.startswith("fits") else "bold" if verdict.startswith("take") else "bold yellow"
+    if not style:
+        style = "bold green" if verdict.startswith("fits") else "bold" if verdict.startswith("take") else "bold yellow"
     return [Text(line, style=style) for line in in_lines(clean(verdict), width)]
 
 
