@@ -59,7 +59,7 @@ def test_chunks_of_a_text_take_what_all_of_them_take(name, tokens):
     "name", ["mamba", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rwkv", "recurrent-gemma"))]
 )
 def test_tokens_of_a_text_take_what_all_of_them_take(name):
-    whole_and_cut(name, 90)
+    whole_and_cut(name, 40)
 
 
 def whole_and_cut(name, tokens):
@@ -84,7 +84,7 @@ def test_what_linear_attention_takes_grows_with_the_text_and_not_faster():
 
 
 def test_a_short_text_runs_all_rounds_and_is_exact():
-    footprint = trace_footprint(skeleton("mamba"), Workload(context_length=60))
+    footprint = trace_footprint(skeleton("mamba"), Workload(context_length=32))
     assert footprint.exact
     assert footprint.notes == ()
 
