@@ -9,6 +9,10 @@ from devctl.models.footprint import Kernels, Workload, peak_bytes
 from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import adapters, metered
+from tests.marks import slow
+
+FAST = ("float32", "experts")
+"""Of what is measured: a plain adapter, and one beside experts."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_an_adapter_is_loaded_in_the_same_bytes_from_a_file_in_half_precision(ma
     assert there == here
 
 
-@pytest.mark.parametrize("name", adapters.MEASURED)
+@pytest.mark.parametrize("name", [*FAST, *slow(*(each for each in adapters.MEASURED if each not in FAST))])
 def test_the_traced_peak_is_what_PEFT_takes(made, name):
     case = made(f"measured {name}")
     workload = Workload(context_length=512, new_tokens=2, batch_size=2, padded=False, kernels=Kernels.CPU)

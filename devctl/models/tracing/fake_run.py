@@ -6,9 +6,10 @@ Imports torch: to be imported inside functions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
 from devctl.models.tracing.requests import requests
 from devctl.models.tracing.segments import least_reserved, most_allocated
 from devctl.models.tracing.sharded import shard
-from devctl.models.tracing.twins import repeats
+from devctl.models.tracing.twins import RUN, kinds, repeats
 from devctl.models.tree import Module, ModuleTree
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class TracedStep:
         peaks: the most bytes beside the states.
         output: bytes of the logits that it gave, or of all that a forward returned.
         allocated: the most bytes that were alive, states among them, if all blocks are on one device.
-        reserved: bytes that an accelerator's allocator needs for that. Both are 0 on the CPU, which has no such one.
+        reserved: bytes that an accelerator's allocator needs for that. Both are 0 on the CPU, which has no such one,
+            and where they are not asked for.
     """
 
     state: dict[str, int]
@@ -63,6 +65,10 @@ class TracedStep:
     output: int
     allocated: int
     reserved: int
+
+
+_Figures = Callable[[], TracedStep]
+"""Adds up what a step held that has ended."""
 
 
 class FakeModel:
@@ -90,8 +96,9 @@ class FakeModel:
         self.most = most
         """The operations that a run may take."""
         self._owners = _owners(skeleton.tree)
-        self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
         self._model: Any = _build(skeleton, workload, self.world)
+        self._alike = [name for name, is_block in self._owners.items() if is_block] if alike else []
+        self._kinds = kinds(self._model, self._alike)
         self._adapted = bool(skeleton.adapters)
         self._attention = of_config(self._model.config)
         batch = workload.batch_size
@@ -115,11 +122,17 @@ class FakeModel:
         """Of a loop over the text that is cut short; None where none is."""
         self.strides: set[int] = set()
         """Tokens to a round, of the loops that ever were cut short."""
+        self.in_brief = False
+        """Whether only a block of each kind runs, and no allocator is asked: that tells of each loop."""
         self.plain_generate = False
         """Whether a model's own way to generate is passed over for that of all."""
 
-    def generate(self, tokens: int, *, answer: int = 1, steps: int = 1, chunk: int | None = None) -> list[TracedStep]:
-        """The first ``steps`` steps of the workload's generate; the first is the prefill.
+    def generate(
+        self, tokens: int, *, answer: int = 1, steps: Sequence[int] = (0,), chunk: int | None = None
+    ) -> list[TracedStep]:
+        """Those of the workload's generate that have the numbers ``steps``, which rise; the prefill is 0.
+
+        All up to the last of them run; what the others hold is not added up.
 
         Args:
             tokens: of the prompt.
@@ -129,8 +142,8 @@ class FakeModel:
         Raises:
             TooManyOperationsError: it takes too long.
         """
-        found: list[TracedStep] = []
-        parts: list[TracedStep] = []
+        found: list[_Figures] = []
+        parts: list[_Figures] = []
         ended = begun = False
         output = 0
         chunks = None if chunk is None or chunk >= tokens else _chunks(tokens, chunk)
@@ -145,14 +158,15 @@ class FakeModel:
             nonlocal ended, begun
             if ended:
                 ended = False
-                found.append(_chunked([*parts[-1:], step(output)]) if parts and not found else step(output))
-                if len(found) == steps:
+                figures = end_step(output)
+                found.append(partial(_chunked, [*parts[-1:], figures]) if parts and not found else figures)
+                if len(found) > steps[-1]:
                     raise _FinishedError
             elif forward and begun and chunks is not None:
-                parts.append(step(0))
+                parts.append(end_step(0))
             begun = begun or forward
 
-        with self._recorded(tokens, begin) as step:
+        with self._recorded(tokens, begin) as end_step:
             _settle(self._model, self._workload)
             given = self.prompts.make(tokens, answer=answer, images=self.images)
             generate: Any = GenerationMixin.generate if self.plain_generate else type(self._model).generate
@@ -162,12 +176,12 @@ class FakeModel:
                     **given,
                     **self._told,
                     prefill_chunk_size=chunks,
-                    max_new_tokens=max(steps + 1, self._left(tokens, answer)),
+                    max_new_tokens=max(steps[-1] + 2, self._left(tokens, answer)),
                     logits_processor=[end],
                 )
-        if len(found) < steps:
+        if len(found) <= steps[-1]:
             raise ValueError("it generates by other means than its forward")
-        return found
+        return [found[number]() for number in steps]
 
     def _left(self, tokens: int, answer: int) -> int:
         """Tokens that generate is to make after so many, the last is not read: caches may be as long as all."""
@@ -197,15 +211,16 @@ class FakeModel:
         Raises:
             TooManyOperationsError: it takes too long.
         """
-        with self._recorded(tokens, lambda **_: None) as step:
+        with self._recorded(tokens, lambda **_: None) as end_step:
             output = self._model(**self.prompts.make(tokens, images=self.images))
             kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in(output)}
             # what is deeper in the output than its own tensors is kept for a next step: keys and values, above all
-            return step(sum(kept.values()), results=frozenset(t.untyped_storage()._cdata for t in _own_tensors(output)))
+            results = frozenset(t.untyped_storage()._cdata for t in _own_tensors(output))
+            return end_step(sum(kept.values()), results=results)()
 
     @contextmanager
-    def _recorded(self, tokens: int, begin: Callable[..., None]) -> Iterator[Callable[..., TracedStep]]:
-        """Follows what happens inside; gives a function that ends a step."""
+    def _recorded(self, tokens: int, begin: Callable[..., None]) -> Iterator[Callable[..., _Figures]]:
+        """Follows what happens inside; gives a function that ends a step, and gives one that adds up what it held."""
         weights = [*self._model.parameters(), *self._model.buffers()]
         on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
         recorder = Recorder(
@@ -217,30 +232,34 @@ class FakeModel:
         )
         fewest = self.fewest_rounds
         loops = None if fewest is None else Loops(tokens, lambda: recorder.held, fewest)
+        alike_ones = kinds(self._model, self._alike, few=True) if self.in_brief else self._kinds
         with (
-            self._entered(loops),
+            self._entered(loops, recorder),
             standing_in_loops(self._model, loops),
-            repeats(self._model, self._alike) as alike,
-            recorder,
+            repeats(self._model, alike_ones, 1 if self.in_brief else RUN) as alike,
             self._hooked(recorder, begin),
         ):
 
-            def end_step(output: int, *, results: frozenset[int] = frozenset()) -> TracedStep:
+            def end_step(output: int, *, results: frozenset[int] = frozenset()) -> _Figures:
                 phase = recorder.next_phase()
                 alike.next_step()
                 survivors = recorder.alive(but=results)
-                state = states(recorder, survivors, alike.twins)
-                peak = peaks(recorder, phase, survivors, state, alike.twins)
                 executed = tuple(dict.fromkeys((MODEL, *recorder.executed)))
-                asked = requests(recorder, phase, survivors, alike.twins) if on_accelerator else ()
-                return TracedStep(
-                    state=state,
-                    executed=executed,
-                    peaks=peak,
-                    output=output,
-                    allocated=most_allocated(asked),
-                    reserved=least_reserved(asked),
-                )
+                twins = dict(alike.twins)
+
+                def figures() -> TracedStep:
+                    state = states(recorder, survivors, twins)
+                    asked = requests(recorder, phase, survivors, twins) if on_accelerator and not self.in_brief else ()
+                    return TracedStep(
+                        state=state,
+                        executed=executed,
+                        peaks=peaks(recorder, phase, survivors, state, twins),
+                        output=output,
+                        allocated=most_allocated(asked),
+                        reserved=least_reserved(asked),
+                    )
+
+                return figures
 
             try:
                 yield end_step
@@ -250,8 +269,8 @@ class FakeModel:
                     self.strides |= loops.strides
 
     @contextmanager
-    def _entered(self, loops: Loops | None = None) -> Iterator[None]:
-        with standing_in(self._attention), self.world.entered(loops):
+    def _entered(self, loops: Loops | None = None, recorder: Recorder | None = None) -> Iterator[None]:
+        with standing_in(self._attention), self.world.entered(loops, recorder):
             yield
 
     @contextmanager
@@ -306,8 +325,9 @@ def _chunks(tokens: int, chunk: int) -> list[int]:
     return [*whole, rest]
 
 
-def _chunked(steps: list[TracedStep]) -> TracedStep:
-    """A prefill of chunks, whose peak is in the last ``steps``: each runs beside the states of all blocks."""
+def _chunked(last_steps: Sequence[_Figures]) -> TracedStep:
+    """A prefill of chunks, whose peak is in the last steps: each runs beside the states of all blocks."""
+    steps = [figures() for figures in last_steps]
     again: dict[str, int] = {}
     for each in steps:
         for name in {**each.peaks.beside, **each.peaks.again}:

@@ -25,11 +25,12 @@ from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tracing.cpu_scratch import of_product
-from devctl.models.tracing.loops import Loops
+from devctl.models.tracing.loops import JOINS, Loops
+from devctl.models.tracing.recorder import Recorder, operands
 
 _KNOWN_ELEMENTS = 1 << 20
 """Integer tensors are real up to this many elements, or up to four elements a token where that is more."""
@@ -84,25 +85,40 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes small integer tensors for real, and leaves all other operations to the fake mode.
 
     Where the fake mode would need values that a fake tensor does not have, an answer is made up.
+
+    Args:
+        recorder: is told of each operation. A mode of its own would be asked by way of torch's dispatcher, which takes
+            as long as the answer.
     """
 
-    def __init__(self, fake: FakeTensorMode, guesses: Guesses, *, tokens: int) -> None:
+    def __init__(
+        self, fake: FakeTensorMode, guesses: Guesses, *, tokens: int, recorder: Recorder | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fake = fake
         self._guesses = guesses
+        self._recorder = recorder
         # models look whether a mask of all tokens is all ones, and make a second one, of tokens², if it is not
         self._most = max(_KNOWN_ELEMENTS, 4 * tokens)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if self._recorder is None:
+            return self._done(func, types, args, kwargs or {})
+        self._recorder.begin()
+        out = self._done(func, types, args, kwargs or {})
+        self._recorder.end(func, args, out)
+        return out
+
+    def _done(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``func`` gives."""
+        given = operands((*args, *kwargs.values()))
         real = not any(isinstance(tensor, FakeTensor) for tensor in given)
         if not real and func in _OF_NO_VALUES and not args[0].is_floating_point():
             with no_dispatch():
                 like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
-            return self.__torch_dispatch__(func, types, (like, *args[1:]), kwargs)
+            return self._done(func, types, (like, *args[1:]), kwargs)
         if func is _aten.index.Tensor and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]):
             args = (args[0], self._positions(args[1]))
         # given real tensors, the fake mode would compute a real result, however large: so it is given their fakes
@@ -113,10 +129,12 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func in _SHAPED_BY_VALUES and (not real or any(tensor in self._guesses for tensor in given)):
                 self._guesses.shaped.add(str(func).partition(".")[2].partition(".")[0])
             return self._computed(func, args, kwargs, given) if real else self._answer(func, args)
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        made = operands((out,))
         if real and made and not any(self._is_large(t, func) or _is_fake_float(t, func) for t in made):
             return self._computed(func, args, kwargs, given)
-        return out if real else self._zero_integers(out, given, func)
+        if real or not any(tensor.dtype in _INTEGERS for tensor in made):
+            return out
+        return self._zero_integers(out, given, func)
 
     def _shape_of(self, leaf: Any) -> Any:
         """The fake of a tensor; anything else as it is."""
@@ -127,9 +145,8 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with no_dispatch():
             out = func(*args, **kwargs)
         if any(tensor in self._guesses for tensor in given):
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, torch.Tensor):
-                    self._guesses.add(leaf)
+            for tensor in operands((out,)):
+                self._guesses.add(tensor)
         return out
 
     def _is_large(self, tensor: torch.Tensor, func: Any) -> bool:
@@ -140,7 +157,7 @@ class KnownIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found: list[Any] = []
         for index in indices:
             if isinstance(index, torch.Tensor) and index.dtype == torch.bool:
-                positions = self.__torch_dispatch__(_aten.nonzero.default, (), (index,))
+                positions = self._done(_aten.nonzero.default, (), (index,), {})
                 with nullcontext() if isinstance(positions, FakeTensor) else no_dispatch():
                     found.extend(positions.unbind(1))
             else:
@@ -197,6 +214,17 @@ def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and func not in _FACTORIES
 
 
+_STOOD_IN_FOR = {
+    torch._grouped_mm,
+    torch.nn.functional.linear,
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.softmax,
+    torch.Tensor.softmax,
+    *JOINS,
+}
+"""What `KernelsOf` looks at; all that a model reads of a tensor comes by there as well."""
+
+
 class KernelsOf(TorchFunctionMode):
     """Replaces operations whose real kernels allocate otherwise than the fake ones, or that have no fake one.
 
@@ -218,6 +246,8 @@ class KernelsOf(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func not in _STOOD_IN_FOR:
+            return func(*args, **kwargs)
         if func is torch._grouped_mm and args[0].dim() == 2 and args[1].dim() == 3:
             if not self._accelerator:
                 self._take(of_product(args[0].dtype, args[0].shape[0], *args[1].shape[1:], packed=True))
@@ -351,12 +381,12 @@ class FakeWorld:
         return True
 
     @contextmanager
-    def entered(self, loops: Loops | None = None) -> Iterator[None]:
-        """Let the code within run on fake tensors, with ``loops`` cut short."""
+    def entered(self, loops: Loops | None = None, recorder: Recorder | None = None) -> Iterator[None]:
+        """Let the code within run on fake tensors, with ``loops`` cut short; ``recorder`` is told of what is done."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fake)
-            stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens))
+            stack.enter_context(KnownIntegers(self._fake, self.guesses, tokens=self._tokens, recorder=recorder))
             stack.enter_context(KernelsOf(self._kernels, self.guesses, loops))
             stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
             Distribution.set_default_validate_args(False)  # it would look at parameters that have no values

@@ -24,7 +24,7 @@ FEWEST = _FIRST + _LAST + 1
 MANY = 64
 """Rounds of a loop that is cut where nothing else is asked for."""
 
-_JOINS = (torch.stack, torch.cat, torch.concat)
+JOINS = (torch.stack, torch.cat, torch.concat)
 
 
 class Loops:
@@ -67,7 +67,7 @@ class Loops:
     def join(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """The pieces of a loop that was cut, joined as if it had not been; None for any other call of ``func``."""
         pieces: Sequence[torch.Tensor] = args[0] if args else kwargs.get("tensors", ())
-        if not self._is_open or func not in _JOINS or len(pieces) != _FIRST + _LAST:
+        if not self._is_open or func not in JOINS or len(pieces) != _FIRST + _LAST:
             return None
         dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         shape = list(pieces[0].shape)

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from devctl.models.tracing.cpu_scratch import of_flash_attention
@@ -121,8 +120,8 @@ _SORTED_IN_PLACE = 4096
 _SORTS = {torch.ops.aten.sort.default, torch.ops.aten.sort.stable}
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage that is made while it is active, for ``most`` operations.
+class Recorder:
+    """Follows every storage that is made, for ``most`` operations; it is told of each by `FakeWorld`.
 
     Args:
         ignored: the weights.
@@ -140,7 +139,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         on_accelerator: bool = False,
         promoting: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         of_weights = {size for tensor in ignored for size in tensor.shape}
         self._as_long = frozenset(range(length, length + _PADDED)) - of_weights
         self.storages: list[Storage] = []
@@ -182,20 +180,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ended, self.phase = self.phase, Phase(self.alive())
         return ended
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def begin(self) -> None:
+        """An operation begins.
+
+        Raises:
+            TooManyOperationsError: it is one too many.
+        """
         self.operations += 1
         if self.operations > self._most:
             raise TooManyOperationsError(self._most)
-        out = func(*args, **(kwargs or {}))
-        for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self._alive and storage._cdata not in self._ignored:
-                    self._born(storage, leaf.shape, args)
-                    if func is _REORDER and not self._executing:
-                        self._take_place(args[0].untyped_storage()._cdata, storage._cdata)
+
+    def end(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """The operation ``func`` was done on ``args``, and gave ``out``."""
+        for tensor in operands((out,)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive and storage._cdata not in self._ignored:
+                self._born(storage, tensor.shape, args)
+                if func is _REORDER and not self._executing:
+                    self._take_place(args[0].untyped_storage()._cdata, storage._cdata)
         scratch = _SCRATCH[func](args, out) if func in _SCRATCH else None
         if func in _SORTS:
             scratch = _of_sort(args, out, on_accelerator=self._on_accelerator)
@@ -204,7 +206,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if scratch is not None:
             number = self._new(scratch, (), args)
             self.phase.events += [(Event.BORN, number), (Event.DIED, number)]
-        return out
 
     def _new(self, nbytes: int, shape: Sequence[int], args: tuple[Any, ...]) -> int:
         owner = self._executing[-1] if self._executing else self._owner_of_largest(args)
@@ -238,8 +239,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _owner_of_largest(self, args: tuple[Any, ...]) -> str:
         """Between blocks an operation is done where its operands are."""
         largest = Storage(nbytes=-1, owner=MODEL, home=MODEL, inside=False)
-        for leaf in tree_leaves(args):
-            if isinstance(leaf, torch.Tensor) and (found := self._alive.get(leaf.untyped_storage()._cdata)):
+        for tensor in operands(args):
+            if found := self._alive.get(tensor.untyped_storage()._cdata):
                 largest = max(largest, self.storages[found[0]], key=lambda storage: storage.nbytes)
         return largest.owner
 
@@ -261,6 +262,17 @@ def states(recorder: Recorder, survivors: Iterable[int], twins: Mapping[str, str
 def may_be_state(storage: Storage) -> bool:
     """Whether it is state if it outlives its step."""
     return storage.inside and storage.home != MODEL
+
+
+def operands(args: Iterable[Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments or results of an operation: each is by itself or in a list."""
+    found: list[torch.Tensor] = []
+    for each in args:
+        if isinstance(each, torch.Tensor):
+            found.append(each)
+        elif isinstance(each, list | tuple):
+            found += operands(each)
+    return found
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

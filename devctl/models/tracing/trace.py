@@ -260,15 +260,23 @@ def _is_cut_alike(model: FakeModel, workload: Workload) -> bool:
     if short >= tokens:
         return False
     found = []
-    for fewest in (FEWEST, None):
-        model.fewest_rounds = fewest
-        if model.generates:
-            found.append(
-                [_prefill(model, short, workload.prefill_chunk), _last(model, workload, short + workload.new_tokens)]
-            )
-        else:
-            found.append([model.forward(short)])
+    model.in_brief = True
+    try:
+        for fewest in (FEWEST, None):
+            model.fewest_rounds = fewest
+            found.append(_on_short_text(model, workload, short))
+    finally:
+        model.in_brief = False
     return all(is_close(cut, whole) for cut, whole in zip(*found, strict=True))
+
+
+def _on_short_text(model: FakeModel, workload: Workload, tokens: int) -> list[TracedStep]:
+    """The steps that tell of its loops: the prefill and one after it, or the one forward."""
+    if not model.generates:
+        return [model.forward(tokens)]
+    if model.prompts.reads_whole:  # the decoder begins with another answer
+        return [_prefill(model, tokens), _last(model, workload, tokens + workload.new_tokens)]
+    return model.generate(tokens, steps=(0, 1), chunk=workload.prefill_chunk)
 
 
 def is_close(one: TracedStep, other: TracedStep) -> bool:
@@ -338,9 +346,9 @@ def _last(model: FakeModel, workload: Workload, context: int) -> TracedStep:
     if model.prompts.reads_whole:
         prompt = context - workload.new_tokens
         answer = max(1, workload.new_tokens - 1)
-        return model.generate(prompt, answer=answer, steps=min(3, workload.new_tokens + 1))[-1]
+        return model.generate(prompt, answer=answer, steps=(min(2, workload.new_tokens),))[0]
     start = max(1, context - 2, min(context - 1, model.image_tokens + 1))  # images have to fit in what is read first
-    return model.generate(start, steps=context - start + 1)[-1]
+    return model.generate(start, steps=(context - start,))[0]
 
 
 def _blocks(prefill: TracedStep, last: TracedStep | None) -> tuple[BlockFootprint, ...]:

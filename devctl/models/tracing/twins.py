@@ -6,7 +6,7 @@ A trace of a hundred equal layers then costs no more than one of two. Imports to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-_RUN = 2
+RUN = 2
 """How many of a kind run: the first is given the embeddings themselves, which others still hold beside their input."""
 
 
@@ -37,6 +37,7 @@ class Repeats:
     """Which block answers like which other, by name, once the first step is done."""
 
     twins: dict[str, str] = field(default_factory=dict)
+    _run: int = RUN
     _blocks: list[_Block] = field(default_factory=list)
     _kinds: dict[Hashable, list[_Block]] = field(default_factory=lambda: defaultdict(list))
     _settled: bool = False
@@ -54,7 +55,7 @@ class Repeats:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if not self._settled:
             alike = self._kinds[block.kind, _signature(args, kwargs)]
-            if len(alike) >= _RUN:
+            if len(alike) >= self._run:
                 block.twin = alike[-1]
                 self.twins[block.name] = block.twin.name
             else:
@@ -66,21 +67,39 @@ class Repeats:
         return out
 
 
-@contextmanager
-def repeats(model: torch.nn.Module, names: Iterable[str]) -> Iterator[Repeats]:
-    """Let the blocks ``names`` of the model that are alike answer for one another."""
-    found = Repeats()
+def kinds(model: torch.nn.Module, names: Iterable[str], *, few: bool = False) -> dict[str, Hashable]:
+    """The kind of each of the blocks ``names`` of the model: those of one kind that are given alike are alike.
+
+    Args:
+        few: whether only a list in a config with an entry for every block says something of each. A shorter one, like
+            that of the architectures, sets the first blocks apart, whose peaks may well be others.
+    """
     configs = [m.config for m in model.modules() if hasattr(m, "config")]
     unique = list({id(config): config for config in configs}.values())
+    found = {}
     for name in names:
+        least = len(model.get_submodule(name.rpartition(".")[0])._modules) if few else 0
+        found[name] = _kind(name, model.get_submodule(name), unique, least)
+    return found
+
+
+@contextmanager
+def repeats(model: torch.nn.Module, of_kind: Mapping[str, Hashable], run: int = RUN) -> Iterator[Repeats]:
+    """Let the blocks of the model that are alike answer for one another, after the first ``run`` of a kind.
+
+    Args:
+        of_kind: as `kinds` says.
+    """
+    found = Repeats(_run=run)
+    for name, kind in of_kind.items():
         module = model.get_submodule(name)
-        block = _Block(name, module.forward, _kind(name, module, unique))
+        block = _Block(name, module.forward, kind)
         found._blocks.append(block)
         module.forward = _answering(found, block)
     try:
         yield found
     finally:
-        for name in names:
+        for name in of_kind:
             del model.get_submodule(name).forward
 
 
@@ -88,15 +107,18 @@ def _answering(found: Repeats, block: _Block) -> Callable[..., Any]:
     return lambda *args, **kwargs: found.call(block, args, kwargs)
 
 
-def _kind(name: str, block: torch.nn.Module, configs: Iterable[Any]) -> Hashable:
-    """What two blocks must share to be alike: their place's list, all that is in them, and what configs say of it."""
+def _kind(name: str, block: torch.nn.Module, configs: Iterable[Any], least: int) -> Hashable:
+    """What two blocks must share to be alike: their place's list, all that is in them, and what configs say of it.
+
+    Configs say it in lists, of which those with fewer than ``least`` entries are not looked at.
+    """
     parent, _, last = name.rpartition(".")
     index = int(last) if last.isdigit() else -1
     told = tuple(
         str(value[index])
         for config in configs
         for _, value in sorted(vars(config).items())
-        if isinstance(value, list | tuple) and len(value) > index >= 0
+        if isinstance(value, list | tuple) and len(value) > index >= 0 and len(value) >= least
     )
     inside = tuple((key, _attributes(module, index)) for key, module in block.named_modules())
     return parent, told, inside

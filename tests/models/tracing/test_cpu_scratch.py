@@ -10,7 +10,6 @@ import torch
 
 from devctl.loading.run.allocations import counted
 from devctl.models.tracing.cpu_scratch import of_flash_attention, of_product, packs, processor
-from tests.marks import slow
 
 SHAPES = [(5, 5, 64), (100, 100, 8), (300, 300, 64), (900, 900, 32), (1, 700, 64), (77, 77, 7), (1100, 1100, 9)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -53,15 +52,13 @@ def test_it_is_what_the_allocator_gives_out():
     assert {case: by for case, by in differences().items() if by} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
-    [
-        {"ONEDNN_MAX_CPU_ISA": "ALL"},
-        *slow({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, {"DNNL_MAX_CPU_ISA": "avx512_core_bf16"}),
-    ],
+    [{"ONEDNN_MAX_CPU_ISA": "ALL"}, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, {"DNNL_MAX_CPU_ISA": "avx512_core_bf16"}],
     ids=str,
 )
-@pytest.mark.parametrize("threads", ["1", *slow("3")])
+@pytest.mark.parametrize("threads", ["1", "3"])
 def test_it_is_so_under_a_limit_and_with_any_threads(environment, threads):
     found, packed = told_by_a_process(**environment, OMP_NUM_THREADS=threads)
     assert {case: by for case, by in found.items() if by} == {}

@@ -13,7 +13,7 @@ from tests.marks import slow
 BATCH = Workload(context_length=320, new_tokens=2, batch_size=3, padded=True)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *slow("bfloat16")])
 @pytest.mark.parametrize("name", ["llama", *slow("bert", "gemma3")])
 def test_a_padded_batch_is_predicted(name, dtype):
     assert -0.02 <= metered.error(name, BATCH, dtype=dtype) <= 0.02
@@ -25,8 +25,9 @@ def test_a_padded_batch_of_other_architectures_is_predicted(name):
     assert -0.02 <= metered.error(name, BATCH) <= 0.1
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def footprints():
+    """Of which each is traced once."""
     return open_model(ModelRequest(model=str(CONFIGS / "tiny-llama"), cache=False)).footprints
 
 

@@ -10,8 +10,6 @@ FAST = (
     "CohereForCausalLM plain",
     "MixtralForCausalLM bf16 experts",
     "SiglipVisionModel image",
-    "Dinov2Model image",
-    "GlmForCausalLM padded",
 )
 
 
