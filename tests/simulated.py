@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 MOST = 8
@@ -143,12 +142,30 @@ def place_of(value):
     return value.device.index if isinstance(value, SimTensor) else str(value.device.type)
 
 
+def leaves(value):
+    """What tuples, lists and dicts hold, one after the other; torch's own walk takes most of a run's time."""
+    if isinstance(value, tuple | list):
+        return [leaf for each in value for leaf in leaves(each)]
+    if isinstance(value, dict):
+        return [leaf for each in value.values() for leaf in leaves(each)]
+    return [value]
+
+
+def mapped(change, value):
+    """The same tuples, lists and dicts, with ``change`` of what they hold."""
+    if isinstance(value, tuple | list):
+        return type(value)([mapped(change, each) for each in value])
+    if isinstance(value, dict):
+        return {name: mapped(change, each) for name, each in value.items()}
+    return change(value)
+
+
 def dispatch(func, args, kwargs):
     """Run an operation on the CPU, once its operands are found to be on one device; the result is there too."""
     if func.overloadpacket is aten.to:  # within inference_mode it comes whole
         with Mode():
             return func.decompose(*args, **kwargs)
-    operands = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    operands = [value for value in leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     given = kwargs.get("device")
     asked = torch.device(given) if given is not None else None
     if func in _COPIES:
@@ -179,7 +196,7 @@ def dispatch(func, args, kwargs):
         counted = func(bare(args[0]).float(), *args[1:], **kwargs)
         return SimTensor(counted.to(args[0].dtype), there) if isinstance(there, int) else counted.to(args[0].dtype)
 
-    result = func(*tree_map(bare, args), **tree_map(bare, kwargs))
+    result = func(*mapped(bare, args), **mapped(bare, kwargs))
     owners = {id(value.inner): value for value in operands if isinstance(value, SimTensor)}
 
     def dress(value):
@@ -191,7 +208,7 @@ def dispatch(func, args, kwargs):
         with torch.inference_mode(value.is_inference() and not (func.is_view and not operands[0].is_inference())):
             return SimTensor(value, there)
 
-    return tree_map(dress, result)
+    return mapped(dress, result)
 
 
 class Mode(TorchDispatchMode):
@@ -200,7 +217,7 @@ class Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         device = kwargs.get("device")
-        operands = tree_flatten((args, kwargs))[0]
+        operands = leaves((args, kwargs))
         simulated = any(isinstance(value, SimTensor) for value in operands)
         if simulated or (device is not None and torch.device(device).type == "sim"):
             return dispatch(func, args, kwargs)
@@ -216,7 +233,7 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for value in tree_flatten(out)[0]:
+        for value in leaves(out):
             if isinstance(value, torch.Tensor):
                 memory.hold(value, self.index)
         return out
@@ -240,7 +257,7 @@ class Functions(TorchFunctionMode):
             if {place_of(value) for value in given} != {index}:
                 raise RuntimeError("Expected all tensors to be on the same device, in attention")
             with Held(index):
-                return SimTensor(func(*tree_map(bare, args), **tree_map(bare, kwargs)), index)
+                return SimTensor(func(*mapped(bare, args), **mapped(bare, kwargs)), index)
         return func(*args, **kwargs)
 
 

@@ -104,14 +104,14 @@ def test_a_torch_that_is_not_there_or_does_not_import_keeps_nothing_else_from_be
 @pytest.mark.parametrize(
     ("command", "text", "step"),
     [
-        (["-c", "import time; time.sleep(600)"], "importing torch did not end within 2 s", "try --timeout 4s"),
+        (["-c", "import time; time.sleep(600)"], "importing torch did not end within 1 s", "try --timeout 2s"),
         (["-c", "import os; os.kill(os.getpid(), 11)"], "importing torch crashed (SIGSEGV)", "python -c"),
         (["-c", "import os; os.kill(os.getpid(), 9)"], "importing torch was killed (SIGKILL)", "more memory"),
         (["-c", "print('rubbish')"], "importing torch answered nothing that can be read", "python -c"),
     ],
 )
 def test_a_process_that_hangs_crashes_or_is_killed_is_a_finding_and_no_end(command, text, step):
-    found = examine(command=[sys.executable, *command], seconds=2.0 if "within" in text else 300.0)
+    found = examine(command=[sys.executable, *command], seconds=1.0 if "within" in text else 300.0)
     (finding,) = of(found, "torch")
     assert finding.level is Level.BROKEN
     assert finding.text.startswith(text)
@@ -120,7 +120,8 @@ def test_a_process_that_hangs_crashes_or_is_killed_is_a_finding_and_no_end(comma
     assert of(found, "memory")
 
 
-def test_devices_that_hang_are_told_apart_from_the_import():
+def test_devices_that_hang_are_told_apart_from_the_import(over_once_told):
+    over_once_told('"devices"')
     script = (
         "import sys, json, time\n"
         f"print(sys.argv[1] + json.dumps({{'step': 'torch', 'state': 'done', 'facts': {TORCH!r}}}))\n"

@@ -143,14 +143,17 @@ class Packer:
         for device, limit in enumerate(limits):
             fits = room.setdefault(limit, [self._beside(held, limit) for held in self.held])
             reached: dict[int, int] = {}
+            known = reached.get
             for state, most in layers[-1].items():
                 self.work.take(len(self.addable[state]))
-                for added in self.addable[state]:
+                for added in self.addable[state]:  # millions of them: no calls in here that can be spared
                     beside = fits[added]
                     if beside < 0 or (needs_first and device == 0 and not added and not beside):
                         continue
-                    total = min(count, most + beside)
-                    if reached.get(state + added, -1) < total:
+                    total = most + beside
+                    if total > count:
+                        total = count
+                    if known(state + added, -1) < total:
                         reached[state + added] = total
             if not reached:
                 return None

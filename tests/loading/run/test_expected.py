@@ -15,9 +15,10 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
 from devctl.models.tree import sizes
 from tests import small_models
+from tests.marks import slow
 
 # convolutions take what the CPU's library needs to lay them out, which differs by processor
-PREDICTED = ["t5", "bart", "whisper", "mamba", "gpt-oss", "bert", "vit", "clip", "gemma2", "deberta"]
+PREDICTED = ["t5", "mamba", "gpt-oss", "bart", "whisper", "bert", "vit", "clip", "gemma2", "deberta"]
 OF_MODALITIES = ["qwen2-vl", "clap", "llava", "speech-to-text", "timesformer", "rwkv", "musicgen", "patchtst"]
 
 
@@ -33,14 +34,14 @@ def assert_equal_peaks(report, device):
     assert device["peak"] == device["measured"] + report["smoke"]["allocated"]
 
 
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", [*PREDICTED[:3], *slow(*PREDICTED[3:])])
 def test_the_peak_is_the_predicted_one(devctl, checkpoint, name):
     done = devctl("load", checkpoint(name), "--map", "cpu", "--batch-size", "2", "--max-new-tokens", "2", "--json")
     assert done.code == 0, done.err
     assert_equal_peaks(*cpu(done))
 
 
-@pytest.mark.parametrize("name", OF_MODALITIES)
+@pytest.mark.parametrize("name", [*OF_MODALITIES[:2], *slow(*OF_MODALITIES[2:])])
 def test_the_peak_with_images_and_sounds(devctl, saved, name):
     done = devctl("load", saved(name), "--map", "cpu", "--max-new-tokens", "2", "--json")
     assert done.code == 0, done.err
@@ -87,7 +88,7 @@ def test_a_part_on_disk_is_not_held(devctl, checkpoint, tmp_path):
 # what is expected on accelerators
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "whisper"])
+@pytest.mark.parametrize("name", ["llama", *slow("t5", "whisper")])
 def test_a_forward_and_a_generate_are_expected(checkpoint, name):
     source = resolve(str(checkpoint(name)))
     skeleton = read_skeleton(source)

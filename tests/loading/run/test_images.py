@@ -13,6 +13,7 @@ from devctl.models.footprint import Workload, peak_bytes
 from devctl.models.images import Images
 from tests import small_models
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "tiny-llama"
 CPU = ["--devices", "cpu=8GiB"]
@@ -28,9 +29,15 @@ TWO = "2x64x32"  # 64 tokens, and those that say where each image begins and end
             "1x30x70",
             "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
         ),
-        ("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text"),
-        ("paligemma", "1x32x32", "an image of 32×32, 16 tokens of the text"),
-        ("gemma3", "2x500x40", "2 images of 32×32, to which the model's processor scales 500×40, 8 tokens of the text"),
+        *slow(("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text")),
+        *slow(
+            ("paligemma", "1x32x32", "an image of 32×32, 16 tokens of the text"),
+            (
+                "gemma3",
+                "2x500x40",
+                "2 images of 32×32, to which the model's processor scales 500×40, 8 tokens of the text",
+            ),
+        ),
     ],
 )
 def test_a_plan_foretells_what_a_load_measures(devctl, saved, tmp_path, name, images, said):
@@ -116,28 +123,31 @@ CUTS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "said"),
+    ("batch", "name", "images", "said"),
     [
-        ("internvl", "1x64x96", "an image of 64×96, cut into 7 tiles of 32×32, 28 tokens of the text"),
-        ("internvl", "2x64x33", "2 images of 64×33, each cut into 3 tiles of 32×32, 24 tokens of the text"),
-        ("idefics3", "2x40x40", "2 images of 40×40, each cut into 5 tiles of 32×32, 40 tokens of the text"),
-        ("llama4", "1x64x100", "an image of 64×100, cut into 9 tiles of 32×32, 36 tokens of the text"),
+        (2, "internvl", "2x64x33", "2 images of 64×33, each cut into 3 tiles of 32×32, 24 tokens of the text"),
         (
-            "llava-pixtral",
-            "2x100x60",
-            "2 images of 64×40, to which the model's processor scales 100×60, 80 tokens of the text",
-        ),
-        (
+            1,
             "gemma4",
             "1x100x300",
             "an image of 112×160 in the place of 100×300, which the model's processor scales to 64×224: a bound, "
             "70 tokens of the text",
         ),
-        ("gemma4", "1x112x160", "an image of 112×160, 70 tokens of the text"),
+        *slow(
+            (1, "internvl", "1x64x96", "an image of 64×96, cut into 7 tiles of 32×32, 28 tokens of the text"),
+            (1, "idefics3", "2x40x40", "2 images of 40×40, each cut into 5 tiles of 32×32, 40 tokens of the text"),
+            (2, "llama4", "1x64x100", "an image of 64×100, cut into 9 tiles of 32×32, 36 tokens of the text"),
+            (
+                1,
+                "llava-pixtral",
+                "2x100x60",
+                "2 images of 64×40, to which the model's processor scales 100×60, 80 tokens of the text",
+            ),
+            (2, "gemma4", "1x112x160", "an image of 112×160, 70 tokens of the text"),
+        ),
     ],
 )
-@pytest.mark.parametrize("batch", [1, 2])
-def test_images_that_are_cut_are_foretold_as_a_load_measures_them(devctl, tmp_path, name, images, said, batch):
+def test_images_that_are_cut_are_foretold_as_a_load_measures_them(devctl, tmp_path, batch, name, images, said):
     model, document = small_models.save(name, tmp_path / name, CUTTING), tmp_path / "plan.json"
     (model / "preprocessor_config.json").write_text(json.dumps(CUTS[name]))
     asked = ["--images", images, "--context-length", 200, "--batch-size", batch]
@@ -213,7 +223,7 @@ def test_where_they_change_nothing_they_are_refused(devctl, command, said):
     assert said in done.err
 
 
-@pytest.mark.parametrize(("images", "said"), [(None, "an image of 128×128"), (TWO, "2 images of 64×32")])
+@pytest.mark.parametrize(("images", "said"), [*slow((None, "an image of 128×128")), (TWO, "2 images of 64×32")])
 def test_a_comparison_says_what_is_counted(devctl, saved, images, said):
     asked = [] if images is None else ["--images", images]
     done = devctl("plan", saved("qwen2-vl"), *CPU, "--compare", "--context-length", 1024, *asked)
@@ -313,9 +323,11 @@ def test_many_images_are_not_traced_one_by_one(saved):
     ("asked", "holds"),
     [
         (["--context-length", 10], "transformers' generate of a text without an image"),
-        (["--context-length", 100, "--images", 0], "transformers' generate of a text without an image"),
         (["--context-length", 100], "transformers' generate"),
-        ([], "transformers' generate"),
+        *slow(
+            (["--context-length", 100, "--images", 0], "transformers' generate of a text without an image"),
+            ([], "transformers' generate"),
+        ),
     ],
 )
 def test_a_verdict_says_that_it_is_of_a_text_where_no_image_fits(devctl, saved, asked, holds):

@@ -15,11 +15,15 @@ from devctl.errors import UsageError
 from devctl.loading.run.media import image_inputs, read_wave, resampled
 from devctl.models.files.resolve import resolve
 from tests import small_models
+from tests.marks import slow
+
+FIRST = ["qwen2-vl", "musicgen", "time-series"]
+"""Modalities that the fast tests load."""
 
 IMAGES = {"llava", "paligemma", "gemma3", "qwen2-vl", "qwen2.5-vl", "idefics3", "internvl"}
 
 
-@pytest.mark.parametrize("name", small_models.MODALITIES)
+@pytest.mark.parametrize("name", [*FIRST, *slow(*(name for name in small_models.MODALITIES if name not in FIRST))])
 def test_every_modality(devctl, saved, name):
     done = devctl("load", saved(name), "--map", "cpu", "--verify", "--max-new-tokens", "3", "--json")
     assert done.code == 0, done.err + done.out
@@ -46,7 +50,7 @@ def inputs(done):
 # as big as the workload
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "whisper", "vit", "clip", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "whisper", *slow("t5", "vit", "clip", "mamba")])
 def test_a_batch(devctl, checkpoint, name):
     done = devctl("load", checkpoint(name), "--map", "cpu", "--batch-size", "3", "--verify", "--json")
     assert done.code == 0, done.err
@@ -54,13 +58,13 @@ def test_a_batch(devctl, checkpoint, name):
     assert json.loads(done.out)["smoke"]["batch_size"] == 3
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl", "clap", "musicgen", "llava", "time-series"])
+@pytest.mark.parametrize("name", ["clap", *slow("qwen2-vl", "musicgen", "llava", "time-series")])
 def test_a_batch_of_other_things(devctl, saved, name):
     done = devctl("load", saved(name), "--map", "cpu", "--batch-size", "2")
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 40, 56])
+@pytest.mark.parametrize("length", [1, 56, *slow(5, 16, 40)])
 def test_a_context_of_a_length(devctl, checkpoint, length):
     done = devctl("load", checkpoint("llama"), "--map", "cpu", "--context-length", length, "--json")
     assert done.code == 0, done.err

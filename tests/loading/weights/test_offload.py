@@ -79,14 +79,9 @@ def start(folder, tmp_path, *options):
 
 
 @pytest.mark.parametrize(
+    # a signal while random weights are written is in tests/cli/test_process.py
     ("number", "code", "given"),
-    [
-        # a signal while random weights are written is in tests/cli/test_process.py
-        pytest.param(signal.SIGINT, 130, False, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, True),
-    ],
+    slow((signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)),
 )
 def test_a_signal_while_weights_are_written_leaves_nothing(number, code, given, tmp_path):
     folder = save_large(tmp_path / "model", pickled=True)

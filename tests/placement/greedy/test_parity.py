@@ -21,11 +21,14 @@ from devctl.placement.budget import from_inventory
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS, device_of
 from tests import small_models
+from tests.marks import slow
 from tests.upstream import UpstreamError, ask, assert_parity, ours
 
 GIB = 2**30
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = sorted(path.name for path in CONFIGS.iterdir())
+QUICK = ("bert-large", "gpt-oss-120b", "llama-3.1-8b", "tiny-llama")
+"""Models of few modules, which are built and planned in no time."""
 
 # shares of the model's bytes, so that each set is tight for every model
 MACHINES = {
@@ -41,6 +44,14 @@ MACHINES = {
     "no zero": {1: 0.6, 2: 0.7, "cpu": 1.0},
     "mps": {"mps": 0.7, "cpu": 1.0},
 }
+
+
+# each model on each machine, and over these each strategy with each of both
+CASES = [
+    pytest.param(model, machine, OF_TRANSFORMERS[(row + column) % 4], marks=[] if model in QUICK else pytest.mark.slow)
+    for row, model in enumerate(MODELS)
+    for column, machine in enumerate(MACHINES)
+]
 
 
 @functools.cache
@@ -59,9 +70,7 @@ def scaled(machine, total):
     return {device: int(share * total) for device, share in machine.items()}
 
 
-@pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "machine", "strategy"), CASES)
 def test_real_models(model, machine, strategy):
     skeleton, upstream = real(model)
     assert_parity(skeleton, upstream, strategy, scaled(MACHINES[machine], sizes(skeleton.tree)[""]))
@@ -82,8 +91,10 @@ def random_machine(rng, total):
     return machine
 
 
-@pytest.mark.parametrize("rounds", [12, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", small_models.TINY)
+@pytest.mark.parametrize(
+    ("model", "rounds"),
+    [("llama", 12), ("mixtral", 12), ("t5", 12), ("bert", 12), *slow(*((model, 40) for model in small_models.TINY))],
+)
 def test_small_models_on_random_machines(model, rounds):
     skeleton, upstream = small(model)
     rng = random.Random(model)
@@ -202,7 +213,7 @@ def test_buffers_lost_in_a_split():
     skeleton, upstream = small("deberta")
     total = sizes(skeleton.tree)[""]
     found = Counter()
-    for step in range(1, 400):
+    for step in range(1, 400, 3):
         machine = {0: total * step // 400, "cpu": total // 3}
         found[assert_parity(skeleton, upstream, Strategy.SEQUENTIAL, machine)] += 1
     assert found["upstream lost buffers"] > 0, "the budgets no longer reach the case that this test is about"

@@ -13,6 +13,7 @@ from devctl.models.tree import sizes
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests import quantised, small_models
 from tests.conftest import CONFIGS
+from tests.marks import slow
 from tests.placement.greedy.test_parity import random_machine
 from tests.upstream import any_environment, ask, assert_parity
 
@@ -24,13 +25,22 @@ UNBUILDABLE = {
 }
 
 
-@pytest.fixture(params=[4, pytest.param(12, marks=pytest.mark.slow)])
-def rounds(request):
-    """Random machines for each model."""
-    return request.param
+ROUNDS = 4
+"""Random machines for each model."""
 
 
-def assert_same_plans(skeleton, upstream, seed, rounds):
+def each_with_each(methods):
+    """(model, method), of which each method with one model, of these in turn, is no slow test."""
+    models = [*small_models.WIDE]
+    cases = []
+    for row, method in enumerate(methods):
+        turned = [models[(row + column) % len(models)] for column in range(len(models))]
+        first = next(model for model in turned if (model, method) not in UNBUILDABLE)
+        cases += [pytest.param(m, method, marks=[] if m == first else pytest.mark.slow) for m in models]
+    return cases
+
+
+def assert_same_plans(skeleton, upstream, seed):
     rng = random.Random(seed)
     with any_environment():
         theirs = transformers_sizes(upstream)
@@ -40,10 +50,10 @@ def assert_same_plans(skeleton, upstream, seed, rounds):
     }, "the bytes that are planned"
     outcomes = Counter(
         assert_parity(skeleton, upstream, strategy, random_machine(rng, ours[""]))
-        for _ in range(rounds)
+        for _ in range(ROUNDS)
         for strategy in OF_TRANSFORMERS
     )
-    assert outcomes["equal"] > 1.6 * rounds, outcomes
+    assert outcomes["equal"] > 1.6 * ROUNDS, outcomes
 
 
 def transformers_sizes(upstream):
@@ -52,20 +62,18 @@ def transformers_sizes(upstream):
     return dict(compute_module_sizes(upstream.model, upstream.quantizer, only_modules=False)[0])
 
 
-@pytest.mark.parametrize("name", quantised.CHECKPOINTS)
-@pytest.mark.parametrize("model", small_models.WIDE)
-def test_checkpoints(model, name, tmp_path, rounds):
+@pytest.mark.parametrize(("model", "name"), each_with_each(quantised.CHECKPOINTS))
+def test_checkpoints(model, name, tmp_path):
     settings = quantised.CHECKPOINTS[name]
     if (model, name) in UNBUILDABLE:
         pytest.skip("transformers raises as it builds")
     with quantised.bitsandbytes():
         skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, model, settings))))
-        assert_same_plans(skeleton, ask(skeleton, use_kernels=name == "mxfp4"), f"{model} {name}", rounds)
+        assert_same_plans(skeleton, ask(skeleton, use_kernels=name == "mxfp4"), f"{model} {name}")
 
 
-@pytest.mark.parametrize("quantize", Quantize)
-@pytest.mark.parametrize("model", small_models.WIDE)
-def test_on_the_fly(model, quantize, tmp_path, rounds):
+@pytest.mark.parametrize(("model", "quantize"), each_with_each(Quantize))
+def test_on_the_fly(model, quantize, tmp_path):
     if (model, quantize) in UNBUILDABLE:
         pytest.skip("transformers raises as it builds")
     if quantize.startswith("quanto"):
@@ -77,27 +85,29 @@ def test_on_the_fly(model, quantize, tmp_path, rounds):
             quantization_config=quantised.on_the_fly(quantize),
             use_kernels=quantize is Quantize.MXFP4,
         )
-        assert_same_plans(skeleton, upstream, f"{model} {quantize}", rounds)
+        assert_same_plans(skeleton, upstream, f"{model} {quantize}")
 
 
 @pytest.mark.parametrize("name", quantised.COMPRESSED)
-def test_compressed_tensors(name, tmp_path, rounds):
+def test_compressed_tensors(name, tmp_path):
     pytest.importorskip("compressed_tensors")
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama", quantised.COMPRESSED[name]))))
-    assert_same_plans(skeleton, ask(skeleton), name, rounds)
+    assert_same_plans(skeleton, ask(skeleton), name)
 
 
-@pytest.mark.parametrize(("model", "settings"), [("gpt-oss-120b", quantised.MXFP4), ("deepseek-v3", quantised.FP8)])
-def test_real_models(model, settings, tmp_path, rounds):
+@pytest.mark.parametrize(
+    ("model", "settings"), [("gpt-oss-120b", quantised.MXFP4), *slow(("deepseek-v3", quantised.FP8))]
+)
+def test_real_models(model, settings, tmp_path):
     config = json.loads((CONFIGS / model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
     skeleton = read_skeleton(resolve(str(tmp_path)))
-    assert_same_plans(skeleton, ask(skeleton, use_kernels=model == "gpt-oss-120b"), model, rounds)
+    assert_same_plans(skeleton, ask(skeleton, use_kernels=model == "gpt-oss-120b"), model)
 
 
 @pytest.mark.parametrize("model", ["llama", "opt", "t5"])
-def test_float16(model, tmp_path, rounds):
+def test_float16(model, tmp_path):
     """Modules that stay in float32 are not quantised."""
     settings = quantised.CHECKPOINTS["fp8"]
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, model, settings, dtype="float16"))))
-    assert_same_plans(skeleton, ask(skeleton), model, rounds)
+    assert_same_plans(skeleton, ask(skeleton), model)
