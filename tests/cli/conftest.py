@@ -24,6 +24,22 @@ def short(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Folder of a config of a small model that ranks can share, by its name: ``small("llama")``."""
+    from tests.sharded import SHARDED
+
+    def write(name, **own):
+        model_class, config = SHARDED[name]()
+        config = type(config)(**{**config.to_dict(), **own})
+        config.architectures, config.dtype = [model_class.__name__], "float32"
+        folder = tmp_path_factory.mktemp("small") / name
+        config.save_pretrained(folder)
+        return folder
+
+    return write
+
+
 @pytest.fixture
 def ran(devctl, monkeypatch):
     """Runs a command in this process, whatever devices its environment chose: ``ran("check", "--gpus", 2).code``."""

@@ -53,8 +53,8 @@ def test_what_changes_nothing_is_refused(devctl, command, said):
     ],
     ids=" ".join,
 )
-def test_beside_a_workload_they_count(devctl, checkpoint, options):
-    assert devctl("plan", checkpoint("llama"), "--max-memory", "cpu=1GiB", *options).code == 0
+def test_beside_a_workload_they_count(devctl, short, options):
+    assert devctl("plan", short, "--max-memory", "cpu=1GiB", *options).code == 0
 
 
 _OF_LOAD = (clashes.OF_LOAD, clashes.OF_ONE_HOST, clashes.OF_STAGES, clashes.OF_RANK, clashes.OF_LAUNCH)

@@ -8,6 +8,7 @@ import devctl as library
 from devctl.placement.parallel.records import parse_stages
 from tests.cli.test_documents import COMPARISON, PLAN, holds
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "llama-3.1-8b"
 TWO = ["--devices", "a:4xH100;b:4xH100", "--tp", "4"]
@@ -70,12 +71,14 @@ def test_every_rank_has_its_share_of_the_cache_and_its_communicators(devctl):
     ]
 
 
-def test_latent_attention_keeps_the_cache_of_its_layers_on_every_rank(devctl):
-    document = planned(
-        devctl("plan", CONFIGS / "deepseek-v3", "--devices", "a:8xB300;b:8xB300", "--tp", "8", "--context-length", "4k")
-    )
+@pytest.mark.parametrize("is_small", [True, *slow(False)], ids=["small", "whole"])
+def test_latent_attention_keeps_the_cache_of_its_layers_on_every_rank(devctl, small, is_small):
+    model = small("deepseek-v3") if is_small else CONFIGS / "deepseek-v3"
+    shared, devices, ranks = ("a:2x1GiB;b:2x1GiB", "a:1GiB;b:1GiB", 2) if is_small else (*["a:8xB300;b:8xB300"] * 2, 8)
+    work = ["--context-length", "64" if is_small else "4k", "--overhead", "0B"]
+    document = planned(devctl("plan", model, *work, "--devices", shared, "--tp", ranks))
     assert "every rank keeps the whole KV cache, of its stage's layers: the plan does not cut it" in document["notes"]
-    alone = planned(devctl("plan", CONFIGS / "deepseek-v3", "--devices", "a:8xB300;b:8xB300", "--context-length", "4k"))
+    alone = planned(devctl("plan", model, *work, "--devices", devices))
     assert sum(s["state"] for s in document["stages"]) == sum(s["state"] for s in alone["stages"])
 
 
