@@ -80,7 +80,7 @@ PLANS = {
     "kernels": ["--max-memory", "cpu=1GiB", "--context-length", "64"],
 }
 LOOKED_FOR = {
-    "largest": ["--devices", "1MiB,cpu=1GiB", "--overhead", "0B", "--max-context"],
+    "largest": ["--devices", "1GiB,cpu=1GiB", "--max-context"],
     "target": ["--devices", "1MiB,cpu=1GiB", "--overhead", "0B", "--target-context", "64"],
 }
 

@@ -180,7 +180,7 @@ RUN = ["--decode", "beam:2", "--prefill-chunk-size", 16, "--attn-implementation"
 @pytest.mark.parametrize(
     ("question", "batch"),
     [
-        (["--what-if", "--devices", "1MiB"], "batches unpadded"),
+        (["--what-if", "--devices", "100KiB"], "batches unpadded"),
         (["--compare", *WORK, "--batch-size", 3], "a batch of 3, unpadded"),
         (["--fits-on", "1GiB", *WORK[2:], "--batch-size", 3], "a batch of 3, unpadded"),
         *slow(
@@ -199,7 +199,7 @@ def test_every_answer_says_how_it_is_run_as_a_plan_does(devctl, short, question,
     assert line.endswith("2 beams, the prompt in chunks of 16, attention eager")
 
 
-@pytest.mark.parametrize("question", [["--what-if", "--devices", "1MiB"], ["--compare", *WORK]])
+@pytest.mark.parametrize("question", [["--what-if", "--devices", "100KiB"], ["--compare", *WORK]])
 def test_documents_of_tables_say_how_they_are_run(devctl, short, question):
     work = document(devctl("plan", short, *question, "--overhead", "0B", *RUN, "--json"))["workload"]
     assert (work["generation"], work["prefill_chunk"], work["attention"]) == ({"num_beams": 2}, 16, "eager")
@@ -208,7 +208,7 @@ def test_documents_of_tables_say_how_they_are_run(devctl, short, question):
 
 
 def test_tables_say_what_transformers_chooses_where_nothing_is_asked_for(devctl, short):
-    table = document(devctl("plan", short, "--what-if", "--devices", "cpu=1GiB", "--json"))["workload"]
+    table = document(devctl("plan", short, "--what-if", "--devices", "64MiB", "--json"))["workload"]
     assert (table["attention"], table["padded"], table["generation"]) == ("sdpa", True, {})
     assert document(devctl("plan", short, "--compare", "--devices", "64MiB", "--json"))["workload"] is None
     out = devctl("plan", short, "--compare", "--devices", "64MiB").out

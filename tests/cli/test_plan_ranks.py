@@ -84,7 +84,21 @@ def test_where_every_rank_keeps_all_keys_and_values_it_is_said(name, devctl, sma
     assert "every rank keeps the whole KV cache" in " ".join(said.split())
 
 
-def test_where_sharing_hardly_helps_it_is_said(devctl):
+def test_where_sharing_hardly_helps_it_is_said(devctl, small):
+    model = small("gpt-oss")
+    refused = devctl("plan", model, "--devices", "2x500KiB", "--tp", "2")
+    assert (refused.code, refused.out) == (3, "")
+    said = " ".join(refused.err.split())
+    assert "tensor parallelism hardly helps: a rank holds 697 KiB of 713 KiB, an even share would be 356 KiB" in said
+    assert "with --ep 2 a rank would hold 423 KiB" in said
+    assert "--ep 2 beside --tp 2 fits" in said
+    document, _ = planned(devctl, model, "--devices", "2x500KiB", "--tp", "2", "--ep", "2")
+    assert document["tensor_parallel"]["expert_parallel"] == 2
+    assert document["tensor_parallel"]["bytes_per_rank"][0] / 1024 == pytest.approx(423, abs=0.5)
+
+
+@pytest.mark.slow
+def test_where_sharing_a_large_model_hardly_helps_it_is_said(devctl):
     refused = devctl("plan", CONFIGS / "gpt-oss-120b", "--devices", "8xH100", "--tp", "8")
     assert refused.code == 3
     assert refused.out == ""
@@ -97,7 +111,14 @@ def test_where_sharing_hardly_helps_it_is_said(devctl):
     assert document["tensor_parallel"]["bytes_per_rank"][0] / GIB == pytest.approx(29.725, abs=0.001)
 
 
-def test_what_is_on_every_rank_is_said(devctl):
+def test_what_is_on_every_rank_is_said(devctl, small):
+    document, said = planned(devctl, small("deepseek-v3"), "--devices", "2x1GiB", "--tp", "2")
+    assert document["tensor_parallel"]["bytes_per_rank"][0] / 1024 == pytest.approx(218, abs=0.5)
+    assert "an even share would be 163 KiB: 111 KiB are on every rank" in " ".join(said.split())
+
+
+@pytest.mark.slow
+def test_what_is_of_a_large_model_on_every_rank_is_said(devctl):
     document, said = planned(devctl, CONFIGS / "deepseek-v3", "--devices", "8xB300", "--tp", "8")
     assert document["tensor_parallel"]["bytes_per_rank"][0] / GIB == pytest.approx(175.0, abs=0.1)
     assert "an even share would be 156 GiB: 21.5 GiB are on every rank" in " ".join(said.split())

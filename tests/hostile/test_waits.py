@@ -158,7 +158,8 @@ def test_deadlines_are_those_that_are_written():
 @pytest.mark.parametrize(
     "arguments", [["--max-memory", "cpu=1GiB"], ["--devices", "2xH100,cpu=1GiB"]], ids=lambda given: given[0]
 )
-def test_a_plan_that_needs_no_gpu_asks_for_none(started, arguments):
+def test_a_plan_that_needs_no_gpu_asks_for_none(started, devctl, arguments):
+    devctl("plan", TINY, "--devices", "1GiB")  # what is kept of a model is planned without torch
     process = started(WEDGED, "plan", str(TINY), *arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
