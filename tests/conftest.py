@@ -52,8 +52,11 @@ class Result(NamedTuple):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """No test reads or fills the user's cache of module trees."""
-    os.environ["DEVCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    """No test reads or fills the user's cache of module trees; several workers have one, as processes of a user do."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ["DEVCTL_CACHE_DIR"] = str(folder / "devctl-cache")
 
 
 @pytest.fixture

@@ -177,6 +177,7 @@ def test_last_words_are_those_of_the_exception():
     assert boards.last_words("") == ""
 
 
+@pytest.mark.slow
 def test_a_slice_on_devices_that_are_none_writes_its_evidence_and_goes_on(tmp_path):
     """Three processes deep, as on a real box: the runner, the step, and what the step asks."""
 

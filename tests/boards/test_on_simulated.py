@@ -66,6 +66,7 @@ def test_what_is_raised_in_a_cell_is_a_row_and_the_next_is_tried():
     assert "llama, eager" in by_subject
 
 
+@pytest.mark.slow
 def test_the_edge_is_found_where_it_is_planned():
     rows = told("edge")["edge"]
     assert wrong(rows) == []

@@ -1,5 +1,6 @@
 """Running commands on invented machines."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,36 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CONFIGS
 from tests.inventory.conftest import machine, nvml_folder  # noqa: F401 - fixtures
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory):
+    """Folder of a config of two small layers, made for 256 tokens: answers that trace many texts are soon found."""
+    folder = tmp_path_factory.mktemp("short") / "llama"
+    folder.mkdir()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
+    tiny = json.loads((CONFIGS / "tiny-llama" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tiny | sizes | heads))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Folder of a config of a small model that ranks can share, by its name: ``small("llama")``."""
+    from tests.sharded import SHARDED
+
+    def write(name, **own):
+        model_class, config = SHARDED[name]()
+        config = type(config)(**{**config.to_dict(), **own})
+        config.architectures, config.dtype = [model_class.__name__], "float32"
+        folder = tmp_path_factory.mktemp("small") / name
+        config.save_pretrained(folder)
+        return folder
+
+    return write
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import devctl as library
 from devctl.errors import LoadError
 from devctl.loading.run.attention import require_used
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
-LLAMA, OSS, BERT = (CONFIGS / name for name in ("llama-3.1-8b", "gpt-oss-120b", "bert-large"))
+TINY, LLAMA, OSS, BERT = (CONFIGS / name for name in ("tiny-llama", "llama-3.1-8b", "gpt-oss-120b", "bert-large"))
 WORK = ("--context-length", 512)
 
 
@@ -27,7 +28,7 @@ def planned(done):
     return json.loads(done.out)["workload"]["attention"]
 
 
-@pytest.mark.parametrize(("model", "how"), [(LLAMA, "sdpa"), (OSS, "eager")])
+@pytest.mark.parametrize(("model", "how"), [(TINY, "sdpa"), *slow((OSS, "eager"))])
 def test_a_plan_names_what_transformers_chooses(devctl, model, how):
     done = devctl("plan", model, "--devices", "8xH100", *WORK, "--json")
     assert planned(done) == how
@@ -35,7 +36,7 @@ def test_a_plan_names_what_transformers_chooses(devctl, model, how):
 
 
 def test_a_plan_names_what_is_asked_for(devctl):
-    done = devctl("plan", LLAMA, "--devices", "H100", *WORK, "--attn-implementation", "a/kernel", "--json")
+    done = devctl("plan", TINY, "--devices", "H100", *WORK, "--attn-implementation", "a/kernel", "--json")
     assert planned(done) == "a/kernel"
     assert "note: what a/kernel takes is not known: counted as flash attention" in done.err
 
@@ -78,7 +79,7 @@ def test_where_eager_attention_is_what_does_not_fit_the_best_other_one_is_told(d
 
 
 def test_nothing_is_told_of_attention_where_it_is_not_eager(devctl):
-    done = devctl("plan", LLAMA, "--devices", "24GiB", "--context-length", 131072, "--no-offload")
+    done = devctl("plan", TINY, "--devices", "16MiB", "--overhead", "0B", "--context-length", 2048, "--no-offload")
     assert done.code == 3
     assert "--attn-implementation" not in done.err
 

@@ -5,6 +5,7 @@ import pytest
 from devctl.cli import COMMANDS
 from devctl.planning import clashes
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = str(CONFIGS / "llama-3.1-8b")
 
@@ -48,13 +49,15 @@ def test_what_changes_nothing_is_refused(devctl, command, said):
     [
         ["--context-length", "64", "--batch-size", "2", "--kv-dtype", "int8", "--overhead", "0B", "--new-tokens", "2"],
         ["--max-context", "--batch-size", "2"],
-        ["--what-if", "--overhead", "0B", "--new-tokens", "2"],
-        ["--target-context", "64", "--kv-dtype", "int8"],
+        *slow(
+            ["--what-if", "--overhead", "0B", "--new-tokens", "2"],
+            ["--target-context", "64", "--kv-dtype", "int8"],
+        ),
     ],
     ids=" ".join,
 )
-def test_beside_a_workload_they_count(devctl, checkpoint, options):
-    assert devctl("plan", checkpoint("llama"), "--max-memory", "cpu=1GiB", *options).code == 0
+def test_beside_a_workload_they_count(devctl, short, options):
+    assert devctl("plan", short, "--max-memory", "cpu=1GiB", *options).code == 0
 
 
 _OF_LOAD = (clashes.OF_LOAD, clashes.OF_ONE_HOST, clashes.OF_STAGES, clashes.OF_RANK, clashes.OF_LAUNCH)

@@ -11,6 +11,7 @@ import pytest
 from devctl.cli import COMMANDS, described
 from devctl.completion import entry, shells
 from tests.conftest import DEVCTL
+from tests.marks import slow
 from tests.shells import Shell
 
 SCRIPTS = Path(__file__).parents[2] / "completions"
@@ -111,7 +112,7 @@ def test_tab_offers_commands_options_and_their_values(started, name):
     shell.completes("devctl check --form", "devctl check --format")
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["bash", *slow("zsh", "fish")])
 def test_tab_offers_the_values_behind_an_equals_sign(started, name):
     shell = started(name)
     before = "…strategy=" if name == "fish" else ""
@@ -121,7 +122,7 @@ def test_tab_offers_the_values_behind_an_equals_sign(started, name):
     shell.completes("devctl plan x --map=models/t", "devctl plan x --map=models/tiny/")
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["bash", *slow("zsh", "fish")])
 def test_tab_offers_boards_behind_a_count_and_within_a_list(started, name):
     shell = started(name)
     shell.offers("devctl plan x --devices 2xH", "2xH100", "2xH200", "2xH100-SXM")
@@ -131,7 +132,7 @@ def test_tab_offers_boards_behind_a_count_and_within_a_list(started, name):
     shell.completes("devctl plan x --devices 'a:2xH100;b:4xMI325", "devctl plan x --devices a:2xH100;b:4xMI325X")
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["bash", *slow("zsh", "fish")])
 def test_tab_offers_devices_maps_and_models_of_the_hubs_cache(started, name):
     shell = started(name)
     said = shell.offers("devctl load x --map ", "cpu", "map.json", "models/")
@@ -143,7 +144,7 @@ def test_tab_offers_devices_maps_and_models_of_the_hubs_cache(started, name):
     shell.completes("devctl plan x --max-memory c", "devctl plan x --max-memory cpu=")
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["bash", *slow("zsh", "fish")])
 def test_a_file_with_a_blank_in_its_name_is_one_word(started, name):
     shell = started(name)
     shell._seen = ""
@@ -153,7 +154,7 @@ def test_a_file_with_a_blank_in_its_name_is_one_word(started, name):
     shell.shows("<devctl><plan><x><--map><map two.json>")
 
 
-@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["bash", *slow("zsh", "fish")])
 def test_files_are_offered_where_a_file_is_meant_and_nowhere_else(started, name):
     shell = started(name)
     shell.completes("devctl plan x --report not", "devctl plan x --report notes.txt")

@@ -90,6 +90,7 @@ def test_an_invented_machine_is_examined_whole(machine, ran, monkeypatch):
     assert document["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined_whole_with_the_frameworks_that_are_here(ran):
     done = ran("doctor", "--json", "--timeout", "300s")
     document = holds(done.out, DOCTOR)

@@ -9,6 +9,7 @@ import pytest
 import devctl as package
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
+from tests.marks import slow
 
 ROOT = Path(package.__file__).parent
 TINY = CONFIGS / "tiny-llama"
@@ -77,19 +78,30 @@ PLANS = {
     "workload": ["--devices", "2x1GiB,cpu=1GiB", "--context-length", "64", "--batch-size", "2", "--new-tokens", "3"],
     "kv": ["--devices", "2x1GiB,cpu=1GiB", "--context-length", "64", "--kv-dtype", "float16", "--overhead", "1MiB"],
     "kernels": ["--max-memory", "cpu=1GiB", "--context-length", "64"],
-    "largest": ["--devices", "1GiB,cpu=1GiB", "--max-context"],
-    "target": ["--devices", "1GiB,cpu=1GiB", "--target-context", "64"],
 }
+LOOKED_FOR = {
+    "largest": ["--devices", "1GiB,cpu=1GiB", "--max-context"],
+    "target": ["--devices", "1MiB,cpu=1GiB", "--overhead", "0B", "--target-context", "64"],
+}
+
+
+def hold_a_plan(done, report, options):
+    assert done.code == 0, done.err
+    document = holds(done.out, PLAN)
+    assert json.loads(report.read_text()) == document
+    assert bool(document["workload"]) == any("context" in option for option in options if option != "--max-context")
 
 
 @pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
 def test_plans(devctl, tmp_path, options):
     report = tmp_path / "plan.json"
-    done = devctl("plan", TINY, *options, "--json", "--report", report)
-    assert done.code == 0, done.err
-    document = holds(done.out, PLAN)
-    assert json.loads(report.read_text()) == document
-    assert bool(document["workload"]) == any("context" in option for option in options if option != "--max-context")
+    hold_a_plan(devctl("plan", TINY, *options, "--json", "--report", report), report, options)
+
+
+@pytest.mark.parametrize("name", ["largest", *slow("target")])
+def test_plans_of_what_is_looked_for(devctl, short, tmp_path, name):
+    report, options = tmp_path / "plan.json", LOOKED_FOR[name]
+    hold_a_plan(devctl("plan", short, *options, "--json", "--report", report), report, options)
 
 
 def test_a_plan_of_a_given_map(devctl, tmp_path):
@@ -114,9 +126,9 @@ def test_comparisons(devctl, options):
     assert len(holds(done.out, COMPARISON)["plans"]) == 5
 
 
-@pytest.mark.parametrize("devices", ["1MiB,cpu=1MiB", "16GiB,cpu=1GiB", "cpu=1GiB"])
-def test_what_ifs(devctl, devices):
-    done = devctl("plan", TINY, "--devices", devices, "--what-if", "--json")
+@pytest.mark.parametrize("devices", ["100KiB,cpu=100KiB", *slow("16GiB,cpu=1GiB"), "cpu=1GiB"])
+def test_what_ifs(devctl, short, devices):
+    done = devctl("plan", short, "--devices", devices, "--what-if", "--json")
     assert done.code == 0, done.err
     assert {case["fits"] for case in holds(done.out, WHAT_IF)["cases"]}
 
@@ -154,13 +166,13 @@ def test_accelerators_are_the_same_in_a_check_and_an_inventory():
 
 
 @pytest.mark.parametrize("name", [PLAN, COMPARISON, WHAT_IF, CHECK, FITS_ON, EXPORT])
-def test_a_schema_refuses_another_document(machine, ran, tmp_path, name):
+def test_a_schema_refuses_another_document(machine, ran, short, tmp_path, name):
     machine(boxes.eight())
     (tmp_path / "map.json").write_text('{"model": 0, "lm_head": 0}')
     commands = {
         PLAN: ["plan", TINY, "--max-memory", "cpu=12MiB"],
         COMPARISON: ["plan", TINY, "--max-memory", "cpu=12MiB", "--compare"],
-        WHAT_IF: ["plan", TINY, "--devices", "1GiB,cpu=1GiB", "--what-if"],
+        WHAT_IF: ["plan", short, "--devices", "cpu=1GiB", "--what-if"],
         CHECK: ["check", "--gpus", "1"],
         FITS_ON: ["plan", TINY, "--fits-on", "T4,1MiB,24GiB", "--context-length", "64"],
         EXPORT: ["export", tmp_path / "map.json", "org/model", "--to", "vllm"],

@@ -14,11 +14,11 @@ WORK = ("--devices", "1GiB", "--context-length", 256)
 
 
 @pytest.fixture
-def told(tmp_path):
-    """The tiny model's folder with a generation config."""
+def told(short, tmp_path):
+    """The short model's folder with a generation config."""
 
     def write(**settings):
-        shutil.copytree(TINY, tmp_path / "model", dirs_exist_ok=True)
+        shutil.copytree(short, tmp_path / "model", dirs_exist_ok=True)
         (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
         return tmp_path / "model"
 
@@ -34,8 +34,8 @@ def state(document):
     return sum(device["state"] or 0 for device in document["devices"])
 
 
-def test_the_folders_generation_config_counts(devctl, told):
-    plain = document(devctl("plan", TINY, *WORK, "--json"))
+def test_the_folders_generation_config_counts(devctl, short, told):
+    plain = document(devctl("plan", short, *WORK, "--json"))
     done = devctl("plan", told(num_beams=4), *WORK, "--json")
     beams = document(done)
     assert beams["workload"]["generation"] == {"num_beams": 4}
@@ -55,8 +55,8 @@ def test_a_change_of_it_is_seen_by_a_plan_that_is_kept(devctl, told):
 @pytest.mark.parametrize(
     ("decode", "said"), [("beam:3", "run: 3 beams"), ("sample", "run: sampling"), ("greedy", "run: greedy, attention")]
 )
-def test_decode_says_otherwise(devctl, decode, said):
-    done = devctl("plan", TINY, *WORK, "--decode", decode)
+def test_decode_says_otherwise(devctl, short, decode, said):
+    done = devctl("plan", short, *WORK, "--decode", decode)
     assert any(line.startswith(said) for line in done.err.splitlines())
 
 
@@ -92,22 +92,21 @@ def test_a_generation_config_that_can_not_be_meant_is_refused(devctl, told):
 @pytest.mark.parametrize(
     "question", [["--compare", *WORK[2:]], *slow(["--what-if"], ["--max-context"], ["--target-context", 128])]
 )
-def test_other_questions_take_them(devctl, question):
+def test_other_questions_take_them(devctl, short, question):
     answers = []
     for more in ([], ["--decode", "beam:4", "--prefill-chunk-size", 32]):
-        box = ["--devices", "64MiB" if "--what-if" in question else "20MiB", "--overhead", "0B"]
-        done = devctl("plan", TINY, *box, *question, *more, "--json")
+        done = devctl("plan", short, "--devices", "1MiB", "--overhead", "0B", *question, *more, "--json")
         assert done.code in (0, 3), done.err
         answers.append(done.out + done.err)
     assert answers[0] != answers[1]
 
 
-def test_the_library_takes_them():
-    found = library.plan(str(TINY), "1GiB", context_length=64, decode="beam:2", prefill_chunk_size=16)
+def test_the_library_takes_them(short):
+    found = library.plan(short, "1GiB", context_length=64, decode="beam:2", prefill_chunk_size=16)
     assert found.runtime.footprint.workload.generation == (("num_beams", 2),)
     assert found.runtime.footprint.workload.prefill_chunk == 16
     with pytest.raises(library.errors.UsageError, match="decode 'no' is not one of"):
-        library.capacity(str(TINY), "1GiB", context_length=64, decode="no")
+        library.capacity(short, "1GiB", context_length=64, decode="no")
 
 
 @pytest.mark.slow
@@ -134,7 +133,7 @@ def test_the_first_way_out_of_a_long_prompt_is_to_read_it_in_chunks(devctl):
 
 
 def test_chunks_are_not_told_where_the_prompt_is_not_what_does_not_fit(devctl):
-    done = devctl("plan", LLAMA, "--devices", "8GiB,disk", "--context-length", 64, "--no-offload")
+    done = devctl("plan", TINY, "--devices", "8MiB,disk", "--overhead", "0B", "--context-length", 64, "--no-offload")
     assert done.code == 3
     assert "--prefill-chunk-size" not in done.err
 
@@ -181,36 +180,36 @@ RUN = ["--decode", "beam:2", "--prefill-chunk-size", 16, "--attn-implementation"
 @pytest.mark.parametrize(
     ("question", "batch"),
     [
-        (["--what-if", "--devices", "64MiB"], "batches unpadded"),
+        (["--what-if", "--devices", "100KiB"], "batches unpadded"),
         (["--compare", *WORK, "--batch-size", 3], "a batch of 3, unpadded"),
         (["--fits-on", "1GiB", *WORK[2:], "--batch-size", 3], "a batch of 3, unpadded"),
         *slow(
-            (["--max-context", "--devices", "64MiB", "--batch-size", 3], "a batch of 3, unpadded"),
-            (["--target-context", 64, "--devices", "64MiB"], "a batch of "),
+            (["--max-context", "--devices", "4MiB", "--batch-size", 3], "a batch of 3, unpadded"),
+            (["--target-context", 64, "--devices", "4MiB"], "a batch of "),
         ),
         (["--batch-size", 3, *WORK], "a batch of 3, unpadded"),
     ],
     ids=lambda each: each[0] if isinstance(each, list) else "",
 )
-def test_every_answer_says_how_it_is_run_as_a_plan_does(devctl, question, batch):
-    done = devctl("plan", TINY, *question, "--overhead", "0B", *RUN)
+def test_every_answer_says_how_it_is_run_as_a_plan_does(devctl, short, question, batch):
+    done = devctl("plan", short, *question, "--overhead", "0B", *RUN)
     assert done.code == 0, done.err
     (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("run: ")]
     assert line.startswith(f"run: {batch}")
     assert line.endswith("2 beams, the prompt in chunks of 16, attention eager")
 
 
-@pytest.mark.parametrize("question", [["--what-if", "--devices", "64MiB"], ["--compare", *WORK]])
-def test_documents_of_tables_say_how_they_are_run(devctl, question):
-    work = document(devctl("plan", TINY, *question, "--overhead", "0B", *RUN, "--json"))["workload"]
+@pytest.mark.parametrize("question", [["--what-if", "--devices", "100KiB"], ["--compare", *WORK]])
+def test_documents_of_tables_say_how_they_are_run(devctl, short, question):
+    work = document(devctl("plan", short, *question, "--overhead", "0B", *RUN, "--json"))["workload"]
     assert (work["generation"], work["prefill_chunk"], work["attention"]) == ({"num_beams": 2}, 16, "eager")
     assert work["padded"] is False
     assert ("batch_size" in work) == ("--compare" in question)
 
 
-def test_tables_say_what_transformers_chooses_where_nothing_is_asked_for(devctl):
-    table = document(devctl("plan", TINY, "--what-if", "--devices", "64MiB", "--json"))["workload"]
+def test_tables_say_what_transformers_chooses_where_nothing_is_asked_for(devctl, short):
+    table = document(devctl("plan", short, "--what-if", "--devices", "64MiB", "--json"))["workload"]
     assert (table["attention"], table["padded"], table["generation"]) == ("sdpa", True, {})
-    assert document(devctl("plan", TINY, "--compare", "--devices", "64MiB", "--json"))["workload"] is None
-    out = devctl("plan", TINY, "--compare", "--devices", "64MiB").out
+    assert document(devctl("plan", short, "--compare", "--devices", "64MiB", "--json"))["workload"] is None
+    out = devctl("plan", short, "--compare", "--devices", "64MiB").out
     assert "run: " not in out

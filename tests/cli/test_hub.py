@@ -13,6 +13,7 @@ from devctl.models.files.weights import hub_headers
 from tests import small_models
 from tests.conftest import CONFIGS, DEVCTL
 from tests.hub import COMMIT, point_at, serve
+from tests.marks import slow
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +68,21 @@ def started(hub, tmp_path):
     return start
 
 
-def test_a_plan_downloads_the_config_and_no_weight(hub, started, tmp_path):
+@pytest.mark.parametrize("how", ["run", *slow("started")])
+def test_a_plan_downloads_the_config_and_no_weight(hub, request, tmp_path, monkeypatch, how):
+    monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "trees"))
+    run = request.getfixturevalue(how)
     hub.requests.clear()
     hub.ranges.clear()
     report = tmp_path / "plan.json"
-    done = started("plan", "org/llama", "--max-memory", "0=100KB,1=1MB", "--report", str(report))
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout).values()) == {0, 1}
+    done = run("plan", "org/llama", "--max-memory", "0=100KB,1=1MB", "--report", str(report))
+    code, out, err = done if how == "run" else (done.returncode, done.stdout, done.stderr)
+    assert code == 0, err
+    assert set(json.loads(out).values()) == {0, 1}
     assert json.loads(report.read_text())["model"]["revision"] == COMMIT
     assert {r.rpartition("/")[2] for r in hub.requests if "org/llama" in r} == {"config.json", "model.safetensors"}
     assert hub.ranges == ["bytes=0-100000"], "of the weights, their header"
-    downloaded = [path.name for path in (tmp_path / "hf").rglob("*") if path.is_symlink()]
+    downloaded = [path.name for path in tmp_path.rglob("*") if path.is_symlink()]
     assert downloaded == ["config.json"]
 
 

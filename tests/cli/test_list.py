@@ -162,8 +162,9 @@ SCREEN, SCREEN_BEFORE = "\033[?1049h", "\033[?1049l"
 
 
 def test_watching_redraws_in_place_on_a_screen_of_its_own(started):
+    box = boxes.system() + boxes.board()
     seen, code, err = on_a_terminal(
-        started, boxes.system() + boxes.board(), "list", "--watch", "0.1", until=lambda text: text.count(b"H100") >= 3
+        started, box, "list", "--watch", "0.1", until=lambda text: text.count(b"\033[H") >= 3
     )
     assert (code, err) == (130, b"")
     assert seen.startswith(SCREEN)

@@ -11,12 +11,20 @@ from devctl.loading.baseline import Figure, Unit, parse_tolerance, regressions
 GENEROUS = ("--tolerance", "100000%")
 
 
+@pytest.fixture(scope="module")
+def reports():
+    """What loads of models reported, by name."""
+    return {}
+
+
 @pytest.fixture
-def report(devctl, checkpoint, tmp_path):
+def report(devctl, checkpoint, reports, tmp_path):
     """Writes a report of a load, changed: ``report("llama", lambda document: …)`` is its path."""
 
     def write(name, change=lambda _: None):
-        document = json.loads(devctl("load", checkpoint(name), "--map", "cpu", "--json").out)
+        if name not in reports:
+            reports[name] = devctl("load", checkpoint(name), "--map", "cpu", "--json").out
+        document = json.loads(reports[name])
         change(document)
         (tmp_path / "old.json").write_text(json.dumps(document))
         return tmp_path / "old.json"

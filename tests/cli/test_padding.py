@@ -24,16 +24,16 @@ WORK = ("--devices", "1GiB", "--context-length", 256)
         ([], False, "run: greedy, attention sdpa"),
     ],
 )
-def test_a_plan_says_which_it_counts(devctl, more, padded, said):
-    done = devctl("plan", TINY, *WORK, *more, "--json")
+def test_a_plan_says_which_it_counts(devctl, short, more, padded, said):
+    done = devctl("plan", short, *WORK, *more, "--json")
     assert json.loads(done.out)["workload"]["padded"] is padded
     assert said in done.err.splitlines()
 
 
-def test_padding_is_what_a_batch_takes_more(devctl):
+def test_padding_is_what_a_batch_takes_more(devctl, short):
     totals = []
     for more in ([], ["--no-padding"]):
-        document = json.loads(devctl("plan", TINY, *WORK, "--batch-size", 4, *more, "--json").out)
+        document = json.loads(devctl("plan", short, *WORK, "--batch-size", 4, *more, "--json").out)
         totals.append(document["devices"][0]["activations"])
     assert totals[0] > totals[1]
 
@@ -55,20 +55,18 @@ def test_where_it_changes_nothing_it_is_refused(devctl, command, said):
     assert said in done.err
 
 
-def test_tables_count_it(devctl):
+def test_tables_count_it(devctl, short):
     fullest = []
     for more in ([], ["--no-padding"]):
-        cases = json.loads(devctl("plan", TINY, "--devices", "4GiB", "--what-if", *more, "--json").out)["cases"]
+        cases = json.loads(devctl("plan", short, "--devices", "4GiB", "--what-if", *more, "--json").out)["cases"]
         fullest.append({(case["context_length"], case["batch_size"]): case["fullest"] for case in cases})
     assert all(fullest[0][case] == fullest[1][case] for case in fullest[0] if case[1] == 1)
     assert all(fullest[0][case] >= fullest[1][case] for case in fullest[0])
     assert fullest[0] != fullest[1]
 
 
-def test_the_library_takes_it():
-    plans = [
-        library.plan(str(TINY), "1GiB", context_length=64, batch_size=2, padding=padding) for padding in (True, False)
-    ]
+def test_the_library_takes_it(short):
+    plans = [library.plan(short, "1GiB", context_length=64, batch_size=2, padding=padding) for padding in (True, False)]
     assert [plan.runtime.footprint.workload.padded for plan in plans] == [True, False]
     with pytest.raises(library.errors.UsageError, match="leave out padding=False"):
         library.plan(str(TINY), "1GiB", padding=False)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "llama-3.1-8b"  # 15.0 GiB in bfloat16
 L70 = CONFIGS / "llama-3.1-70b"  # 131 GiB
@@ -160,8 +161,11 @@ def test_latency_puts_the_layers_where_memory_is_fast(devctl):
     assert set(json.loads(even.out).values()) == {0, 1}
 
 
-@pytest.mark.parametrize("box", ["M3 Max 64GB", "Jetson AGX Orin 64GB", "GB10", "Ryzen AI Max+ 395 64GB"])
-@pytest.mark.parametrize("work", [[], ["--context-length", "4096"]])
+SHARING = ("M3 Max 64GB", "Jetson AGX Orin 64GB", "GB10", "Ryzen AI Max+ 395 64GB")
+WORK = ["--context-length", "4096"]
+
+
+@pytest.mark.parametrize(("box", "work"), [*((box, []) for box in SHARING), *slow(*((box, WORK) for box in SHARING))])
 def test_ways_out_fit_a_machine_whose_gpu_shares_its_memory(devctl, box, work):
     done = devctl("plan", CONFIGS / "llama-3.1-70b", "--devices", box, "--no-offload", *work)
     assert done.code == 3
@@ -170,7 +174,7 @@ def test_ways_out_fit_a_machine_whose_gpu_shares_its_memory(devctl, box, work):
     assert "cpu would have to hold" not in done.err
 
 
-@pytest.mark.parametrize("work", [[], ["--context-length", "4096"]])
+@pytest.mark.parametrize("work", [[], *slow(WORK)])
 def test_so_large_as_is_said_gpus_hold_a_quantised_model(devctl, work):
     """transformers keeps a tenth of each budget free for a model in nf4."""
     question = ["plan", LLAMA, "--quantize", "nf4", "--strategy", "optimal", "--no-offload", *work]
@@ -254,13 +258,17 @@ def test_options_that_exclude_each_other(devctl, options, message):
     assert done.err.startswith(f"devctl: {message}")
 
 
-def test_what_leaves_bytes_on_a_disk_that_is_not_there_fits_nowhere(devctl):
+def test_what_leaves_bytes_on_a_disk_that_is_not_there_fits_nowhere(devctl, tmp_path):
     """--devices names all that there is."""
+    config = json.loads((CONFIGS / "tiny-llama" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    table, with_disk = (
+        json.loads(devctl("plan", tmp_path, "--devices", box, "--overhead", "0B", "--what-if", "--json").out)["cases"]
+        for box in ("12MiB", "12MiB,disk")
+    )
+    assert not any(case["fits"] for case in table)
+    assert any(case["fits"] for case in with_disk)
     box = ["--devices", "12GiB"]
-    table = devctl("plan", LLAMA, *box, "--what-if", "--json")
-    assert not any(case["fits"] for case in json.loads(table.out)["cases"])
-    with_disk = devctl("plan", LLAMA, "--devices", "12GiB,disk", "--what-if", "--json")
-    assert any(case["fits"] for case in json.loads(with_disk.out)["cases"])
     compared = json.loads(devctl("plan", LLAMA, *box, "--compare", "--json").out)
     assert not any(plan["fits"] for plan in compared["plans"])
     assert compared["why"].endswith("but it leaves bytes on disk, and there is none: none of them fits")

@@ -30,6 +30,7 @@ def test_gaps_are_told_beside_the_total_and_are_no_part_of_it(devctl):
     assert not any(SEGMENTS in note for note in roomy["notes"])
 
 
+@pytest.mark.slow
 def test_the_longest_context_says_how_much_of_it_rests_on_an_allocator_without_gaps(devctl):
     document, said = plan(devctl, "60MiB", "--max-context")
     said = " ".join(said.split())

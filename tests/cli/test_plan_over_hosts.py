@@ -14,6 +14,7 @@ from devctl.placement.document import map_of
 from devctl.placement.parallel.records import parse_stages
 from tests.cli.test_documents import COMPARISON, PLAN, WHAT_IF, holds
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 TINY = CONFIGS / "tiny-llama"
 LAYER, EMBEDDING, NORM, ROTARY = 1_451_008, 2_097_152, 512, 128
@@ -400,46 +401,48 @@ TOLD = ["--overhead", "0B"]
 
 
 @pytest.mark.parametrize(
-    ("devices", "more"), [("a:16MiB;b:16MiB", []), ("a:2x8MiB;b:2x8MiB", ["--tp", "2"])], ids=["alone", "groups"]
+    ("devices", "more"),
+    [("a:1MiB;b:1MiB", []), *slow(("a:2x1MiB;b:2x1MiB", ["--tp", "2"]))],
+    ids=["alone", "groups"],
 )
-def test_as_many_sequences_as_fit_are_found_and_no_more(devctl, devices, more):
+def test_as_many_sequences_as_fit_are_found_and_no_more(devctl, short, devices, more):
     options = ["--devices", devices, *more, *TOLD]
-    document = planned(devctl("plan", TINY, *options, "--target-context", "128"))
+    document = planned(devctl("plan", short, *options, "--target-context", "128"))
     batch = document["workload"]["batch_size"]
     assert batch > 1
     assert document["workload"]["context_length"] == 128
     assert f"{batch} sequences fit at once, of 128 tokens" in document["notes"]
     asked = [*options, "--context-length", "128", "--batch-size"]
-    assert json.loads(devctl("plan", TINY, *asked, batch).out)["stages"] == document["stages"]
-    assert devctl("plan", TINY, *asked, batch + 1).code == 3
+    assert json.loads(devctl("plan", short, *asked, batch).out)["stages"] == document["stages"]
+    assert devctl("plan", short, *asked, batch + 1).code == 3
 
 
-def test_where_no_sequence_of_such_a_length_fits_the_longest_that_does_is_planned(devctl):
-    options = ["--devices", "a:9MiB;b:9MiB", *TOLD]
-    document = planned(devctl("plan", TINY, *options, "--target-context", "2048"))
+def test_where_no_sequence_of_such_a_length_fits_the_longest_that_does_is_planned(devctl, short):
+    options = ["--devices", "a:128KiB;b:128KiB", *TOLD]
+    document = planned(devctl("plan", short, *options, "--target-context", "20"))
     tokens = document["workload"]["context_length"]
-    assert 1 < tokens < 2048
-    assert f"not one sequence of 2048 tokens fits: planned for {tokens}, the longest that does" in document["notes"]
-    assert devctl("plan", TINY, *options, "--context-length", tokens + 2).code == 3
-    done = devctl("plan", TINY, "--devices", "a:7MiB;b:7MiB", *TOLD, "--target-context", "2048")
+    assert 1 < tokens < 20
+    assert f"not one sequence of 20 tokens fits: planned for {tokens}, the longest that does" in document["notes"]
+    assert devctl("plan", short, *options, "--context-length", tokens + 1).code == 3
+    done = devctl("plan", short, "--devices", "a:100KiB;b:100KiB", *TOLD, "--target-context", "20")
     assert (done.code, done.out) == (3, "")
-    assert "not one sequence fits, of 2048 tokens or fewer" in done.err
+    assert "not one sequence fits, of 20 tokens or fewer" in done.err
     assert "more hosts may help" in done.err
 
 
-def test_what_if_is_of_the_best_stages_for_each_case(devctl):
-    options = ["--devices", "a:24MiB;b:2x16MiB", *TOLD]
-    document = holds(devctl("plan", TINY, *options, "--what-if", "--json").out, WHAT_IF)
+def test_what_if_is_of_the_best_stages_for_each_case(devctl, short):
+    options = ["--devices", "a:1MiB;b:1MiB", *TOLD]
+    document = holds(devctl("plan", short, *options, "--what-if", "--json").out, WHAT_IF)
     fits = {(case["context_length"], case["batch_size"]): case["fits"] for case in document["cases"]}
     assert set(fits.values()) == {True, False}
     assert document["workload"]["padded"] is False
-    shown = devctl("plan", TINY, *options, "--what-if")
+    shown = devctl("plan", short, *options, "--what-if")
     assert "in the best stages" in shown.out
-    for (context, batch), is_yes in list(fits.items())[:4]:
-        done = devctl("plan", TINY, *options, "--context-length", context, "--batch-size", batch)
+    for (context, batch), is_yes in list(fits.items())[:3]:
+        done = devctl("plan", short, *options, "--context-length", context, "--batch-size", batch)
         assert done.code == (0 if is_yes else 3)
 
 
-def test_the_library_fills_a_context_over_hosts():
-    plan = library.plan(TINY, {"a": "16MiB", "b": "16MiB"}, target_context=128, overhead=0)
+def test_the_library_fills_a_context_over_hosts(short):
+    plan = library.plan(short, {"a": "1MiB", "b": "1MiB"}, target_context=128, overhead=0)
     assert plan.fits and plan.runtime.footprint.workload.batch_size > 1

@@ -12,25 +12,11 @@ from devctl.placement.parallel.tensor import Ranks, rank_tree
 from devctl.planning.parallel import COMMUNICATORS
 from tests.cli.test_documents import PLAN, schema
 from tests.conftest import CONFIGS
+from tests.marks import slow
 from tests.sharded import SHARDED
 
 GIB = 2**30
-LLAMA = CONFIGS / "llama-3.1-8b"
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A config of a small model, by its name: ``small("llama")``."""
-
-    def write(name, **own):
-        model_class, config = SHARDED[name]()
-        config = type(config)(**{**config.to_dict(), **own})
-        config.architectures, config.dtype = [model_class.__name__], "float32"
-        folder = tmp_path_factory.mktemp("small") / name
-        config.save_pretrained(folder)
-        return folder
-
-    return write
+TINY, LLAMA = CONFIGS / "tiny-llama", CONFIGS / "llama-3.1-8b"
 
 
 def planned(devctl, *options):
@@ -78,7 +64,7 @@ def test_ranks_that_differ_have_rows_of_their_own(devctl, small):
 
 
 def test_activations_are_of_the_part_and_no_more_than_of_the_whole(devctl):
-    options = [LLAMA, "--context-length", "8192", "--batch-size", "2", "--overhead", "0B"]
+    options = [TINY, "--context-length", "512", "--batch-size", "2", "--overhead", "0B"]
     of_two, _ = planned(devctl, *options, "--devices", "2xH100", "--tp", "2")
     whole, _ = planned(devctl, *options, "--devices", "H100", "--json")
     (alone,) = (use for use in whole["devices"] if use["device"] == "cuda:0")
@@ -88,7 +74,7 @@ def test_activations_are_of_the_part_and_no_more_than_of_the_whole(devctl):
     assert rank["overhead"] == 0
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "phi3", "olmo2", "deepseek-v3"])
+@pytest.mark.parametrize("name", ["phi3", "deepseek-v3", *slow("gpt-oss", "olmo2")])
 def test_where_every_rank_keeps_all_keys_and_values_it_is_said(name, devctl, small):
     folder = small(name, intermediate_size=96, moe_intermediate_size=32)
     options = [folder, "--context-length", "64", "--overhead", "0B"]
@@ -98,7 +84,21 @@ def test_where_every_rank_keeps_all_keys_and_values_it_is_said(name, devctl, sma
     assert "every rank keeps the whole KV cache" in " ".join(said.split())
 
 
-def test_where_sharing_hardly_helps_it_is_said(devctl):
+def test_where_sharing_hardly_helps_it_is_said(devctl, small):
+    model = small("gpt-oss")
+    refused = devctl("plan", model, "--devices", "2x500KiB", "--tp", "2")
+    assert (refused.code, refused.out) == (3, "")
+    said = " ".join(refused.err.split())
+    assert "tensor parallelism hardly helps: a rank holds 697 KiB of 713 KiB, an even share would be 356 KiB" in said
+    assert "with --ep 2 a rank would hold 423 KiB" in said
+    assert "--ep 2 beside --tp 2 fits" in said
+    document, _ = planned(devctl, model, "--devices", "2x500KiB", "--tp", "2", "--ep", "2")
+    assert document["tensor_parallel"]["expert_parallel"] == 2
+    assert document["tensor_parallel"]["bytes_per_rank"][0] / 1024 == pytest.approx(423, abs=0.5)
+
+
+@pytest.mark.slow
+def test_where_sharing_a_large_model_hardly_helps_it_is_said(devctl):
     refused = devctl("plan", CONFIGS / "gpt-oss-120b", "--devices", "8xH100", "--tp", "8")
     assert refused.code == 3
     assert refused.out == ""
@@ -111,7 +111,14 @@ def test_where_sharing_hardly_helps_it_is_said(devctl):
     assert document["tensor_parallel"]["bytes_per_rank"][0] / GIB == pytest.approx(29.725, abs=0.001)
 
 
-def test_what_is_on_every_rank_is_said(devctl):
+def test_what_is_on_every_rank_is_said(devctl, small):
+    document, said = planned(devctl, small("deepseek-v3"), "--devices", "2x1GiB", "--tp", "2")
+    assert document["tensor_parallel"]["bytes_per_rank"][0] / 1024 == pytest.approx(218, abs=0.5)
+    assert "an even share would be 163 KiB: 111 KiB are on every rank" in " ".join(said.split())
+
+
+@pytest.mark.slow
+def test_what_is_of_a_large_model_on_every_rank_is_said(devctl):
     document, said = planned(devctl, CONFIGS / "deepseek-v3", "--devices", "8xB300", "--tp", "8")
     assert document["tensor_parallel"]["bytes_per_rank"][0] / GIB == pytest.approx(175.0, abs=0.1)
     assert "an even share would be 156 GiB: 21.5 GiB are on every rank" in " ".join(said.split())
@@ -129,9 +136,16 @@ def test_what_is_on_every_rank_is_said(devctl):
         ("llama-3.1-8b", ["2xH100", "--tp", "4"], "--tp 4 needs an accelerator for each of 4 ranks, and there are 2"),
         ("llama-3.1-8b", ["cpu=64GiB", "--tp", "2"], "needs an accelerator for each of 2 ranks, and there is none"),
         ("mixtral-8x7b", ["3xH100", "--tp", "3"], "32 attention heads can't be shared out evenly among 3 ranks"),
-        ("llama-3.1-405b", ["8xH100", "--tp", "8"], "cuda:0 is given 94.5 GiB"),
-        ("gemma-2-27b", ["4x24GiB", "--tp", "2", "--context-length", "4k"], "--tp 4 fits, on 4 accelerators"),
         ("llama-3.1-8b", ["2xH100", "--tp", "2", "--max-memory", "1=1GiB"], "cuda:1 is given 7.48 GiB"),
+        (
+            "tiny-llama",
+            ["4x5MiB", "--tp", "2", "--context-length", "64", "--overhead", "0B"],
+            "--tp 4 fits, on 4 accelerators",
+        ),
+        *slow(
+            ("llama-3.1-405b", ["8xH100", "--tp", "8"], "cuda:0 is given 94.5 GiB"),
+            ("gemma-2-27b", ["4x24GiB", "--tp", "2", "--context-length", "4k"], "--tp 4 fits, on 4 accelerators"),
+        ),
     ],
 )
 def test_what_ranks_cannot_share_is_refused(devctl, name, options, said):
@@ -141,7 +155,7 @@ def test_what_ranks_cannot_share_is_refused(devctl, name, options, said):
     assert said in " ".join(done.err.split())
 
 
-@pytest.mark.parametrize("name", ["olmo2", "deepseek-v3"])
+@pytest.mark.parametrize("name", ["olmo2", *slow("deepseek-v3")])
 def test_a_padding_token_may_be_in_the_part_of_another_rank(name, devctl, small):
     options = ["--devices", "2x8GiB", "--tp", "2", "--context-length", "64"]
     documents = [planned(devctl, small(name, pad_token_id=token), *options)[0] for token in (0, 128)]

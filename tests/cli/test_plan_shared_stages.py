@@ -8,6 +8,7 @@ import devctl as library
 from devctl.placement.parallel.records import parse_stages
 from tests.cli.test_documents import COMPARISON, PLAN, holds
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 LLAMA = CONFIGS / "llama-3.1-8b"
 TWO = ["--devices", "a:4xH100;b:4xH100", "--tp", "4"]
@@ -70,12 +71,14 @@ def test_every_rank_has_its_share_of_the_cache_and_its_communicators(devctl):
     ]
 
 
-def test_latent_attention_keeps_the_cache_of_its_layers_on_every_rank(devctl):
-    document = planned(
-        devctl("plan", CONFIGS / "deepseek-v3", "--devices", "a:8xB300;b:8xB300", "--tp", "8", "--context-length", "4k")
-    )
+@pytest.mark.parametrize("is_small", [True, *slow(False)], ids=["small", "whole"])
+def test_latent_attention_keeps_the_cache_of_its_layers_on_every_rank(devctl, small, is_small):
+    model = small("deepseek-v3") if is_small else CONFIGS / "deepseek-v3"
+    shared, devices, ranks = ("a:2x1GiB;b:2x1GiB", "a:1GiB;b:1GiB", 2) if is_small else (*["a:8xB300;b:8xB300"] * 2, 8)
+    work = ["--context-length", "64" if is_small else "4k", "--overhead", "0B"]
+    document = planned(devctl("plan", model, *work, "--devices", shared, "--tp", ranks))
     assert "every rank keeps the whole KV cache, of its stage's layers: the plan does not cut it" in document["notes"]
-    alone = planned(devctl("plan", CONFIGS / "deepseek-v3", "--devices", "a:8xB300;b:8xB300", "--context-length", "4k"))
+    alone = planned(devctl("plan", model, *work, "--devices", devices))
     assert sum(s["state"] for s in document["stages"]) == sum(s["state"] for s in alone["stages"])
 
 
@@ -137,14 +140,17 @@ def test_of_unequal_accelerators_in_a_group_the_smallest_decides_and_it_is_said(
     assert first["layers"][1] - first["layers"][0] < last["layers"][1] - last["layers"][0]
 
 
-def test_experts_that_are_shared_out_are_counted_so(devctl):
-    options = ["--devices", "a:8xH100;b:8xH100", "--tp", "8"]
-    alone = devctl("plan", CONFIGS / "gpt-oss-120b", *options)
+@pytest.mark.parametrize("is_small", [True, *slow(False)], ids=["small", "whole"])
+def test_experts_that_are_shared_out_are_counted_so(devctl, small, is_small):
+    model = small("gpt-oss") if is_small else CONFIGS / "gpt-oss-120b"
+    ranks, board = (2, "300KiB") if is_small else (8, "H100")
+    options = ["--devices", f"a:{ranks}x{board};b:{ranks}x{board}", "--tp", ranks]
+    alone = devctl("plan", model, *options)
     assert alone.code == 3
-    assert "--tp 8 --ep 8 fits" in said(alone)
-    document = planned(devctl("plan", CONFIGS / "gpt-oss-120b", *options, "--ep", "8"))
-    assert document["tensor_parallel"]["expert_parallel"] == 8
-    whole = planned(devctl("plan", CONFIGS / "gpt-oss-120b", "--devices", "8xH100", "--tp", "8", "--ep", "8"))
+    assert f"--tp {ranks} --ep {ranks} fits" in said(alone)
+    document = planned(devctl("plan", model, *options, "--ep", ranks))
+    assert document["tensor_parallel"]["expert_parallel"] == ranks
+    whole = planned(devctl("plan", model, "--devices", f"{ranks}xH100", "--tp", ranks, "--ep", ranks))
     used = sum(stage["used"] for stage in document["stages"])
     assert 0 <= used - whole["stages"][0]["used"] < 2**20, "the rotary embedding is on both"
 
@@ -183,7 +189,7 @@ def test_compare_explain_and_pictures_are_of_groups(devctl, tmp_path):
         assert "on a/cuda:0 to cuda:3" in drawn, "a layer is on all of its stage's"
 
 
-def test_engines_are_told_both_sizes_and_the_partition(devctl, tmp_path):
+def test_engines_are_told_both_sizes_and_the_partition(devctl, small, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(devctl("plan", LLAMA, *TWO, "--context-length", "8k").out)
     counts = [stage["layers"][1] - stage["layers"][0] for stage in json.loads(path.read_text())["stages"]]
@@ -197,10 +203,10 @@ def test_engines_are_told_both_sizes_and_the_partition(devctl, tmp_path):
     assert sglang.out.count("--tp-size 4") == sglang.out.count("--pp-size 2") == 2
     assert devctl("export", path, "--to", "llama.cpp").code == 3
     experts = tmp_path / "experts.json"
-    options = ["--devices", "a:8xH100;b:8xH100", "--tp", "8", "--ep", "8", "--report", experts]
-    assert devctl("plan", CONFIGS / "gpt-oss-120b", *options).code == 0
+    options = ["--devices", "a:2xH100;b:2xH100", "--tp", "2", "--ep", "2", "--report", experts]
+    assert devctl("plan", small("gpt-oss"), *options).code == 0
     assert devctl("export", experts, "--to", "vllm").out.count("--enable-expert-parallel") == 2
-    assert devctl("export", experts, "--to", "sglang").out.count("--ep-size 8") == 2
+    assert devctl("export", experts, "--to", "sglang").out.count("--ep-size 2") == 2
 
 
 def test_no_command_of_one_process_loads_it_and_each_says_what_can(devctl, tmp_path):

@@ -1,11 +1,13 @@
 """`devctl plan` with KV cache and activations."""
 
 import json
+import re
 
 import pytest
 
 from devctl.planning.capacity import largest
 from tests.conftest import CONFIGS
+from tests.marks import slow
 from tests.test_architecture import HEAVY, modules_after
 
 LLAMA = CONFIGS / "llama-3.1-8b"  # 128 KiB of keys and values a token, in 32 layers
@@ -61,17 +63,20 @@ def test_a_kept_footprint_needs_no_torch(devctl):
     assert found.isdisjoint(HEAVY)
 
 
-def test_what_auto_spills_over_is_held_when_it_is_counted(devctl, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "box", "tokens"),
+    [("tiny-llama", "2x6MiB,cpu=64MiB", 256), *slow(("gemma-2-27b", "2x24GiB,cpu=64GiB", 8192))],
+)
+def test_what_auto_spills_over_is_held_when_it_is_counted(devctl, tmp_path, name, box, tokens):
     """Of weights, auto puts as many on the GPUs as they hold; with a cache beside them they need more than there is."""
-    gemma = CONFIGS / "gemma-2-27b"
-    box = ["--devices", "2x24GiB,cpu=64GiB"]
-    work = ["--context-length", 8192, "--new-tokens", 1024]
-    weights = json.loads(devctl("plan", gemma, *box, "--json").out)
+    question = ["plan", CONFIGS / name, "--devices", box]
+    work = ["--context-length", tokens, "--new-tokens", tokens // 8, "--overhead", "0B"]
+    weights = json.loads(devctl(*question, "--json").out)
     (tmp_path / "map.json").write_text(json.dumps(weights["device_map"]))
-    judged = devctl("plan", gemma, *box, *work, "--map", tmp_path / "map.json")
+    judged = devctl(*question, *work, "--map", tmp_path / "map.json")
     assert judged.code == 3
-    assert "more than the 24.0 GiB that it may hold" in judged.err
-    counted = json.loads(devctl("plan", gemma, *box, *work, "--strategy", "optimal", "--json").out)
+    assert re.search(r"more than the (6.00 MiB|24.0 GiB) that it may hold", judged.err)
+    counted = json.loads(devctl(*question, *work, "--strategy", "optimal", "--json").out)
     for use in counted["devices"]:
         if use["budget"]:
             assert use["used"] + use["state"] + use["activations"] + use["overhead"] <= use["budget"]
@@ -227,14 +232,23 @@ def test_what_if(devctl):
     assert longest[:2] == ["131,072", "–"]
 
 
-def test_the_ways_out_count_it_too(devctl):
-    work = ["--context-length", 131072, "--no-offload", "--strategy", "optimal"]
-    done = devctl("plan", LLAMA, "--devices", "2x24GiB,cpu=64GiB", *work)
+@pytest.mark.parametrize(
+    ("name", "layers", "tokens", "box", "unit"),
+    [
+        ("tiny-llama", 2, 512, "2x5MiB,cpu=64MiB", "MiB"),
+        *slow(("llama-3.1-8b", 32, 131072, "2x24GiB,cpu=64GiB", "GiB")),
+    ],
+)
+def test_the_ways_out_count_it_too(devctl, tmp_path, name, layers, tokens, box, unit):
+    config = json.loads((CONFIGS / name / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    work = ["--context-length", tokens, "--overhead", "0B", "--no-offload", "--strategy", "optimal"]
+    done = devctl("plan", tmp_path, "--devices", box, *work)
     assert done.code == 3
     (line,) = [line for line in done.err.splitlines() if "would do with" in line]
-    needed = float(line.split("would do with ")[1].split(" GiB")[0])
-    assert devctl("plan", LLAMA, "--devices", f"2x{needed + 0.05}GiB", *work).code == 0
-    assert devctl("plan", LLAMA, "--devices", f"2x{needed - 3}GiB", *work).code == 3
+    needed = float(line.split("would do with ")[1].split(f" {unit}")[0])
+    assert devctl("plan", tmp_path, "--devices", f"2x{needed + 0.05}{unit}", *work).code == 0
+    assert devctl("plan", tmp_path, "--devices", f"2x{needed - 3}{unit}", *work).code == 3
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_a_plain_map_says_nothing_of_a_run(devctl, checkpoint, tmp_path):
     assert notes_of(report(devctl("load", checkpoint("llama"), "--map", path, "--json"))) == []
 
 
+@pytest.mark.slow
 def test_a_plan_in_the_library_is_followed_too(checkpoint):
     plan = library.plan(checkpoint("llama"), max_memory={"cpu": "1GiB"}, context_length=24, decode="beam:2")
     found = library.load(checkpoint("llama"), plan, max_new_tokens=2)

@@ -12,6 +12,7 @@ from devctl.inventory.hypothetical import parse_devices
 from devctl.models.quantised.quantise import Quantize
 from devctl.planning.request import Dtype, KvDtype, ModelRequest, not_one
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 TINY = CONFIGS / "tiny-llama"
 
@@ -134,19 +135,21 @@ def test_chunks_of_a_prompt_are_counted_as_any_tokens(devctl):
     assert devctl(*asked, "1k").out == devctl(*asked, "1024").out
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["plan", TINY, "--map", "-"],
-        ["plan", TINY, "--machine", "-"],
-        ["load", TINY, "--map", "-"],
-        ["load", TINY, "--baseline", "-"],
-        ["check", "--map", "-"],
-        ["export", "-", "--to", "vllm"],
-    ],
-    ids=lambda command: " ".join(map(str, [command[0], *command[-2:]])),
+PIPED = (
+    ["plan", TINY, "--map", "-"],
+    ["plan", TINY, "--machine", "-"],
+    ["load", TINY, "--map", "-"],
+    ["load", TINY, "--baseline", "-"],
+    ["check", "--map", "-"],
+    ["export", "-", "--to", "vllm"],
 )
-@pytest.mark.parametrize("text", ["", " \n"], ids=["nothing", "blanks"])
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [*((command, "") for command in PIPED), (PIPED[0], " \n"), *slow(*((command, " \n") for command in PIPED[1:]))],
+    ids=lambda value: " ".join(map(str, [value[0], *value[-2:]])) if isinstance(value, list) else repr(value),
+)
 def test_an_empty_pipe_is_called_one(command, text):
     done = subprocess.run(
         [sys.executable, "-m", "devctl", *map(str, command)], input=text, capture_output=True, text=True, check=False,
@@ -164,6 +167,7 @@ def test_a_model_is_not_read_from_a_pipe(devctl, tmp_path):
     assert "is a pipe, which a model is not read from" in done.err
 
 
+@pytest.mark.slow
 def test_warnings_of_libraries_are_not_part_of_the_conversation(tmp_path):
     config = json.loads((TINY / "config.json").read_text())
     odd = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "unknown": 1}, "max_length": 20}

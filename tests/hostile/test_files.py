@@ -21,7 +21,6 @@ from devctl.models.skeleton import read_skeleton
 from devctl.planning import model as planning_model
 from tests import small_models
 from tests.conftest import CONFIGS
-from tests.marks import slow
 
 TINY = CONFIGS / "tiny-llama"
 ROOT = Path(__file__).parents[2]
@@ -239,8 +238,9 @@ def test_a_mark_that_says_nonsense_removes_nothing_else(tmp_path, mark):
     assert (tmp_path / "mine" / "file").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGHUP, signal.SIGKILL)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_load_that_is_ended_leaves_nothing_or_what_the_next_reclaims(tmp_path, number):
     model = small_models.save("llama", tmp_path / "model")
     parent = tmp_path / "offload"

@@ -21,6 +21,7 @@ from devctl.planning.plan_facts import contradictions, parse_facts
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
 from tests.inventory.boxes import GIB
+from tests.marks import slow
 
 MIB = 2**20
 TINY = CONFIGS / "tiny-llama"
@@ -389,14 +390,16 @@ def test_what_is_wrong_with_a_board(values, busy, problems):
     ("facts", "words"),
     [
         ({"ecc": 3}, "3 uncorrected ECC errors"),
-        ({"retire": 1}, "to be retired"),
-        ({"remap": 1}, "to be remapped"),
-        ({"unmapped": 1}, "could not be remapped"),
-        ({"recover": 4}, "drain-and-reset"),
         ({"width": 8, "widest": 16}, "8 of 16 lanes"),
-        ({"gen": 1, "newest": 5, "util": 90}, "generation 1 under load"),
-        ({"slowed": 128}, "throttled (power-brake)"),
         ({"sick": 999}, "can't be told"),
+        *slow(
+            ({"retire": 1}, "to be retired"),
+            ({"remap": 1}, "to be remapped"),
+            ({"unmapped": 1}, "could not be remapped"),
+            ({"recover": 4}, "drain-and-reset"),
+            ({"gen": 1, "newest": 5, "util": 90}, "generation 1 under load"),
+            ({"slowed": 128}, "throttled (power-brake)"),
+        ),
     ],
 )
 def test_a_sick_board_is_never_selected_and_told(machine, devctl, facts, words):

@@ -1,5 +1,6 @@
 """Nothing waits for ever: drivers that do not answer, and signals at any time."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from devctl.inventory.probes import nvidia, nvidia_apart
 from devctl.inventory.take import Part, take_inventory
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
+from tests.marks import slow
 
 TINY = CONFIGS / "tiny-llama"
 ROOT = Path(__file__).parents[2]
@@ -53,12 +55,12 @@ def test_no_process_is_made_where_there_is_no_library(monkeypatch):
     assert take_inventory(only=Part.GPU).accelerators == ()
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_board_that_does_not_answer_loses_no_other(machine, monkeypatch, alone):
+@pytest.mark.parametrize(("alone", "seconds"), [(True, 1.5), *slow((False, 3))])
+def test_a_board_that_does_not_answer_loses_no_other(machine, monkeypatch, alone, seconds):
     machine(SILENT)
     monkeypatch.setattr(nvidia_apart, "_is_alone", lambda: alone)
-    found = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "3"})
-    assert [a.fault for a in found.accelerators] == [None, "did not answer in 3 s", None]
+    found = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": str(seconds)})
+    assert [a.fault for a in found.accelerators] == [None, f"did not answer in {seconds} s", None]
     assert [a.pci_bus_id for a in found.accelerators] == [boxes.bus(n)[4:].lower() for n in range(3)]
     assert [a.device is not None for a in found.accelerators] == [True, False, True]
     assert found.links.accelerators == (0, 1, 2)
@@ -100,20 +102,20 @@ def test_a_board_whose_driver_crashes_loses_no_other(machine):
 
 def test_links_that_nobody_tells_lose_no_board(machine):
     machine(boxes.system(unlinked=1) + boxes.board(0) + boxes.board(1))
-    found = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "3"})
+    found = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "1.5"})
     assert [a.fault for a in found.accelerators] == [None, None]
-    assert "the NVIDIA driver could not be asked how its boards are linked: it did not answer in 3 s" in found.notes
+    assert "the NVIDIA driver could not be asked how its boards are linked: it did not answer in 1.5 s" in found.notes
 
 
 def test_a_driver_that_does_not_start_is_a_fault(machine):
     machine(WEDGED)
-    (driver,) = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "1"}).drivers
-    assert driver.fault == "the NVIDIA driver did not answer in 1 s"
+    (driver,) = take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "0.5"}).drivers
+    assert driver.fault == "the NVIDIA driver did not answer in 0.5 s"
 
 
 def test_no_process_is_left_behind(machine):
     machine(SILENT)
-    take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "1"})
+    take_inventory(only=Part.GPU, environment={"DEVCTL_DRIVER_TIMEOUT": "0.5"})
     until = time.monotonic() + AT_ONCE
     while nvidia_apart._left and time.monotonic() < until:
         nvidia_apart._left[:] = [pid for pid in nvidia_apart._left if not nvidia_apart._has_ended(pid)]
@@ -156,7 +158,8 @@ def test_deadlines_are_those_that_are_written():
 @pytest.mark.parametrize(
     "arguments", [["--max-memory", "cpu=1GiB"], ["--devices", "2xH100,cpu=1GiB"]], ids=lambda given: given[0]
 )
-def test_a_plan_that_needs_no_gpu_asks_for_none(started, arguments):
+def test_a_plan_that_needs_no_gpu_asks_for_none(started, devctl, arguments):
+    devctl("plan", TINY, "--devices", "1GiB")  # what is kept of a model is planned without torch
     process = started(WEDGED, "plan", str(TINY), *arguments)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -171,11 +174,17 @@ def test_a_list_of_the_processor_asks_for_no_gpu(started):
 
 
 COMMANDS = (["list"], ["list", "--watch", "1"], ["check", "--gpus", "1", "--idle"], ["plan", str(TINY)])
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDED = [(COMMANDS[0], SIGNALS[0]), (COMMANDS[1], SIGNALS[1]), (COMMANDS[2], SIGNALS[2]), (COMMANDS[3], SIGNALS[0])]
+"""Each command and each signal once."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [*ENDED, *slow(*(each for each in itertools.product(COMMANDS, SIGNALS) if each not in ENDED))],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value.name,
+)
 def test_a_signal_ends_what_waits_for_a_driver(started, arguments, number):
     process = started(WEDGED, *arguments)
     asker = child_of(process)
@@ -203,7 +212,7 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGTERM, signal.SIGHUP)])
 def test_a_signal_ends_an_import_that_hears_of_none(started, tmp_path, number):
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "DEVCTL_CACHE_DIR": str(tmp_path / "cache")}

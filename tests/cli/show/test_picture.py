@@ -114,7 +114,7 @@ def test_nothing_is_loaded_from_elsewhere():
         assert set(re.findall(r"url\(([^)]*)\)", without)) == {"#devctl-disk"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_the_strip_is_whole_whatever_the_model(model, limits, strategy):
     drawn = planned(model, limits, strategy)
