@@ -59,7 +59,7 @@ def test_on_the_cpu_there_is_no_such_allocator(devctl):
 
 
 def tight_box(devctl, tokens="1000", *args):
-    """Bytes of a board that has room for the tensors of so many tokens, and one too little for the gaps between them."""
+    """Bytes of a board with room for the tensors of so many tokens, and one too little for the gaps between them."""
     document, _ = plan(devctl, "1GiB", "--context-length", tokens, *args)
     (gpu,) = (use for use in document["devices"] if use["device"] == "cuda:0")
     return gpu["used"] + gpu["state"] + gpu["activations"] + gpu["unallocated"] - 1
