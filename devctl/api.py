@@ -36,7 +36,7 @@ from devctl.planning.machine import open_machine
 from devctl.planning.map_file import MapFile, read_map_file, require_loadable
 from devctl.planning.model import Model
 from devctl.planning.model import open_model as _open_model
-from devctl.planning.over_hosts import compare_over_hosts, plan_over_hosts
+from devctl.planning.over_hosts import capacity_over_hosts, compare_over_hosts, plan_over_hosts
 from devctl.planning.parallel import plan_of_ranks
 from devctl.planning.plan_facts import parse_facts
 from devctl.planning.planned_run import parse_run
@@ -307,9 +307,7 @@ def compare(
     hosts = _hosts_request(machine, None, _entries(max_memory))
     with _naming_keywords():
         if hosts is not None:
-            about = {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])}
-            about |= {"adapter"} if _has_adapters(model, of_model) else set()
-            clashes.refuse(clashes.OF_PLAN, about)
+            _refuse_over_hosts(model, of_model, padding=padding)
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -331,7 +329,7 @@ def compare(
 
 def capacity(
     model: str | PathLike[str] | torch.nn.Module | Model,
-    machine: MachineLike = None,
+    machine: MachineLike | HostsLike = None,
     *,
     max_memory: Mapping[Device | int | str, int | str] | None = None,
     context_length: int | None = None,
@@ -348,14 +346,16 @@ def capacity(
 ) -> Capacity:
     """How much fits: the longest context of ``batch_size`` sequences, and the most sequences of ``context_length``.
 
-    The other arguments are those of `plan`. Everything is placed by optimal.
+    The other arguments are those of `plan`. Everything is placed by optimal; over hosts, in the best stages.
 
     Raises:
-        ModelError, UsageError: as `plan`.
+        ModelError, UsageError, RefusedError: as `plan`.
         UntracedError: what the model holds beside its weights is not known.
     """
+    hosts = _hosts_request(machine, None, _entries(max_memory))
     with _naming_keywords():
-        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
+        if hosts is not None:
+            _refuse_over_hosts(model, of_model, padding=padding)
         workload = _workload(
             context_length=context_length,
             batch_size=batch_size,
@@ -368,6 +368,10 @@ def capacity(
             prefill_chunk_size=prefill_chunk_size,
             images=images,
         )
+        if hosts is not None:
+            return capacity_over_hosts(open_model(model, **of_model), open_hosts(hosts), workload)
+        assert not isinstance(machine, Mapping), "these are hosts"
+        here = open_machine(_machine_request(machine, max_memory=_entries(max_memory)))
         return answers.capacity_of(open_model(model, **of_model), here, workload)
 
 
@@ -607,6 +611,19 @@ def _hosts_request(
     if isinstance(machine, str) and names_hosts(machine):
         return HostsRequest(devices=machine, reserve=reserve, max_memory=max_memory)
     return None
+
+
+def _refuse_over_hosts(
+    model: str | PathLike[str] | torch.nn.Module | Model, of_model: Mapping[str, Any], *, padding: bool
+) -> None:
+    """Refuse what there is not over hosts.
+
+    Raises:
+        UsageError: it is asked for.
+    """
+    about = {clashes.OVER_HOSTS, *([] if padding else ["no-padding"])}
+    about |= {"adapter"} if _has_adapters(model, of_model) else set()
+    clashes.refuse(clashes.OF_PLAN, about)
 
 
 def _options(asked: Mapping[str, Any]) -> dict[str, bool]:

@@ -4,6 +4,17 @@ from typing import Annotated
 
 import typer
 
+from devctl.units import parse_seconds
+
+
+def seconds(text: str | float) -> float:
+    """How Typer reads an option that is a duration."""
+    try:
+        return parse_seconds(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Hosts = Annotated[
     str | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from devctl.cli.asking import Hosts, RemoteCommand, Timeout
+from devctl.cli.asking import Hosts, RemoteCommand, Timeout, seconds
 from devctl.cli.groups import Json
 from devctl.cli.show import inventory as show_inventory
 from devctl.cli.show import streams
@@ -30,7 +30,7 @@ def list_(
     only: Annotated[Part | None, typer.Option(help="Look at one part of the machine.")] = None,
     watch: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Look again and again, until q; --json: lines."),
+        typer.Option(parser=seconds, metavar="TIME", help="Look again and again, until q; --json: lines."),
     ] = None,
     benchmark: Annotated[
         bool,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from devctl.cli.asking import seconds
 from devctl.cli.groups import given, refuse_clashes
 from devctl.cli.show import streams
 from devctl.distributed.launch import (
@@ -28,18 +29,9 @@ from devctl.placement.document import KIND, SCHEMA, parse_json, require_of_trans
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
 from devctl.planning.map_file import read_text, require_loadable
-from devctl.units import parse_seconds
 
 if TYPE_CHECKING:
     from devctl.planning.request import ModelRequest
-
-
-def seconds(text: str | float) -> float:
-    """How Typer reads an option that is a duration."""
-    try:
-        return parse_seconds(str(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

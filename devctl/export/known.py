@@ -9,6 +9,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+from devctl.placement.engines.records import title_of
+
 _FILE = Path(__file__).with_name("architectures.json")
 
 
@@ -20,7 +22,7 @@ def unknown(engine: str, class_name: str) -> str | None:
     found = _lists().get(engine)
     if found is None or _plain(class_name) in found[1]:
         return None
-    return f"{engine} {found[0]} does not know the architecture {class_name}"
+    return f"{title_of(engine)} {found[0]} does not know the architecture {class_name}"
 
 
 @cache

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import selectors
-import signal
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from devctl.errors import first_line
 from devctl.inventory.document import from_document, to_document
+from devctl.inventory.ending import end_group
 from devctl.inventory.hostfile import Address
 from devctl.inventory.records import Inventory
 
@@ -40,6 +40,9 @@ _MOST = 16 * 2**20
 
 _LOOK = 0.1
 """Seconds between looks at whether a process has ended. What ssh leaves in the background keeps its pipes open."""
+
+_LEAVING = 5.0
+"""Seconds that a killed process has to end."""
 
 _OF_SSH, _NOT_FOUND = 255, 127
 _MOST_TRIES = 64
@@ -178,7 +181,7 @@ def _ask(address: Address, remote: str, timeout: float, stop: threading.Event) -
         answered = _read(process, begun + timeout, stop)
     finally:
         if process.poll() is None:
-            _kill(process)
+            end_group(process, _LEAVING)
     seconds = round(time.monotonic() - begun, 3)
     if answered is None:
         return replace(host, error=f"no answer within {timeout:g} s", seconds=seconds)
@@ -221,17 +224,6 @@ def _read(process: subprocess.Popen[bytes], deadline: float, stop: threading.Eve
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(min(left, _LOOK))
     return None
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process, and what it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
 
 
 def _inventory(out: bytes, said: bytes, code: int, remote: str) -> Inventory:

@@ -12,11 +12,11 @@ from devctl.errors import UsageError, first_line
 from devctl.inventory.hostfile import Address, parse_hostfile, parse_list
 from devctl.inventory.hosts import REMOTE, TIMEOUT, Cluster, ask, from_cluster
 from devctl.reading import read_document
+from devctl.units import parse_seconds
 
 SLURM, _NODES = "slurm:", "SLURM_JOB_NODELIST"
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-_SECONDS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(s|m|min)?")
 _SHORTEST, _LONGEST = 0.1, 3600.0
 _MOST_TEXT = 64 * 2**20
 
@@ -77,14 +77,16 @@ def _of_file(path: str) -> tuple[Address, ...] | Cluster:
 
 
 def parse_timeout(text: str) -> float:
-    """Seconds, of text like "20s", "20" or "2m".
+    """Seconds, of text like "20s", "20" or "2min", as `parse_seconds` reads it.
 
     Raises:
         UsageError: it is none, or too short or too long.
     """
-    match = _SECONDS.fullmatch(text.strip())
-    seconds = None if match is None else float(match[1]) * (60 if (match[2] or "s") != "s" else 1)
-    if seconds is None or not _SHORTEST <= seconds <= _LONGEST:
+    try:
+        seconds = parse_seconds(text)
+    except ValueError:
+        seconds = 0.0
+    if not _SHORTEST <= seconds <= _LONGEST:
         raise UsageError(f"--timeout {text}: from {_SHORTEST:g}s to {_LONGEST:g}s", hint="write it like 20s")
     return seconds
 

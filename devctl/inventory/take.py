@@ -47,7 +47,7 @@ def take_inventory(
         accelerators: whether their drivers are asked; a plan that uses none does without.
 
     Raises:
-        UsageError: DEVCTL_DRIVER_TIMEOUT is no number of seconds.
+        UsageError: DEVCTL_DRIVER_TIMEOUT is no time.
     """
     from devctl.inventory.probes import host
 

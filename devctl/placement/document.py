@@ -8,6 +8,7 @@ from typing import Any
 from devctl.devices import Device, DeviceMap
 from devctl.errors import RefusedError, UsageError, first_line
 from devctl.placement.budget import MOST_ID, NUMBERED
+from devctl.placement.engines.records import title_of
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 
 SCHEMA = 1
@@ -145,7 +146,7 @@ def require_of_transformers(document: Mapping[str, Any], origin: str) -> None:
     if isinstance(engine, dict):
         file = origin if "/" in origin or "." in origin else "FILE"
         raise RefusedError(
-            f"{origin} is a plan for {engine.get('name')} {engine.get('release')}, and this is transformers",
+            f"{origin} is a plan for {title_of(engine.get('name'))} {engine.get('release')}, and this is transformers",
             hint=f"`devctl export {file} --to vllm` gives its lines",
         )
 

@@ -13,7 +13,7 @@ from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, Footprint
 from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.document import KIND, SCHEMA, PlannedModel, of_gguf, of_several
-from devctl.placement.engines.records import EngineFit
+from devctl.placement.engines.records import EngineFit, title_of
 from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.places import group_of
 from devctl.placement.parallel.records import Stages
@@ -166,7 +166,7 @@ class Plan:
         Of a model that sees, for a text alone where no image is counted.
         """
         if self.fit_in is not None:
-            return f"{self.fit_in.name} {self.fit_in.release}"
+            return f"{title_of(self.fit_in.name)} {self.fit_in.release}"
         if self.other_engine is not None:
             return self.other_engine
         if self.tensor_parallel is not None and self.stages is not None and len(self.stages.stages) > 1:

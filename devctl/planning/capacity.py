@@ -14,7 +14,7 @@ from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
 from devctl.placement.placement import DeviceUse, tight
-from devctl.placement.plan import Case, MostTokens, Room
+from devctl.placement.plan import Case, MostTokens, Room, WayToRun
 from devctl.placement.runtime import brought_weights, main_of, needs
 from devctl.planning.question import Question
 from devctl.planning.request import MOST_TOKENS
@@ -36,7 +36,8 @@ class Capacity:
         max_context: tokens of the longest sequences that fit; 0 where none do.
         max_batch: the most sequences that fit at once; 0 where not one does, and never told above `MOST_SEQUENCES`.
         what_if: which contexts and batch sizes fit.
-        notes: why accelerators of the machine are missing, a line for each reason.
+        run: how the workload is run that all of it is of.
+        notes: what is to be known of it, like why accelerators of the machine are missing.
     """
 
     model: PlannedModel
@@ -45,6 +46,7 @@ class Capacity:
     max_context: int
     max_batch: int
     what_if: tuple[Case, ...]
+    run: WayToRun
     notes: tuple[str, ...] = ()
 
 

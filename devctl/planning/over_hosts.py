@@ -8,6 +8,7 @@ from dataclasses import replace
 from devctl.errors import UntracedError
 from devctl.models.footprint import Footprint
 from devctl.placement.budget import Budgets
+from devctl.placement.engines.records import title_of
 from devctl.placement.parallel.costs import Costs
 from devctl.placement.parallel.layers import Layers, layers_of
 from devctl.placement.parallel.places import devices_of
@@ -29,6 +30,7 @@ from devctl.placement.placement import DeviceUse, Placement, over_budget
 from devctl.placement.plan import Comparison, Plan, Refusal, WhatIf, way_to_run
 from devctl.placement.runtime import Runtime
 from devctl.planning import hosts_capacity, parallel
+from devctl.planning.capacity import Capacity
 from devctl.planning.hosts import NamedMachine
 from devctl.planning.hosts_question import ALONE, HostsQuestion, hosts_question
 from devctl.planning.model import Model
@@ -134,13 +136,35 @@ def compare_over_hosts(
         ways[name] = cut_by(boards, even(costs.count, len(boards)))
     each_rank = asked.rank_costs(footprint)
     placements = tuple(asked.placed(each_rank, cut, counted, strategy) for strategy, cut in ways.items())
-    others = ", ".join(f"{float(each.fullest):.1%} as {each.strategy} cuts" for each in placements[1:])
+    others = ", ".join(f"{float(each.fullest):.1%} as {title_of(each.strategy)} cuts" for each in placements[1:])
     return Comparison(
         model=asked.model.planned,
         placements=placements,
         chosen=placements[0],
         why=f"its fullest stage is {float(placements[0].fullest):.1%} full, and {others}",
         notes=(*asked.notes, *best.notes),
+        run=None if runtime is None else way_to_run(runtime.footprint, asked.model.tree),
+    )
+
+
+def capacity_over_hosts(model: Model, hosts: Sequence[NamedMachine], workload: WorkloadRequest) -> Capacity:
+    """The longest context, the most sequences, and which contexts and batch sizes fit, in the best stages for each.
+
+    Raises:
+        RefusedError, UsageError: as `plan_over_hosts`.
+        UntracedError: what the model holds beside its weights is not known.
+    """
+    asked = hosts_question(model, hosts, workload, counts=True)
+    question = asked.question
+    return Capacity(
+        model=asked.model.planned,
+        context_length=question.workload.context_length,
+        batch_size=question.workload.batch_size,
+        max_context=hosts_capacity.longest_context(asked),
+        max_batch=hosts_capacity.largest_batch(asked),
+        what_if=hosts_capacity.what_if(asked),
+        run=way_to_run(question.footprints.of(question.workload), asked.model.tree),
+        notes=(*asked.notes, *told_beside_text(question, question.workload)),
     )
 
 

@@ -199,6 +199,7 @@ def capacity_of(model: Model, machine: Machine, workload: WorkloadRequest) -> ca
         max_context=capacity.largest_context(question, None),
         max_batch=capacity.largest_batch(question),
         what_if=capacity.what_if(question),
+        run=_way_to_run(question, question.workload),
         notes=(*machine.missing, *told_unpacked(model.tree), *told_beside_text(question, question.workload)),
     )
 

@@ -112,7 +112,7 @@ def test_the_offload_folder(ran, tmp_path):
     assert f"{tmp_path / 'offload'} (offload folder" in ran("list", "--offload-folder", tmp_path / "offload").out
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "0.05", "nan", "inf"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "0.05", "50ms", "2d", "25h", "nan", "inf"])
 def test_ticks_that_are_too_short_or_no_time_are_wrong_usage(ran, seconds):
     result = ran("list", "--watch", seconds)
     assert result.code == 2
@@ -124,7 +124,7 @@ def test_watching_and_measuring_exclude_each_other(ran):
 
 
 def test_watching_prints_a_document_a_line_until_interrupted(started, tmp_path):
-    process = started(boxes.system() + boxes.board(used=0), "list", "--json", "--watch", "0.1", "--only", "gpu")
+    process = started(boxes.system() + boxes.board(used=0), "list", "--json", "--watch", "100ms", "--only", "gpu")
     first = json.loads(process.stdout.readline())
     (tmp_path / "machine").write_text(boxes.system() + boxes.board(used=GIB))
     lines = [json.loads(process.stdout.readline()) for _ in range(3)]

@@ -43,7 +43,7 @@ def test_the_pool_is_what_the_share_leaves(devctl):
     assert engine["max_sequences"] == engine["kv_tokens"] // 8192
     assert document["workload"]["context_length"] == 8192
     assert document["devices"][0]["state"] == 4 * 8192 * 131_072
-    assert "holds for: vllm 0.19.0, --gpu-memory-utilization 0.9" in said
+    assert "holds for: vLLM 0.19.0, --gpu-memory-utilization 0.9" in said
 
 
 def test_keys_and_values_in_eight_bits_are_twice_the_tokens(devctl):
@@ -169,7 +169,7 @@ def test_a_plan_for_vllm_is_not_loaded_by_transformers(devctl, tmp_path):
     for command in (("load", LLAMA), ("check",), ("plan", LLAMA, "--devices", "80GiB")):
         done = devctl(*command, "--map", file)
         assert (done.code, done.out) == (3, "")
-        assert "a plan for vllm 0.19.0" in done.err
+        assert "a plan for vLLM 0.19.0" in done.err
         assert f"`devctl export {file} --to vllm`" in done.err
 
 
@@ -269,4 +269,4 @@ def test_transformers_is_what_is_counted_without_a_word(devctl):
 
 def test_an_architecture_that_vllm_does_not_know_is_refused_in_a_line(devctl):
     said = refused(devctl, CONFIGS / "t5-11b", "--devices", "80GiB", "--context-length", "512")
-    assert said == "devctl: vllm 0.33.0 does not know the architecture T5ForConditionalGeneration\n"
+    assert said == "devctl: vLLM 0.33.0 does not know the architecture T5ForConditionalGeneration\n"

@@ -269,7 +269,7 @@ def test_compare_shows_even_cuts_beside_ours(devctl):
     document = holds(devctl("plan", TINY, *options, "--json").out, COMPARISON)
     ours, transformers, vllm = document["plans"]
     assert [each["strategy"] for each in document["plans"]] == ["stages", "transformers", "vllm"]
-    assert document["take"] == "stages" and "% as vllm cuts" in document["why"]
+    assert document["take"] == "stages" and "% as vLLM cuts" in document["why"]
     assert ours["fullest"] < vllm["fullest"] < transformers["fullest"]
     held = [{row["device"]: row["used"] for row in each["devices"]} for each in (transformers, vllm)]
     assert held[0] == {

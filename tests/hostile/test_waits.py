@@ -144,8 +144,8 @@ def test_code_of_ours_that_fails_costs_one_board(machine, monkeypatch):
     assert faults == ["could not be looked at: ZeroDivisionError: division by zero", None]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", "1e9"])
-def test_a_deadline_is_a_number_of_seconds(value):
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", "1e9", "25h"])
+def test_a_deadline_is_a_time(value):
     with pytest.raises(UsageError, match="DEVCTL_DRIVER_TIMEOUT"):
         nvidia_apart.deadlines({"DEVCTL_DRIVER_TIMEOUT": value})
 
@@ -153,6 +153,7 @@ def test_a_deadline_is_a_number_of_seconds(value):
 def test_deadlines_are_those_that_are_written():
     assert nvidia_apart.deadlines({}) == nvidia_apart.deadlines({"DEVCTL_DRIVER_TIMEOUT": ""}) == (60, 20)
     assert nvidia_apart.deadlines({"DEVCTL_DRIVER_TIMEOUT": "2.5"}) == (2.5, 2.5)
+    assert nvidia_apart.deadlines({"DEVCTL_DRIVER_TIMEOUT": "2min"}) == (120, 120)
 
 
 @pytest.mark.parametrize(

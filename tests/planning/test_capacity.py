@@ -15,6 +15,7 @@ from devctl.planning.footprints import between, is_met
 from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import small_models
+from tests.conftest import CONFIGS
 from tests.marks import slow
 
 
@@ -94,3 +95,38 @@ def test_a_table_of_what_fits_says_how_full_only_what_fits(folder):
     assert any(case.fits for case in found.what_if)
     assert all((case.fullest is None) is not case.fits for case in found.what_if)
     assert json.dumps([replace(case).fullest for case in found.what_if])
+
+
+TINY = CONFIGS / "tiny-llama"
+HOSTS = "a:40MiB;b:40MiB"
+FEW = {"context_length": 512, "overhead": 0}
+
+
+def test_capacity_says_how_what_it_counts_is_run():
+    found = devctl.capacity(str(TINY), "40MiB", batch_size=2, decode="beam:2", **FEW)
+    assert (found.run.workload.batch_size, found.run.workload.padded) == (2, True)
+    assert dict(found.run.workload.generation)["num_beams"] == 2
+    assert (found.run.attention, found.run.decodes) == ("sdpa", True)
+
+
+def test_capacity_over_hosts_is_what_plans_over_hosts_find():
+    found = devctl.capacity(str(TINY), HOSTS, **FEW)
+    most = devctl.plan(str(TINY), HOSTS, max_context=True, overhead=0).max_context
+    assert most is not None and found.max_context == most.optimal > 512
+    filled = devctl.plan(str(TINY), {"a": "40MiB", "b": "40MiB"}, target_context=512, overhead=0)
+    assert filled.runtime is not None and found.max_batch == filled.runtime.footprint.workload.batch_size > 1
+    assert devctl.capacity(str(TINY), {"a": "40MiB", "b": "40MiB"}, **FEW) == found
+    assert found.what_if[0].fits and found.run.workload.context_length == 512
+    one = devctl.capacity(str(TINY), "40MiB", **FEW)
+    assert found.max_batch > one.max_batch, "two boards hold more"
+
+
+def test_capacity_over_hosts_refuses_what_there_is_not():
+    with pytest.raises(devctl.UsageError):
+        devctl.capacity(str(TINY), HOSTS, padding=False, **FEW)
+
+
+def test_every_answer_over_hosts_says_how_it_is_run():
+    for answer in (devctl.plan, devctl.compare, devctl.capacity):
+        run = answer(str(TINY), HOSTS, **FEW).run
+        assert run is not None and run.workload.context_length == 512

@@ -24,6 +24,7 @@ from devctl.inventory.probes import nvidia, pci
 from devctl.inventory.probes.findings import Findings
 from devctl.inventory.probes.nvml import LIBRARY_NOT_FOUND, NO_ANSWER
 from devctl.inventory.records import Driver, Vendor
+from devctl.units import parse_seconds
 
 VARIABLE = "DEVCTL_DRIVER_TIMEOUT"
 _TO_START, _A_BOARD = 60.0, 20.0
@@ -60,7 +61,7 @@ class Question:
         there: where the kernel tells of itself.
 
     Raises:
-        UsageError: ``DEVCTL_DRIVER_TIMEOUT`` is no number of seconds.
+        UsageError: ``DEVCTL_DRIVER_TIMEOUT`` is no time.
     """
 
     def __init__(self, environment: Mapping[str, str], there: Path = pci.SYS) -> None:
@@ -176,18 +177,18 @@ def deadlines(environment: Mapping[str, str]) -> tuple[float, float]:
     """Seconds for the driver to start, and for each board.
 
     Raises:
-        UsageError: ``DEVCTL_DRIVER_TIMEOUT`` is no number of seconds.
+        UsageError: ``DEVCTL_DRIVER_TIMEOUT`` is no time.
     """
     said = environment.get(VARIABLE)
     if not said:
         return _TO_START, _A_BOARD
     try:
-        seconds = float(said)
+        seconds = parse_seconds(said)
     except ValueError:
-        seconds = -1.0
+        seconds = 0.0
     if not 0 < seconds <= _LONGEST:
         raise UsageError(
-            f"{VARIABLE}={said}: not a number of seconds above 0, up to {_LONGEST:g}",
+            f"{VARIABLE}={said}: no time like 60s above 0, up to {_LONGEST:g}s",
             hint="leave it out for 60 s to start and 20 s a board",
         )
     return seconds, seconds

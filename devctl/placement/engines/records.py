@@ -14,6 +14,14 @@ class Engine(StrEnum):
     VLLM = "vllm"
 
 
+_TITLES = {"vllm": "vLLM", "sglang": "SGLang"}
+
+
+def title_of(engine: object) -> str:
+    """An engine as sentences have it, by the name that options and documents have."""
+    return _TITLES.get(str(engine), str(engine))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """What an engine is started with.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from devctl.errors import first_line
+from devctl.inventory.ending import end_group
 
 SECONDS = 120.0
 """How long all imports together have. They take five to ten seconds, and a minute from a cold network file system."""
@@ -128,9 +129,7 @@ class Question:
         """End it and all that it started, without waiting for what can't be ended."""
         if self._process is None:
             return
-        _kill(self._process)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LEAVING)
+        end_group(self._process, _LEAVING)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -228,12 +227,3 @@ def _reader(descriptor: int) -> Callable[[float], bytes | None]:
 
 def _text(came: bytes | bytearray) -> str:
     return bytes(came).decode("utf-8", "replace")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The process, and those of its group, which may outlive it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
