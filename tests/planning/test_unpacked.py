@@ -18,6 +18,7 @@ from devctl.planning.pipelines import plan_pipeline
 from devctl.planning.request import MachineRequest, ModelRequest
 from devctl.planning.unpacked import is_unpacked
 from tests import quantised, small_models
+from tests.marks import slow
 from tests.pipelines import write_index
 
 CPU = Device.cpu()
@@ -50,7 +51,7 @@ def fits_by_every_way(model, machine):
     }
 
 
-@pytest.mark.parametrize(("mib", "fits"), [("1MiB", False), ("1.3MiB", False), ("8MiB", True)])
+@pytest.mark.parametrize(("mib", "fits"), [("1MiB", False), ("1.3MiB", False), *slow(("8MiB", True))])
 def test_every_way_to_ask_says_the_same_of_a_machine_without_an_accelerator(fp8, mib, fits):
     assert set(fits_by_every_way(fp8, f"cpu={mib}").values()) == {fits}
 

@@ -20,6 +20,7 @@ from devctl.loading.weights.loader import LoadFormat
 from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import read_skeleton
 from tests import small_models
+from tests.marks import slow
 
 CPU, DISK = Device.cpu(), Device.disk()
 
@@ -121,7 +122,7 @@ def test_the_block_of_a_misplaced_tensor_is_named(loaded):
 
 @pytest.mark.parametrize("device", [CPU, DISK])
 @pytest.mark.parametrize("load_format", LoadFormat)
-@pytest.mark.parametrize(("name", "count"), [("llama-tied", 1), ("t5", 2), ("bert", 2), ("llama", 0)])
+@pytest.mark.parametrize(("name", "count"), [("llama-tied", 1), ("llama", 0), *slow(("t5", 2), ("bert", 2))])
 def test_ties_are_shared(loaded, name, count, device, load_format):
     model = loaded(name, {"": device}, load_format)
     ties = places.find_ties(model.model, model.tree)
@@ -217,7 +218,7 @@ def test_models_that_draw_random_numbers_draw_the_same(loaded):
 
 
 @pytest.mark.parametrize("kind", reference.Reference)
-@pytest.mark.parametrize("name", ["llama-tied", "mixtral", "t5", "whisper", "bert", "clip", "mamba", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-tied", "t5", "clip", *slow("mixtral", "whisper", "bert", "mamba", "gpt2")])
 def test_a_sound_model_agrees_with_its_reference(loaded, name, kind):
     model = loaded(name)
     found = model.verify(kind)
@@ -329,15 +330,12 @@ def test_one_accelerator_copies_to_none():
 
 
 def test_copies_that_arrive(loaded):
-    made = copies.check_copies(GPUS, copy=lambda sent, source, target: sent.clone())
-    assert {(str(c.source), str(c.target)) for c in made} == {
-        (f"cuda:{a}", f"cuda:{b}") for a in range(3) for b in range(3) if a != b
-    }
+    made = copies.check_copies(GPUS[:2], copy=lambda sent, source, target: sent.clone())
     assert {c.nbytes for c in made} == {2**20, 2**26}
     assert not any(c.changed for c in made)
     told = loaded("llama").proofs(copies=made)["copies"]
     assert told.passed
-    assert told.said == "6 ways between accelerators, no bit changed in 67108864 bytes"
+    assert told.said == "2 ways between accelerators, no bit changed in 67108864 bytes"
 
 
 def test_a_corrupt_pair_is_named(loaded):
@@ -348,6 +346,9 @@ def test_a_corrupt_pair_is_named(loaded):
         return arrived
 
     made = copies.check_copies(GPUS, sizes=[2**20], copy=corrupt)
+    assert {(str(c.source), str(c.target)) for c in made} == {
+        (f"cuda:{a}", f"cuda:{b}") for a in range(3) for b in range(3) if a != b
+    }
     told = loaded("llama").proofs(copies=made)["copies"]
     assert (told.passed, told.said) == (False, "cuda:0 → cuda:1 changed 12 of 1048576 bytes")
 

@@ -307,16 +307,17 @@ def test_a_context_that_holds_no_image_is_refused_by_every_question(devctl, save
     assert f"--images {TWO} takes 68 tokens of each sequence" in done.err
 
 
-def test_many_images_are_not_traced_one_by_one(saved):
+def test_many_images_are_not_traced_one_by_one(saved, monkeypatch):
     """A model goes over its images one after another: of a thousand sequences, few are traced."""
+    monkeypatch.setattr("devctl.planning.footprints._MOST_IMAGES", 8)
     model = library.open_model(saved("qwen2-vl"))
     work = Workload(context_length=100, batch_size=1024, images=Images(count=2, height=64, width=32))
-    few, two = (replace(work, batch_size=batch) for batch in (16, 2))
+    few, two = (replace(work, batch_size=batch) for batch in (4, 2))
     many = model.footprints.of(work)
     assert many.workload.batch_size == 1024
-    assert {each.batch_size for each in model.footprints._found} <= {1, 2, 3, 16}
+    assert {each.batch_size for each in model.footprints._found} <= {1, 2, 3, 4}
     traced = [model.footprints.of(each) for each in (two, few)]
-    assert peak_bytes(many) >= 1024 * (peak_bytes(traced[1]) - peak_bytes(traced[0])) // 14
+    assert peak_bytes(many) >= 1024 * (peak_bytes(traced[1]) - peak_bytes(traced[0])) // 2
 
 
 @pytest.mark.parametrize(

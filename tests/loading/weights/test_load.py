@@ -22,6 +22,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import TensorKind, sizes, tensors, walk
 from devctl.placement.judge import disjoint
 from tests import small_models
+from tests.marks import slow
 
 CPU, DISK = Device.cpu(), Device.disk()
 
@@ -59,7 +60,9 @@ def run(model, folder, new_tokens=4):
     return smoke.run(model, prepared(folder, new_tokens=new_tokens), device=CPU, new_tokens=new_tokens)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "mixtral", "t5", "whisper", "vit", "bert", "gpt2", "clip"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "mixtral", "t5", *slow("llama", "whisper", "vit", "bert", "gpt2", "clip")]
+)
 def test_split_over_cpu_and_disk(name, checkpoint, tmp_path):
     folder = checkpoint(name)
     model, notes, tree, device_map, told = load(folder, every_other_block, tmp_path)
@@ -139,7 +142,9 @@ def test_modules_kept_in_float32_take_what_the_note_says(dtype, checkpoint):
 # dummy weights
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "mixtral", "t5", "whisper", "vit", "bert", "mamba", "gpt-oss"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "t5", "gpt-oss", *slow("llama", "mixtral", "whisper", "vit", "bert", "mamba")]
+)
 @pytest.mark.parametrize("split", [False, True])
 def test_dummy_weights(name, split, checkpoint, tmp_path):
     config = checkpoint(name) / "config.json"
