@@ -15,7 +15,7 @@ from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
 from devctl.placement.placement import DeviceUse, tight
 from devctl.placement.plan import Case, MostTokens, Room, WayToRun
-from devctl.placement.runtime import brought_weights, main_of, needs
+from devctl.placement.runtime import brought_weights, main_of, needs, unallocated
 from devctl.planning.question import Question
 from devctl.planning.request import MOST_TOKENS
 
@@ -257,7 +257,8 @@ def room(question: Question, placement: Placement) -> Room | None:
             brought = whole[device].activations - need.activations
             free = left[device] - question.overhead.get(device, 0)
             has_room = device != main_of(device_map) or free >= largest_brought
-            factor = times(free - brought, need.state + need.activations - square, square) if has_room else 0
+            line = need.state + need.activations + unallocated(footprint, device) - square
+            factor = times(free - brought, line, square) if has_room else 0
             tokens[device] = factor * footprint.workload.context_length
     if not tokens:
         return found
