@@ -135,14 +135,16 @@ class Footprints:
 
         Whatever is kept, the answer is the same: nothing else that is known of the model tells it.
         """
-        short = _as_known(replace(workload, context_length=min(workload.context_length - 1, PREFILL) + 1, new_tokens=1))
+        short = _prefill_of(workload)
         if short not in self._prefills:
             self._prefills[short] = self._kept_or_traced_prefill(short)
         return self._prefills[short]
 
     def keep_prefill(self, workload: Workload) -> None:
         """Look for it while the model is built, so that no later plan has to build it again for this alone."""
-        if (self.built or self.skeleton is not None) and self._key(workload) is not None:
+        if not self.built and self.skeleton is None:
+            return
+        if _prefill_of(workload) not in self._prefills and self._key(workload) is not None:
             self.of_prefill(workload)
 
     def _kept_or_traced_prefill(self, short: Workload) -> Footprint | None:
@@ -238,6 +240,12 @@ def peft_version() -> str | None:
 def _as_known(workload: Workload) -> Workload:
     """The same by the one name that it is known by: one sequence is never padded."""
     return replace(workload, padded=False) if workload.batch_size == 1 else workload
+
+
+def _prefill_of(workload: Workload) -> Workload:
+    """The prompt of ``workload``, or the first of it, and a token."""
+    tokens = min(workload.context_length - 1, PREFILL)
+    return _as_known(replace(workload, context_length=tokens + 1, new_tokens=1))
 
 
 def _one(workload: Workload) -> Workload:

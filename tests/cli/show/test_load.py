@@ -8,6 +8,7 @@ import devctl
 from devctl.cli.show import load as show
 from devctl.cli.show import staged as show_staged
 from devctl.devices import Device
+from devctl.distributed.report import Compared, DistributedReport, RankRow
 from devctl.loading.measure import DeviceBytes
 from devctl.loading.proofs.verdict import Proof, ProofName
 from tests.conftest import CONFIGS
@@ -111,3 +112,46 @@ def ranks(*, ok=True, reference="equal", device="cuda:0", measured=MIB):
 )
 def test_that_of_ranks_is_first_too(found, said):
     assert show_staged.verdict_line(found) == said
+
+
+def test_the_whole_report_of_ranks_begins_with_it(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = RankRow(
+        rank=0,
+        host="a",
+        stage=0,
+        planned="cuda:0",
+        device="cuda:0",
+        layers=(0, 4),
+        used=MIB,
+        measured=MIB,
+        total=2 * MIB,
+        peak=None,
+        tensors=3,
+        load_seconds=1.0,
+        seconds=2.0,
+        ids=((1, 2, 3),),
+    )
+    report = DistributedReport(
+        model="org/model",
+        model_class="LlamaForCausalLM",
+        dtype="bfloat16",
+        backend="nccl",
+        tensor_parallel=1,
+        batch_size=2,
+        inputs="random",
+        prompt=1024,
+        ranks=(row, replace(row, rank=1, host="b", stage=1, layers=(4, 8))),
+        reference=Compared.EQUAL,
+        reference_said="tokens and logits are those of one process",
+        weights=None,
+        text=None,
+        ok=True,
+        notes=("a note",),
+    )
+    lines = show_staged.staged_report(report.to_document()).splitlines()
+    assert " ".join(lines[:2]) == (
+        "loaded and ran in 2 ranks, with the tokens of one process; 2.00 MiB of weights, as predicted"
+    )
+    assert lines[2] == "LlamaForCausalLM in bfloat16, 2 ranks over nccl, 1,024 + 3 tokens × 2"
+    assert lines[-1] == "note: a note"
