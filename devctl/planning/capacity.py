@@ -201,30 +201,38 @@ def longest_contexts(question: Question, placement: Placement) -> MostTokens:
 
 
 _TRIES = 8
-"""Contexts that are tried, each shorter, until one leaves room for gaps."""
+"""Contexts that are tried to find one that leaves room for gaps."""
 
 
 def _by_default(question: Question, placement: Placement, tokens: int) -> int | None:
-    """A context on this map that also has room for the gaps that torch's allocator leaves by default.
+    """About the longest context on this map that also has room for the gaps that torch's allocator leaves by default.
 
-    It may be a little shorter than the longest of those. It is ``tokens``, the longest without them, where that has the
-    room too; None where none was found.
+    It is ``tokens``, the longest without them, where that has the room too, and else at most a part in a hundred below
+    the longest, where the tries suffice for that; None where none was found.
     """
-    device_map, at = dict(placement.device_map), tokens
     least = question.footprints.least_context(question.workload)
-    if not tokens:
-        return 0
-    for _ in range(_TRIES):
+    fits, left, at, over = 0, 0, tokens, tokens + 1
+    for _ in range(_TRIES if tokens else 0):
+        uses = question.on(dict(placement.device_map), with_context(question.workload, at)).devices
+        fullest = max((u for u in uses if u.budget is not None), key=_missing, default=None)
+        missing = 0 if fullest is None else _missing(fullest)
+        if fullest is None or missing <= 0:
+            fits, left = at, -missing
+        else:
+            over = at
+        if over - fits <= max(1, fits // 100):
+            break
+        if fits and missing > 0:
+            guess = fits + (over - fits) * left // (left + missing)
+        elif fits:
+            guess = (fits + over) // 2
+        else:
+            grows = fullest.state + fullest.activations + fullest.unallocated if fullest is not None else 1
+            guess = at * max(0, grows - missing) // grows
+        at = min(max(guess, fits + 1, least), over - 1)
         if at < least:
             break
-        uses = question.on(device_map, with_context(question.workload, at)).devices
-        tightest = max((u for u in uses if u.budget is not None), key=_missing, default=None)
-        if tightest is None or _missing(tightest) <= 0:
-            return at
-        grows = tightest.state + tightest.activations + tightest.unallocated
-        # as much less as is missing, and a little more, as gaps do not shrink evenly
-        at = min(at - 1, at * max(0, grows - _missing(tightest)) // grows * 99 // 100)
-    return None
+    return fits or (None if tokens else 0)
 
 
 def _missing(use: DeviceUse) -> int:
@@ -247,7 +255,6 @@ def room(question: Question, placement: Placement) -> Room | None:
         return found
     whole = needs(question.tree, device_map, footprint)
     beside = needs(question.tree, device_map, footprint, weights=False)
-    square = footprint.square
     names = [block.name for block in footprint.blocks]
     largest_brought = max(brought_weights(question.tree, device_map, names).values(), default=0)
     tokens = {}
@@ -257,13 +264,19 @@ def room(question: Question, placement: Placement) -> Room | None:
             brought = whole[device].activations - need.activations
             free = left[device] - question.overhead.get(device, 0)
             has_room = device != main_of(device_map) or free >= largest_brought
-            line = need.state + need.activations + unallocated(footprint, device) - square
-            factor = times(free - brought, line, square) if has_room else 0
+            line, squares = growth(need.state, need.activations, unallocated(footprint, device), footprint.square)
+            factor = times(free - brought, line, squares) if has_room else 0
             tokens[device] = factor * footprint.workload.context_length
     if not tokens:
         return found
     first = min(tokens, key=lambda device: tokens[device])
     return replace(found, tokens=tokens[first], full=first if len(left) > 1 else None)
+
+
+def growth(state: int, activations: int, gaps: int, square: int) -> tuple[int, int]:
+    """Bytes that grow with the text, and with its square; gaps are taken to grow as the activations that leave them."""
+    with_square = gaps * square // activations if activations else 0
+    return state + activations - square + gaps - with_square, square + with_square
 
 
 def times(room: int, line: int, square: int) -> float:

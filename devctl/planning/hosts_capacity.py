@@ -110,8 +110,8 @@ def room(asked: HostsQuestion, cut: Cut) -> Room:
         load = costs.load(first, end)
         if load.state:
             left = board.budget - plain[0].most(first, end) - board.overhead
-            line = load.state + load.activations + load.unallocated - footprint.square
-            tokens.append((capacity.times(left, line, footprint.square) * footprint.workload.context_length, board))
+            line, square = capacity.growth(load.state, load.activations, load.unallocated, footprint.square)
+            tokens.append((capacity.times(left, line, square) * footprint.workload.context_length, board))
     if not tokens:
         return found
     least, board = min(tokens, key=lambda each: each[0])
