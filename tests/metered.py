@@ -179,9 +179,7 @@ def run(model, workload, of_images=None, **generation):
 def peak_of(run):
     """The most bytes that the allocator gave out at one time during ``run``, which runs once before."""
     run()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0

@@ -76,9 +76,7 @@ def measure(model, workload):
     handle = model.register_forward_hook(keep, with_kwargs=True)
     _run(model, workload)  # once before: threads, packed weights
     caches.clear()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         _run(model, workload)
     handle.remove()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -232,8 +232,8 @@ class Found:
         return self.error >= -UNDER and (is_bound or self.error <= OVER)
 
 
-def compare(row):
-    """Predict and measure ``row``.
+def compare(row, *, with_pages=True):
+    """Predict and measure ``row``; its pages are counted in a run of their own, which can be left out.
 
     Raises:
         DevctlError: it can't be traced.
@@ -258,7 +258,7 @@ def compare(row):
     return Found(
         predicted=peak_bytes(footprint),
         storages=alive.most,
-        pages=pages(lambda: run(model, asked, media=media)),
+        pages=pages(lambda: run(model, asked, media=media)) if with_pages else None,
         notes=footprint.notes,
     )
 

@@ -10,14 +10,17 @@ from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Workload, peak_bytes, state_bytes
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
-from tests import metered
+from tests import metered, small_models
 from tests.conftest import CONFIGS
 from tests.marks import slow
 
 
 @functools.cache
 def skeleton(name):
-    return read_skeleton(resolve(str(CONFIGS / name)))
+    """A real model, or a small one."""
+    if (CONFIGS / name).exists():
+        return read_skeleton(resolve(str(CONFIGS / name)))
+    return small_models.skeleton(name)
 
 
 @functools.cache
@@ -35,36 +38,49 @@ def test_sdpa_is_predicted_for_sdpa(name):
     assert -0.02 <= metered.error(name, Workload(context_length=512, new_tokens=2, attention="sdpa")) <= 0.02
 
 
-@pytest.mark.parametrize("how", ["flash_attention_2", *slow("flash_attention_3", "kernels-community/flash-attn3")])
-def test_flash_attention_keeps_no_scores(how):
-    short, long = (peak("llama-3.1-8b", how, context) for context in (4096, 8192))
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("tiny-llama", "flash_attention_2"),
+        *slow(
+            ("llama-3.1-8b", "flash_attention_2"),
+            ("llama-3.1-8b", "flash_attention_3"),
+            ("llama-3.1-8b", "kernels-community/flash-attn3"),
+        ),
+    ],
+)
+def test_flash_attention_keeps_no_scores(name, how):
+    short, long = (peak(name, how, context) for context in (4096, 8192))
     assert long < 2.05 * short
-    assert peak("llama-3.1-8b", "eager", 4096) > 5 * short
+    assert peak(name, "eager", 4096) > 5 * short
 
 
-def test_flash_attention_holds_what_torchs_own_does():
+@pytest.mark.parametrize("name", ["tiny-llama", *slow("llama-3.1-8b")])
+def test_flash_attention_holds_what_torchs_own_does(name):
     """On CUDA, sdpa without a mask is the same kernel."""
-    assert peak("llama-3.1-8b", "flash_attention_2", 4096) == pytest.approx(
-        peak("llama-3.1-8b", "sdpa", 4096), rel=0.01
-    )
+    assert peak(name, "flash_attention_2", 4096) == pytest.approx(peak(name, "sdpa", 4096), rel=0.01)
 
 
-def test_flex_attention_is_traced():
-    flex = trace_footprint(skeleton("llama-3.1-8b"), Workload(context_length=4096, attention="flex_attention"))
-    assert state_bytes(flex) == 4096 * 2 * 8 * 128 * 2 * 32
-    assert peak_bytes(flex) == pytest.approx(peak("llama-3.1-8b", "sdpa", 4096), rel=0.02)
+@pytest.mark.parametrize(
+    ("name", "a_token"), [("tiny-llama", 2 * 4 * 32 * 2 * 8), *slow(("llama-3.1-8b", 2 * 8 * 128 * 2 * 32))]
+)
+def test_flex_attention_is_traced(name, a_token):
+    flex = trace_footprint(skeleton(name), Workload(context_length=4096, attention="flex_attention"))
+    assert state_bytes(flex) == 4096 * a_token
+    assert peak_bytes(flex) == pytest.approx(peak(name, "sdpa", 4096), rel=0.02)
 
 
 def test_a_class_that_says_nothing_has_eager_attention():
     assert attention.of_class(type("Nothing", (), {})) == ("eager",)
 
 
-def test_gpt_oss_attends_eagerly_unless_told():
-    tree = skeleton("gpt-oss-120b").tree
+@pytest.mark.parametrize("name", ["gpt-oss", *slow("gpt-oss-120b")])
+def test_gpt_oss_attends_eagerly_unless_told(name):
+    tree = skeleton(name).tree
     assert tree.attention == "eager"
     assert "sdpa" not in tree.attentions
     assert attention.chosen("flash_attention_2", tree.attentions, "") == "kernels-community/vllm-flash-attn3"
-    assert peak("gpt-oss-120b", "kernels-community/vllm-flash-attn3", 8192) < peak("gpt-oss-120b", None, 8192) / 5
+    assert peak(name, "kernels-community/vllm-flash-attn3", 8192) < peak(name, None, 8192) / 5
 
 
 def test_tables_of_transformers_are_as_they_were_after_a_trace():

@@ -108,17 +108,17 @@ def test_a_loop_over_tokens_or_chunks_is_cut_to_its_ends(rounds, stride):
 
 @pytest.mark.slow
 def test_what_grows_with_a_text_is_extrapolated_where_loops_cannot_be_cut(monkeypatch):
-    workload = Workload(context_length=201)
+    workload = Workload(context_length=101)
     model = FakeModel(skeleton("mamba"), workload, alike=True, most=100_000)
     model.fewest_rounds = None
-    monkeypatch.setattr(trace, "_lengths", lambda *_: (40, 70, 100))
+    monkeypatch.setattr(trace, "_lengths", lambda *_: (20, 35, 50))
     prefill, last, (note,) = trace._grown(model, workload, ValueError())
-    whole = model.generate(200)[0]
+    whole = model.generate(100)[0]
     assert prefill.state == whole.state
     assert last.state == whole.state
     for name, nbytes in whole.peaks.beside.items():
         assert prefill.peaks.beside[name] == pytest.approx(nbytes, rel=0.01, abs=64)
-    assert "extrapolated from 100 tokens" in note
+    assert "extrapolated from 50 tokens" in note
 
 
 def test_a_text_beyond_a_window_that_no_short_text_fills_is_not_extrapolated(monkeypatch):

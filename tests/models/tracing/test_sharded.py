@@ -1,5 +1,6 @@
 """What a rank holds beside its weights, and what a model by itself does; real ranks are in tests/placement/parallel."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from devctl.models.sharding import CUTS, Sharding
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.sharded import _AS_IT_IS, _FORWARDS
 from devctl.models.tracing.trace import trace_footprint
+from tests.marks import slow
 from tests.sharded import SHARDED
 
 ALONE = Workload(context_length=64, batch_size=2)
@@ -20,6 +22,7 @@ OF_TWO = replace(ALONE, tensor_parallel=2)
 
 @pytest.fixture(scope="module")
 def skeleton_of(tmp_path_factory):
+    @functools.cache
     def read(name):
         model_class, config = SHARDED[name]()
         config.architectures, config.dtype = [model_class.__name__], "float32"
@@ -30,15 +33,14 @@ def skeleton_of(tmp_path_factory):
     return read
 
 
-def test_keys_and_values_are_halved_and_so_is_a_static_cache(skeleton_of):
+@pytest.mark.parametrize("generation", [(("cache_implementation", "static"),), *slow(((),))], ids=["static", "growing"])
+def test_keys_and_values_are_halved_and_so_is_a_static_cache(skeleton_of, generation):
     skeleton = skeleton_of("llama")
-    for generation in ((), (("cache_implementation", "static"),)):
-        alone, rank = (
-            trace_footprint(skeleton, replace(each, generation=generation, kernels=Kernels.CPU))
-            for each in (ALONE, OF_TWO)
-        )
-        assert state_bytes(rank) * 2 == state_bytes(alone)
-        assert peak_bytes(rank) < peak_bytes(alone)
+    alone, rank = (
+        trace_footprint(skeleton, replace(each, generation=generation, kernels=Kernels.CPU)) for each in (ALONE, OF_TWO)
+    )
+    assert state_bytes(rank) * 2 == state_bytes(alone)
+    assert peak_bytes(rank) < peak_bytes(alone)
 
 
 def test_a_gather_is_counted_whole_and_with_its_parts(skeleton_of):
@@ -78,18 +80,14 @@ def test_a_style_whose_forward_is_not_known_is_refused(skeleton_of):
             trace_footprint(changed, OF_TWO)
 
 
-def test_a_rank_is_kept_by_itself(skeleton_of):
-    found = trace_footprint(skeleton_of("llama"), OF_TWO)
-    again = parse_footprint(dump_footprint(found))
-    assert again == found
-    assert again.workload.tensor_parallel == 2
-    assert "tensor_parallel" not in found.workload.to_document()
-
-
-def test_what_is_done_to_a_model_is_done_to_it_alone(skeleton_of):
+def test_a_rank_is_kept_by_itself_and_what_is_done_to_a_model_is_done_to_it_alone(skeleton_of):
     skeleton = skeleton_of("llama")
     before = trace_footprint(skeleton, ALONE)
-    trace_footprint(skeleton, OF_TWO)
+    found = trace_footprint(skeleton, OF_TWO)
+    again = parse_footprint(dump_footprint(found))
+    assert again == found != before
+    assert again.workload.tensor_parallel == 2
+    assert "tensor_parallel" not in found.workload.to_document()
     assert trace_footprint(skeleton, ALONE) == before
     assert isinstance(skeleton.model.lm_head, torch.nn.Linear)
     assert "forward" not in vars(skeleton.model.lm_head)

@@ -1,5 +1,7 @@
 """Rows of the table of what held-out architectures really hold; all of them: ``python -m tests.benchmarks.truth``."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.benchmarks import truth
@@ -13,15 +15,24 @@ FAST = (
 )
 
 
+WHOLE = ("Qwen3NextForCausalLM 16k", "Mamba2ForCausalLM 16k")
+"""Of the rows with 16k tokens, those that have as many here."""
+
+
+def shortened(row):
+    """``row`` with a text that is as long as its claim needs: 68 chunks of 64 are cut short as those of 16k are."""
+    return replace(row, kind="4k", tokens=68 * 64) if row.kind == "16k" and row.name not in WHOLE else row
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in FAST], ids=lambda row: row.name)
 def test_what_is_predicted_is_what_storages_hold(row):
-    assert compare(row).holds
+    assert compare(row, with_pages=False).holds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name not in FAST], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [shortened(row) for row in ROWS if row.name not in FAST], ids=lambda row: row.name)
 def test_what_is_predicted_is_what_storages_hold_in_every_row(row):
-    assert compare(row).holds
+    assert compare(row, with_pages=False).holds
 
 
 @pytest.mark.parametrize(
