@@ -82,20 +82,20 @@ def check_against_brute_force(problem):
     assert (best.off_bound, best.fraction_bound, best.moves_bound) == (None, None, None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_no_placement_is_better(problem):
     check_against_brute_force(problem)
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=8_000, deadline=None)
 @given(problems())
 def test_no_placement_is_better_in_many(problem):
     check_against_brute_force(problem)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(random_trees(), st.lists(st.integers(0, 80), max_size=3), st.none() | st.integers(0, 80))
 def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
     budgets = {Device.gpu(i): size for i, size in enumerate(gpus)} | ({} if cpu is None else {Device.cpu(): cpu})
