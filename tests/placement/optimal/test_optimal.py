@@ -120,6 +120,22 @@ def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
             assert worth(placement) <= worth(other) or keeps_no_room(model, other), strategy
 
 
+@settings(max_examples=100, deadline=None)
+@given(random_trees(), st.lists(st.integers(0, 80), min_size=1, max_size=3), st.none() | st.integers(0, 80))
+def test_a_greedy_plan_says_how_much_less_optimal_offloads_and_only_then(model, gpus, cpu):
+    """Its note is of a search for less alone, which ends early where there is none."""
+    budgets = from_max_memory(
+        {Device.gpu(i): size for i, size in enumerate(gpus)} | ({} if cpu is None else {Device.cpu(): cpu})
+    )
+    best = place(model, budgets, Strategy.OPTIMAL)
+    for strategy in (Strategy.AUTO, Strategy.BALANCED_LOW_0, Strategy.SEQUENTIAL):
+        found = place(model, budgets, strategy)
+        less = found.offloaded - best.offloaded
+        told = [f"{less} B are offloaded that need not be: --strategy optimal keeps them"]
+        said = [note for note in found.notes if "need not be" in note]
+        assert said == (told if best.fits and less > 0 else [])
+
+
 def keeps_no_room(model, placement):
     """Whether a placement splits a block, or has no room on its main device to run what it offloads."""
     devices = dict(placement.device_map)
