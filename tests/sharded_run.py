@@ -11,6 +11,7 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
+from transformers.models.llama import modeling_llama  # noqa: F401 - what any model imports, once for all ranks
 
 from tests.metered import peak_of, run
 

@@ -8,7 +8,7 @@ import pytest
 from devctl.placement import Strategy
 from tests.loading.conftest import told_by
 
-OTHERS = ("gemma2", "mixtral", "t5", "bart", "bert")
+MODELS = ("llama", "gemma2", "mixtral", "t5", "bart", "bert")
 
 
 def judge(found):
@@ -38,13 +38,12 @@ def judge(found):
     assert max(enough["measured"].values()) > 0.98 * enough["limit"], f"{name}: with less it would have run out"
 
 
-@pytest.mark.slow
-def test_llama_holds_where_its_weights_alone_run_out():
-    judge(told_by("on_box", "--json", "llama"))
+@pytest.fixture(scope="module")
+def found():
+    return told_by("on_box", "--json", *MODELS)
 
 
 @pytest.mark.slow
-def test_models_of_other_kinds_hold():
-    found = told_by("on_box", "--json", *OTHERS)
-    for name in OTHERS:
-        judge([case for case in found if case["model"] == name])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_for_the_workload_holds_where_the_weights_alone_run_out(name, found):
+    judge([case for case in found if case["model"] == name])

@@ -150,7 +150,7 @@ def test_a_map_that_somebody_wrote_is_not_explained():
     assert explain(model, budgets, written).reasons == ()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_every_tensor_has_one_reason_that_names_its_device(model, limits, strategy):
     placement = place(model, limits, strategy)

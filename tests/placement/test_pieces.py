@@ -33,7 +33,7 @@ def test_a_block_that_the_map_cuts_through():
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_pieces_add_up(model, limits, strategy):
     placement = place(model, limits, strategy)

@@ -62,7 +62,15 @@ def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
         assert is_met(counted, traced), batch
 
 
-@pytest.mark.parametrize("seed", [0, *slow(*range(1, 6))])
+@pytest.mark.parametrize(
+    ("folder", "seed"),
+    [
+        # two GPUs, three with a shorter context, one
+        ("bert", 0),
+        *slow(("bert", 1), ("llama", 0), ("llama", 5), ("t5", 5), ("t5", 2), ("gemma2", 0), ("gemma2", 3)),
+    ],
+    indirect=["folder"],
+)
 def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
     chance = random.Random(seed)
     total = weights(folder)
@@ -89,6 +97,7 @@ def test_what_is_said_to_fit_is_planned_and_the_next_is_not(folder, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", ["llama", "t5"], indirect=True)
 def test_a_table_of_what_fits_says_how_full_only_what_fits(folder):
     total = weights(folder)
     found = devctl.capacity(str(folder), "1xH100,cpu=2TiB", max_memory={0: total + 2**26, "cpu": "1TiB"}, overhead=0)

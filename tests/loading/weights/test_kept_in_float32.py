@@ -65,8 +65,11 @@ def test_random_weights_are_kept_in_float32_too(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ALL)
-def test_every_small_model_takes_what_is_planned(name, dtype, tmp_path):
-    used, _, loaded = planned_and_loaded(ALL[name], tmp_path, dtype)
+def test_every_small_model_takes_what_is_planned(name, tmp_path):
+    """In float16, in which most is kept; in bfloat16 where anything is, of which that may keep less."""
+    used, built, loaded = planned_and_loaded(ALL[name], tmp_path / "float16", "float16")
     assert used == loaded
+    if used != built:
+        used, _, loaded = planned_and_loaded(ALL[name], tmp_path / "bfloat16", "bfloat16")
+        assert used == loaded

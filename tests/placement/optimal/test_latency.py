@@ -18,7 +18,7 @@ def seconds(row, rates, devices):
     return sum(taken) + moves * MOVE
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from([1000, 3000, 7000]), min_size=1, max_size=6).map(tuple),
     st.lists(st.tuples(st.integers(0, 12_000), st.sampled_from([10**8, 4 * 10**8, 9 * 10**8])), min_size=1, max_size=3),

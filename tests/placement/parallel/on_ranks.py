@@ -6,6 +6,8 @@ prints a line of JSON a rank: the most that torch's allocator gave out at once, 
 """
 
 import json
+import multiprocessing
+import os
 import socket
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing import start_processes
 
 from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Kernels, Workload
@@ -50,6 +52,8 @@ def of_rank(rank, name, counts, workload, port, out):
         def layer_range_for_rank(self, at, layers):
             return sum(counts[:at]), sum(counts[: at + 1])
 
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
     pipeline_parallel.PipelineStage = Planned
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
     model_class, config = MEASURED[name]()
@@ -72,21 +76,26 @@ def measured(name, counts, workload):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    # each rank starts with the imports done
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.sharded_run"])
     out = context.SimpleQueue()
     arguments = (name, counts, workload, port, out)
-    multiprocessing.spawn(of_rank, args=arguments, nprocs=len(counts), join=True)
+    start_processes(of_rank, args=arguments, nprocs=len(counts), join=True, start_method="forkserver")
     return [peak for _, peak in sorted(out.get() for _ in counts)]
 
 
-def main():
-    name, counts, tokens, batch, new = sys.argv[1:]
+def ranks(name, counts, tokens, batch, new):
+    """What each rank held and what was foretold; the arguments are those of the command line."""
     cut = tuple(map(int, counts.split(",")))
     workload = Workload(context_length=int(tokens), batch_size=int(batch), new_tokens=int(new))
     said = foretold(name, cut, workload)
-    for rank, (really, predicted) in enumerate(zip(measured(name, cut, workload), said, strict=True)):
-        print(json.dumps({"rank": rank, "measured": really, "predicted": predicted}), flush=True)
+    return [
+        {"rank": rank, "measured": really, "predicted": predicted}
+        for rank, (really, predicted) in enumerate(zip(measured(name, cut, workload), said, strict=True))
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    for each in ranks(*sys.argv[1:]):
+        print(json.dumps(each), flush=True)
