@@ -53,7 +53,7 @@ def test_every_public_name_is_there_and_told():
         ({"strategy": "balanced_low_0"}, ["--strategy", "balanced_low_0"]),
         ({"objective": "latency"}, ["--objective", "latency"]),
         ({"objective": "latency", "speed": {0: "1TB"}}, ["--objective", "latency", "--speed", "0=1TB"]),
-        ({"context_length": 4096, "batch_size": 2, "kv_dtype": "int8"}, ["--context-length=4096", "--batch-size=2"]),
+        ({"context_length": 1024, "batch_size": 2, "kv_dtype": "int8"}, ["--context-length=1024", "--batch-size=2"]),
         ({"context_length": 300, "new_tokens": 20, "overhead": "1GiB"}, ["--context-length=300", "--new-tokens=20"]),
         *slow(({"target_context": 120_000}, ["--target-context", 120_000]), ({"max_context": True}, ["--max-context"])),
         ({"max_memory": {0: 10**10}}, ["--max-memory", "0=10000000000B"]),
@@ -69,9 +69,10 @@ def test_a_plan_is_what_the_command_prints(devctl_command, arguments, options):
         options = [*options, "--kv-dtype", "int8"]
     if "overhead" in arguments:
         options = [*options, "--overhead", "1GiB"]
-    printed = devctl_command("plan", LLAMA, "--devices", BOX, "--json", *options)
+    model = TINY if "context_length" in arguments else LLAMA
+    printed = devctl_command("plan", model, "--devices", BOX, "--json", *options)
     assert printed.code == 0, printed.err
-    plan = devctl.plan(LLAMA, BOX, **arguments)
+    plan = devctl.plan(model, BOX, **arguments)
     document = json.loads(printed.out)
     assert plan.fits
     assert plan.to_document() == document
@@ -211,11 +212,11 @@ def test_any_module_is_planned_and_one_tensor_counts_once():
 @pytest.mark.slow
 def test_several_threads_plan_at_once():
     lengths = [600, 700, 800, 900]
-    alone = {n: devctl.plan(LLAMA, BOX, context_length=n, cache=False).to_document() for n in lengths[:2]}
+    alone = {n: devctl.plan(TINY, BOX, context_length=n, cache=False).to_document() for n in lengths[:2]}
     found = {}
 
     def plan(length):
-        found[length] = devctl.plan(LLAMA, BOX, context_length=length, cache=False).to_document()
+        found[length] = devctl.plan(TINY, BOX, context_length=length, cache=False).to_document()
 
     threads = [threading.Thread(target=plan, args=(length,)) for length in lengths]
     for thread in threads:

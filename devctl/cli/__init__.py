@@ -1,5 +1,6 @@
 """The command line. Commands gather, compute and show; errors are printed here, and nowhere else."""
 
+import functools
 import os
 import signal
 import sys
@@ -46,14 +47,7 @@ class _Devctl(TyperGroup):
         return help_of_all(ctx, self)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[cmd_name].partition(":")
-        lone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        lone.command(cmd_name, cls=PanelledCommand, context_settings=_HELP_OPTIONS)(
-            getattr(import_module(module), function)
-        )
-        return typer.main.get_command(lone)
+        return _command(cmd_name) if cmd_name in COMMANDS else None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         bare = not args  # then the help is shown, which is no error to explain
@@ -98,6 +92,15 @@ class _Devctl(TyperGroup):
                 "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",
             )
             raise typer.Exit(ExitCode.BUG) from None
+
+
+@functools.cache
+def _command(name: str) -> Any:
+    """The command of that name, as Typer makes it of its function; it keeps nothing of a run, and is made once."""
+    module, _, function = COMMANDS[name].partition(":")
+    lone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    lone.command(name, cls=PanelledCommand, context_settings=_HELP_OPTIONS)(getattr(import_module(module), function))
+    return typer.main.get_command(lone)
 
 
 def _is_typers(error: Exception) -> bool:

@@ -25,6 +25,22 @@ def short(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def thin(tmp_path_factory):
+    """Folder of a config of `CONFIGS` with fewer layers, of the same widths: ``thin("llama-3.1-8b", 2)``."""
+
+    def write(name, layers):
+        config = json.loads((CONFIGS / name / "config.json").read_text())
+        if "layer_types" in config:
+            config["layer_types"] = config["layer_types"][:layers]
+        folder = tmp_path_factory.mktemp("thin") / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """Folder of a config of a small model that ranks can share, by its name: ``small("llama")``."""
     from tests.sharded import SHARDED

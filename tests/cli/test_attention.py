@@ -95,13 +95,14 @@ def test_questions_that_place_many_times_take_it(devctl):
 
 
 @pytest.mark.slow
-def test_the_library_takes_it():
+def test_the_library_takes_it(thin):
+    model = thin("llama-3.1-8b", 2)
     found = [
-        library.capacity(str(LLAMA), "24GiB", context_length=2048, attn_implementation=how).max_context
+        library.capacity(model, "6GiB", context_length=2048, attn_implementation=how).max_context
         for how in ("eager", "sdpa")
     ]
     assert found[0] < found[1] / 2
-    assert library.plan(str(LLAMA), "H100", context_length=64, attn_implementation="eager").attention == "eager"
+    assert library.plan(model, "H100", context_length=64, attn_implementation="eager").attention == "eager"
 
 
 def test_a_load_runs_with_it_and_says_so(devctl, checkpoint):

@@ -193,9 +193,9 @@ def test_quantising_is_advised_on_apple_where_it_runs(devctl):
 
 
 def test_quantising_is_no_advice_where_it_is_done(devctl):
-    question = ["--devices", "1GiB", "--target-context", "64"]
-    assert "or --quantize, may help" in devctl("plan", LLAMA, *question).err
-    done = devctl("plan", LLAMA, *question, "--quantize", "nf4")
+    question = ["plan", CONFIGS / "tiny-llama", "--devices", "1MiB", "--overhead", "0B", "--target-context", "64"]
+    assert "or --quantize, may help" in devctl(*question).err
+    done = devctl(*question, "--quantize", "nf4")
     assert (done.code, "--quantize" in done.err) == (3, False)
 
 

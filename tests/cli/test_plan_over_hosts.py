@@ -430,6 +430,7 @@ def test_where_no_sequence_of_such_a_length_fits_the_longest_that_does_is_planne
     assert "more hosts may help" in done.err
 
 
+@pytest.mark.slow
 def test_what_if_is_of_the_best_stages_for_each_case(devctl, short):
     options = ["--devices", "a:1MiB;b:1MiB", *TOLD]
     document = holds(devctl("plan", short, *options, "--what-if", "--json").out, WHAT_IF)

@@ -74,7 +74,7 @@ def test_activations_are_of_the_part_and_no_more_than_of_the_whole(devctl):
     assert rank["overhead"] == 0
 
 
-@pytest.mark.parametrize("name", ["phi3", "deepseek-v3", *slow("gpt-oss", "olmo2")])
+@pytest.mark.parametrize("name", ["phi3", *slow("gpt-oss", "olmo2", "deepseek-v3")])
 def test_where_every_rank_keeps_all_keys_and_values_it_is_said(name, devctl, small):
     folder = small(name, intermediate_size=96, moe_intermediate_size=32)
     options = [folder, "--context-length", "64", "--overhead", "0B"]

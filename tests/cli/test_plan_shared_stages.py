@@ -241,10 +241,11 @@ def test_a_module_that_is_there_already_says_what_to_give_instead():
 
 
 @pytest.mark.slow
-def test_the_longest_context_of_groups_fits_and_no_longer_one(devctl):
-    options = ["--devices", "a:2x12GiB;b:2x12GiB", "--tp", "2", "--overhead", "0B"]
-    document = planned(devctl("plan", LLAMA, *options, "--max-context"))
+def test_the_longest_context_of_groups_fits_and_no_longer_one(devctl, thin):
+    model = thin("llama-3.1-8b", 4)
+    options = ["--devices", "a:2x2GiB;b:2x2GiB", "--tp", "2", "--overhead", "0B"]
+    document = planned(devctl("plan", model, *options, "--max-context"))
     most = document["max_context"]["optimal"]
     assert 0 < document["max_context"]["this_map"] <= most
-    assert devctl("plan", LLAMA, *options, "--context-length", most).code == 0
-    assert devctl("plan", LLAMA, *options, "--context-length", most + max(2, most // 500)).code == 3
+    assert devctl("plan", model, *options, "--context-length", most).code == 0
+    assert devctl("plan", model, *options, "--context-length", most + max(2, most // 500)).code == 3

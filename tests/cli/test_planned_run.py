@@ -45,8 +45,14 @@ def test_a_load_decodes_pads_and_reads_in_chunks_as_the_plan_does(devctl, checkp
     assert found["prefill_chunk"] == 5
     assert found["smoke"]["padded"] is False
     assert notes_of(found) == []
-    unpadded = report(devctl("load", checkpoint("llama"), "--map", planned("llama", *work), *options, "--json"))
-    assert unpadded["smoke"]["padded"] is True
+
+
+@pytest.mark.slow
+def test_a_load_pads_where_the_plan_does(devctl, checkpoint, planned):
+    plan = planned("llama", "--context-length", 20, "--new-tokens", 4, "--batch-size", 2)
+    options = ("--context-length", 16, "--max-new-tokens", 4, "--batch-size", 2)
+    found = report(devctl("load", checkpoint("llama"), "--map", plan, *options, "--json"))
+    assert found["smoke"]["padded"] is True
 
 
 def test_one_note_says_all_that_is_run_otherwise(devctl, checkpoint, planned):

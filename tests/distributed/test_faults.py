@@ -17,8 +17,10 @@ import pytest
 from tests.distributed import plans
 from tests.distributed.conftest import free_port
 
-SHORT = ("--join-timeout", "20s", "--step-timeout", "12s")
+STEP = 8
+SHORT = ("--join-timeout", "20s", "--step-timeout", f"{STEP}s")
 """Of ranks that hang: longer than anything that does not, and what a test waits for."""
+SILENCE = f"for {STEP // 2} s"
 
 
 def fault(name, **arguments):
@@ -48,13 +50,12 @@ def test_a_rank_that_dies_ends_both(launch, llama, plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("do", "said"),
+    ("do", "number", "said"),
     [
-        ("killed", "it died (killed by SIGKILL)"),
-        ("stop", "it gave no sign of life for 6 s"),
-        ("raise", "RuntimeError: a kernel failed"),
+        *(("killed", number, "it died (killed by SIGKILL)") for number in range(3)),
+        *(("raise", number, "RuntimeError: a kernel failed") for number in range(3)),
+        *(("stop", number, f"it gave no sign of life {SILENCE}") for number in (0, 2)),
     ],
 )
 def test_whichever_rank_fails_is_named_on_every_host(launch, llama, number, do, said):
@@ -70,7 +71,7 @@ def test_whichever_rank_fails_is_named_on_every_host(launch, llama, number, do, 
 def test_a_rank_that_does_nothing_any_more_is_too_late(launch, llama, plan):
     ranks = launch(llama, plan, *SHORT, own=own(1, faults=[fault("in_generate", do="wait")]))
     assert codes(ranks) == [5, 5]
-    said = "rank 1 on b: no progress for 12 s: running the smoke inference"
+    said = f"rank 1 on b: no progress for {STEP} s: running the smoke inference"
     assert all(said in rank.err for rank in ranks), ranks
 
 
@@ -97,10 +98,10 @@ def test_a_watching_process_that_stops_is_ended_by_its_own(launch, llama, plan, 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_rank_that_never_comes_is_waited_for_until_the_deadline(launch, llama, plan, number):
-    ranks = launch(llama, plan, "--join-timeout", "6s", own=own(number, faults=[fault("never")]))
+    ranks = launch(llama, plan, "--join-timeout", "4s", own=own(number, faults=[fault("never")]))
     assert ranks[number].code == 0
     assert ranks[1 - number].code == 5
-    said = "it never came, for 6 s" if number else "no answer at 127.0.0.1"
+    said = "it never came, for 4 s" if number else "no answer at 127.0.0.1"
     assert f"rank {number} on {'ab'[number]}: {said}" in ranks[1 - number].err
     assert "--join-timeout" in ranks[1 - number].err
     assert ranks[1 - number].seconds < 60
@@ -119,7 +120,7 @@ def test_a_port_that_is_taken_is_named(launch, llama, plan):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ranks = launch(llama, plan, "--join-timeout", "6s", port=port)
+        ranks = launch(llama, plan, "--join-timeout", "3s", port=port)
     assert codes(ranks) == [5, 5]
     assert f"the port 127.0.0.1:{port} is taken" in ranks[0].err
     assert "--master-port" in ranks[0].err
@@ -389,8 +390,7 @@ def test_a_pasted_rank_that_stops_ends_both_hosts(llama, pasted):
         raise AssertionError("no rank came")
 
     plan = plans.document(llama, (1, 3), "ab")
-    options = ("--join-timeout", "20s", "--step-timeout", "12s")
-    (code, _, said), (other, _, _) = pasted(plan, *options, stop=lambda started: _ended(stop, started))
+    (code, _, said), (other, _, _) = pasted(plan, *SHORT, stop=lambda started: _ended(stop, started))
     assert code == 1  # torchrun's own
     assert other != 0
     assert "devctl: rank 1 on b: " in said
@@ -403,7 +403,7 @@ def test_a_host_that_stops_as_a_whole_ends_the_other_which_names_it(llama, tmp_p
     """Its launcher, which may be where all ranks meet, its rank, and what watches that: nothing of it says a word."""
     plan = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "ab"))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    options = ["--join-timeout", "40s", "--step-timeout", "40s"]
+    options = ["--join-timeout", "20s", "--step-timeout", "20s"]
     port, said, started = free_port(), tmp_path / "said", []
     for number in range(2):
         where = ["--nnodes", "2", "--node-rank", number, "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
@@ -438,7 +438,7 @@ def test_the_line_of_one_host_alone_ends_in_time(llama, tmp_path, number):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     load = [sys.executable, "-m", "devctl", "load", str(llama), "--map", str(plan), "--launch", "print"]
     printed = subprocess.run(
-        [*load, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--join-timeout", "6s"],
+        [*load, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--join-timeout", "3s"],
         capture_output=True,
         text=True,
         env=environment,
@@ -481,8 +481,8 @@ def test_a_link_that_is_cut_ends_both_hosts(launch, llama, plan, hosts, tmp_path
     cut = [fault("cut", namespace="dvtB", device="dvtb")]
     ranks = launch(llama, plan, *SHORT, address="10.77.9.1", own={0: on("dvtA"), 1: {**on("dvtB"), "faults": cut}})
     assert codes(ranks) == [5, 5], ranks
-    assert "rank 1 on b: no sign of life for 6 s" in ranks[0].err
-    assert "rank 0 on a: no answer for 6 s" in ranks[1].err
+    assert f"rank 1 on b: no sign of life {SILENCE}" in ranks[0].err
+    assert f"rank 0 on a: no answer {SILENCE}" in ranks[1].err
     assert all(rank.seconds < 60 for rank in ranks)
 
 

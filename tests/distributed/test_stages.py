@@ -35,8 +35,10 @@ def test_two_ranks_hold_what_the_plan_says_and_make_what_one_process_makes(launc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cuts", [(2, 2), (3, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1, 1)])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("cuts", "tied"),
+    [((2, 2), False), ((2, 2), True), ((3, 1), True), ((1, 2, 1), True), ((1, 1, 2), False), ((1, 1, 1, 1), True)],
+)
 def test_any_cut_makes_what_one_process_makes(launch, tmp_path, cuts, tied):
     model = plans.save(tmp_path / "model", tie_word_embeddings=tied)
     plan = plans.document(model, cuts, "aabb"[: len(cuts)])

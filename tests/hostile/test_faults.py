@@ -36,6 +36,20 @@ class NVMLError(Exception):
         return bytes([0xFF, self.value % 256]).decode() if self.value % 2 else f"Error {self.value}"
 
 
+class Memory:
+    total, free, used, reserved = 80 * GIB, 79 * GIB, 0, GIB
+
+
+ANSWERS = {
+    "nvmlInit": None,
+    "nvmlShutdown": None,
+    "nvmlDeviceGetCount": 3,
+    "nvmlDeviceGetMemoryInfo": Memory,
+    "nvmlDeviceGetName": "H100",
+    "nvmlSystemGetDriverVersion": "580.1",
+}
+
+
 class Library:
     """Three boards, of which what ``broken`` names fails as it says."""
 
@@ -57,22 +71,13 @@ class Library:
         return call
 
     def answer(self, function, board=None, *_):
-        class Memory:
-            total, free, used, reserved = 80 * GIB, 79 * GIB, 0, GIB
-
-        known = {
-            "nvmlDeviceGetCount": 3,
-            "nvmlDeviceGetHandleByIndex": board,
-            "nvmlDeviceGetMemoryInfo": Memory,
-            "nvmlDeviceGetName": "H100",
-            "nvmlDeviceGetUUID": f"GPU-{board}",
-            "nvmlSystemGetDriverVersion": "580.1",
-        }
-        if function in ("nvmlInit", "nvmlShutdown"):
-            return None
-        if function not in known:
+        if function == "nvmlDeviceGetHandleByIndex":
+            return board
+        if function == "nvmlDeviceGetUUID":
+            return f"GPU-{board}"
+        if function not in ANSWERS:
             raise NVMLError(3)
-        return known[function]
+        return ANSWERS[function]
 
 
 @pytest.fixture
