@@ -26,6 +26,16 @@ def leaves_gaps(environment: Mapping[str, str], torch: str | None = None) -> boo
     return sys.platform == "win32" or not heeded or not all(map(_expands, told.values()))
 
 
+def unheeded(environment: Mapping[str, str], torch: str | None) -> str | None:
+    """The variable that asks to leave no gaps, where torch leaves them all the same; None where there is none such.
+
+    Args:
+        torch: its version; None where that is not known.
+    """
+    asking = [name for name in (*_HEARD_BY_ALL, _NEWER) if _expands(environment.get(name, ""))]
+    return asking[0] if asking and leaves_gaps(environment, torch) else None
+
+
 def _expands(settings: str) -> bool:
     """Whether settings like "garbage_collection_threshold:0.8,expandable_segments:True" say so; the last one counts."""
     values = [

@@ -25,7 +25,7 @@ from devctl.planning.examining.packages import judge_owners, judge_python, judge
 from devctl.planning.examining.private import Private, private_here
 from devctl.planning.examining.shells import judge_completion
 from devctl.planning.examining.torch_build import Torch, judge_torch, parse_torch
-from devctl.planning.examining.variables import CHOOSING, judge_variables
+from devctl.planning.examining.variables import CHOOSING, judge_allocator, judge_variables
 from devctl.planning.progress import reporter
 from devctl.units import format_bytes
 
@@ -109,6 +109,7 @@ def examine(*, seconds: float = SECONDS, command: Sequence[str] | None = None) -
         if torch is not None:
             asked.add("torch build", lambda: judge_torch(torch, inventory, private, windows=sys.platform == "win32"))
         asked.add("variables", lambda: judge_variables(environment, inventory, private))
+        asked.add("allocator", lambda: judge_allocator(environment, known.get("torch")))
         asked.add("memory", lambda: judge_host(inventory.host))
     asked.add("folders", lambda: judge_folders(environment))
     asked.add("completion", lambda: judge_completion(environment))

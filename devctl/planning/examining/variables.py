@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from devctl.inventory.records import Accelerator, Hidden, Inventory, Vendor
+from devctl.placement.placement import SEGMENTS
+from devctl.planning.allocator import unheeded
 from devctl.planning.examining.findings import Finding, broken, note
 from devctl.planning.examining.private import Private
 
@@ -68,6 +70,16 @@ _ORDERS = ("FASTEST_FIRST", "PCI_BUS_ID")
 
 _MOST_TOLD = 48
 """Characters of a value that are told."""
+
+
+def judge_allocator(environment: Mapping[str, str], torch: str | None) -> list[Finding]:
+    """Whether torch, of that version, is told to leave no gaps by a variable that it does not heed for this."""
+    variable = unheeded(environment, torch)
+    if variable is None:
+        return []
+    setting = SEGMENTS.partition("=")[2]
+    text = f"says {setting}, which torch {torch or 'of a version that is not known'} does not heed here"
+    return [note(variable, text, f"set {SEGMENTS}, and no other variable of torch's allocator")]
 
 
 def judge_variables(environment: Mapping[str, str], inventory: Inventory, private: Private) -> list[Finding]:

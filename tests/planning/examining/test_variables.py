@@ -6,7 +6,7 @@ from devctl.inventory.probes.host import UNKNOWN
 from devctl.inventory.records import Inventory
 from devctl.planning.examining.findings import Level
 from devctl.planning.examining.private import Private
-from devctl.planning.examining.variables import judge_variables
+from devctl.planning.examining.variables import judge_allocator, judge_variables
 from tests.inventory import boxes
 
 EMPTY = Inventory(accelerators=(), host=UNKNOWN, disks=())
@@ -164,3 +164,17 @@ def test_a_containers_variable_hides_nothing_within(eight):
     level, text, _ = judged({"NVIDIA_VISIBLE_DEVICES": "0,1"}, inventory)["NVIDIA_VISIBLE_DEVICES"]
     assert (level, text.partition(",")[0]) == (Level.NOTE, "names 2 of 8 boards")
     assert judged({"NVIDIA_VISIBLE_DEVICES": "all"}, inventory) == {}
+
+
+def test_a_setting_of_the_allocator_that_torch_does_not_heed_is_told(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    asked = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    (told,) = judge_allocator(asked, "2.9.1+cu128")
+    assert (told.level, told.subject) == (Level.NOTE, "PYTORCH_ALLOC_CONF")
+    assert told.text == "says expandable_segments:True, which torch 2.9.1+cu128 does not heed here"
+    assert told.next_step.startswith("set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
+    assert judge_allocator(asked, "2.13.0") == []
+    assert judge_allocator({}, "2.9.1") == judge_allocator({"PYTORCH_ALLOC_CONF": "backend:native"}, "2.9.1") == []
+    assert judge_allocator({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, "2.9.1") == []
+    (contrary,) = judge_allocator({**asked, "PYTORCH_HIP_ALLOC_CONF": "expandable_segments:False"}, "2.13.0")
+    assert contrary.subject == "PYTORCH_ALLOC_CONF"
