@@ -257,6 +257,7 @@ def test_an_encoder_decoder_keeps_what_its_encoder_said():
     assert sum(b.state for n, b in blocks.items() if n.startswith("model.encoder")) == 1500 * width * 2
 
 
+@pytest.mark.slow
 def test_an_image_is_prompt_and_needs_its_tower():
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(num_hidden_layers=4), vision_config=transformers.CLIPVisionConfig()
@@ -278,6 +279,7 @@ def test_a_state_that_is_made_for_all_blocks_at_once_is_where_the_embeddings_are
     assert {b.name: (b.prompt_state, b.state) for b in footprint.blocks if b.state} == {"rwkv.embeddings": (kept, kept)}
 
 
+@pytest.mark.slow
 def test_matrices_that_are_made_for_all_blocks_at_once_are_state():
     """xLSTM: a matrix, a vector and a number for each head; and how many tokens it has seen."""
     batch, layers, heads, qk, v = 2, 2, 4, 64 // 4, 128 // 4

@@ -68,8 +68,10 @@ def test_a_footprint_with_images_is_kept_whole(tmp_path):
     ("name", "asked", "said"),
     [
         ("qwen2-vl", "1x225x335", "an image of 224×336, to which the model's processor scales 225×335, 96 tokens"),
-        ("gemma3", "3x500x300", "3 images of 112×112, to which the model's processor scales 500×300, 48 tokens"),
-        *slow(("llava", "2x500x300", "2 images of 112×112, to which the model's processor scales 500×300, 128 tokens")),
+        *slow(
+            ("gemma3", "3x500x300", "3 images of 112×112, to which the model's processor scales 500×300, 48 tokens"),
+            ("llava", "2x500x300", "2 images of 112×112, to which the model's processor scales 500×300, 128 tokens"),
+        ),
     ],
 )
 def test_another_size_is_said_to_be_scaled(tmp_path, name, asked, said):
