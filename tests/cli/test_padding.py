@@ -55,6 +55,7 @@ def test_where_it_changes_nothing_it_is_refused(devctl, command, said):
     assert said in done.err
 
 
+@pytest.mark.slow
 def test_tables_count_it(devctl, short):
     fullest = []
     for more in ([], ["--no-padding"]):

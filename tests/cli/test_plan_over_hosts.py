@@ -417,6 +417,7 @@ def test_as_many_sequences_as_fit_are_found_and_no_more(devctl, short, devices, 
     assert devctl("plan", short, *asked, batch + 1).code == 3
 
 
+@pytest.mark.slow
 def test_where_no_sequence_of_such_a_length_fits_the_longest_that_does_is_planned(devctl, short):
     options = ["--devices", "a:128KiB;b:128KiB", *TOLD]
     document = planned(devctl("plan", short, *options, "--target-context", "20"))

@@ -110,6 +110,7 @@ def test_what_a_document_does_not_say_is_not_held_against_a_load():
     assert not_followed(parse_run({"batch_size": 1, "padded": True}, "the plan"), ran) == ()
 
 
+@pytest.mark.slow
 def test_a_load_on_a_cpu_says_what_its_beams_should_hold(devctl, checkpoint):
     options = ("--map", "cpu", "--context-length", 32, "--max-new-tokens", 20)
     told = [

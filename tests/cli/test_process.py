@@ -123,7 +123,7 @@ def test_no_color_is_honoured(command):
     assert not re.search(r"\x1b\[(3[0-9]|9[0-9])m", plain)
 
 
-def test_plan_and_load_in_a_terminal():
+def test_a_plan_in_a_terminal():
     code, output = in_terminal("plan", str(TINY), "--max-memory", "cpu=12MiB")
     assert code == 0
     assert "looking for" in output  # the spinner
@@ -131,6 +131,10 @@ def test_plan_and_load_in_a_terminal():
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
     table = shown[shown.index("6.15 MiB on disk") :].splitlines()
     assert max(map(len, table)) <= 80
+
+
+@pytest.mark.slow
+def test_a_load_in_a_terminal():
     code, output = in_terminal("load", str(TINY), "--load-format", "dummy", "--max-memory", "cpu=12MiB")
     assert code == 0
     assert re.search(r"loading .*15\.1/15\.1 MiB", output)  # the bar

@@ -403,7 +403,7 @@ def test_a_host_that_stops_as_a_whole_ends_the_other_which_names_it(llama, tmp_p
     """Its launcher, which may be where all ranks meet, its rank, and what watches that: nothing of it says a word."""
     plan = plans.write(tmp_path / "plan.json", plans.document(llama, (1, 3), "ab"))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    options = ["--join-timeout", "20s", "--step-timeout", "20s"]
+    options = ["--join-timeout", "12s", "--step-timeout", "20s"]
     port, said, started = free_port(), tmp_path / "said", []
     for number in range(2):
         where = ["--nnodes", "2", "--node-rank", number, "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
