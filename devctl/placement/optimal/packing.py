@@ -151,7 +151,7 @@ class Packer:
                     if beside < 0 or (needs_first and device == 0 and not added and not beside):
                         continue
                     total = most + beside
-                    if total > count:
+                    if total > count:  # noqa: PLR1730 - min() is a call
                         total = count
                     if known(state + added, -1) < total:
                         reached[state + added] = total

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Kernels, Workload
