@@ -115,17 +115,17 @@ def test_entries_nested_without_end_are_none():
 
 
 def test_a_planted_entry_changes_no_plan(devctl, folder):
-    asked = ["plan", TINY, "--devices", "1GiB,cpu=1GiB", "--context-length", "64"]
-    honest = devctl(*asked)
+    weights = ["plan", TINY, "--devices", "1GiB,cpu=1GiB"]
+    questions = [weights, [*weights, "--context-length", "64"]]
+    honest = [devctl(*asked) for asked in questions]
     entries = list(folder.glob("*.json"))
-    assert honest.code == 0
-    assert len(entries) >= 2
+    assert [each.code for each in honest] == [0, 0]
+    assert len(entries) >= 3
     for entry in entries:
         kept = entry.read_text()
         entry.write_text(kept.replace("1", "-9", 3))
-        done = devctl(*asked)
-        assert (done.code, done.out) == (0, honest.out)
-        assert "bug" not in done.err
+        for asked, there in zip(questions, honest, strict=True):
+            assert devctl(*asked) == there
         assert entry.read_text() == kept, "it was not made anew"
 
 

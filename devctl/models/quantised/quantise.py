@@ -246,16 +246,18 @@ def _by_transformers(
     model: PreTrainedModel, dtype: torch.dtype, settings: dict[str, Any], *, on_the_fly: bool
 ) -> Counting:
     """Let transformers' quantizer replace the modules, and ask it for the size of every element."""
-    import torch
     from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer: Any = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=not on_the_fly)
     # its environment is not asked for: the plan may be for another machine. On a CPU, Mxfp4HfQuantizer unpacks unless
     # it is to use kernels, and on CUDA if it is
-    accelerated = torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available()
     with _without_kernels():
         quantizer.preprocess_model(
-            model=model, dtype=dtype, device_map="auto", checkpoint_files=None, use_kernels=not accelerated
+            model=model,
+            dtype=dtype,
+            device_map="auto",
+            checkpoint_files=None,
+            use_kernels=not _is_built_for_accelerators(),
         )
     counting = Counting(budget_share=quantizer.adjust_max_memory({"cpu": 1.0})["cpu"], quantizer=quantizer)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -271,6 +273,17 @@ def _by_transformers(
     if method_of(settings) == "eetq" and on_the_fly:
         _show_eetq_as_int8(model, counting)
     return counting
+
+
+def _is_built_for_accelerators() -> bool:
+    """Whether transformers takes this machine for one with an accelerator: torch is built for some, or has one."""
+    import torch
+
+    try:
+        # of a build for CUDA it is CUDA, whether or not there is a GPU
+        return torch.accelerator.current_accelerator() is not None
+    except RuntimeError:  # how torch 2.6 says that there is none
+        return False
 
 
 def _unfuse_experts(model: PreTrainedModel, method: str) -> None:

@@ -11,9 +11,9 @@ from devctl.placement.optimal.find import limits_of, row_of
 from devctl.placement.optimal.solve import Row, least_factor, solve
 from devctl.units import format_bytes, format_need
 
-_MOST_MORE = 64
+MOST_MORE = 64
 """More boards than these, or than four times those that are there, are no way out that anybody would take."""
-_TIMES_MORE = 4
+TIMES_MORE = 4
 _BY = ", by --strategy optimal"
 
 
@@ -136,12 +136,12 @@ def _how_many_more(
     high = 1
     while not enough(high):
         high *= 2
-        if high > 2 * _MOST_MORE:
+        if high > 2 * MOST_MORE:
             return None
     low = high // 2  # not enough
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    if high > min(_MOST_MORE, _TIMES_MORE * len(gpus)):
+    if high > min(MOST_MORE, TIMES_MORE * len(gpus)):
         return None
     return f"{high} more {'GPU' if high == 1 else 'GPUs'}"

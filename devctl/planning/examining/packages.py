@@ -69,11 +69,13 @@ def owners(distributions: Iterable[metadata.Distribution] | None = None) -> tupl
     found: dict[tuple[str, bool], Owner] = {}
     for each in metadata.distributions() if distributions is None else distributions:
         try:
-            name = each.metadata["Name"]
+            said = each.metadata
+            name = said["Name"] if "Name" in said else ""  # noqa: SIM401 - it promises no get
             commands = [e.value for e in each.entry_points if e.group == "console_scripts" and e.name == "devctl"]
             files = any(path.parts and path.parts[0] in ("devctl", "devctl.py") for path in each.files or ())
             listed = "devctl" in (each.read_text("top_level.txt") or "").split()
-            version, requirements = each.version, tuple(each.requires or ())
+            version = said["Version"] if "Version" in said else ""  # noqa: SIM401
+            requirements = tuple(each.requires or ())
         except (
             OSError,
             ValueError,

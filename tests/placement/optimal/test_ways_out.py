@@ -2,11 +2,12 @@
 
 import re
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from devctl.devices import Device
 from devctl.placement.budget import Budgets
+from devctl.placement.optimal import ways_out as ways
 from devctl.placement.optimal.ways_out import fits, ways_out
 from tests.trees import layers
 
@@ -31,13 +32,15 @@ def test_larger_gpus(sizes, each, count):
 
 
 @settings(max_examples=40, deadline=None)
+@example(sizes=[4, 30, 30, 30, 30, 30], gpus=[30])
 @given(SIZES, st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_more_gpus(sizes, gpus):
     model = layers(*sizes)
     assume(not fits(model, budgets(gpus), cpu_may_hold=False))
     lines = [line for line in ways_out(model, budgets(gpus), cpu_may_hold=False) if "more GPU" in line]
-    if not lines:  # no number of them would do
-        assert max(sizes) > max(gpus)
+    if not lines:  # no number of them would do, or more than anybody would buy
+        most = [max(gpus)] * min(ways.MOST_MORE, ways.TIMES_MORE * len(gpus))
+        assert not fits(model, budgets([*gpus, *most]), cpu_may_hold=False)
         return
     number = int(lines[0].split()[0])
     assert fits(model, budgets([*gpus, *[max(gpus)] * number]), cpu_may_hold=False)

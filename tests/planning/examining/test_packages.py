@@ -19,6 +19,9 @@ def installed(folder, name, *, version="1.0", commands="", files=(), requires=()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{asked}")
     (info / "entry_points.txt").write_text(commands)
     (info / "RECORD").write_text("".join(f"{each},,\n" for each in files))
+    for each in files:  # from Python 3.12 on, those that are listed and are not there are none
+        (folder / each).parent.mkdir(exist_ok=True)
+        (folder / each).touch()
 
 
 def found_in(folder):
