@@ -114,7 +114,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("asked", [WEIGHTS, (*WEIGHTS, "--quantize", "int8")], ids=["plain", "quantised"])
-@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("before", ["nothing", *slow(*(name for name in BEFORE if name != "nothing"))])
 def test_the_room_is_told_in_the_same_words_whatever_is_kept(devctl, tmp_path, monkeypatch, before, asked):
     fresh = devctl("plan", *asked, "--no-cache").err.splitlines()[0]
     monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
@@ -134,8 +134,17 @@ def test_nor_does_it_matter_that_what_is_kept_of_it_went(devctl, tmp_path, monke
     assert devctl("plan", *WEIGHTS).err == first
 
 
-@pytest.mark.parametrize("model", ["tiny-llama", "whisper-large-v3"])
-@pytest.mark.parametrize("workload", [(), ("--context-length", "64")], ids=["weights", "a workload"])
+@pytest.mark.parametrize(
+    ("model", "workload"),
+    [
+        ("tiny-llama", ()),
+        *slow(
+            ("tiny-llama", ("--context-length", "64")),
+            ("whisper-large-v3", ()),
+            ("whisper-large-v3", ("--context-length", "64")),
+        ),
+    ],
+)
 def test_a_plan_of_weights_imports_no_torch_once_the_model_is_kept(tmp_path, monkeypatch, model, workload):
     """Of one whose text can't be looked at soon, that is kept, too."""
     monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))

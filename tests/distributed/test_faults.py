@@ -41,6 +41,7 @@ def plan(llama):
     return plans.document(llama, (1, 3), "ab")
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_both(launch, llama, plan):
     ranks = launch(llama, plan, own=own(1, faults=[fault("in_generate", do="die")]))
     assert codes(ranks) == [5, 5], ranks

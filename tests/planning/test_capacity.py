@@ -111,6 +111,7 @@ HOSTS = "a:40MiB;b:40MiB"
 FEW = {"context_length": 512, "overhead": 0}
 
 
+@pytest.mark.slow
 def test_capacity_says_how_what_it_counts_is_run():
     found = devctl.capacity(str(TINY), "40MiB", batch_size=2, decode="beam:2", **FEW)
     assert (found.run.workload.batch_size, found.run.workload.padded) == (2, True)
@@ -118,6 +119,7 @@ def test_capacity_says_how_what_it_counts_is_run():
     assert (found.run.attention, found.run.decodes) == ("sdpa", True)
 
 
+@pytest.mark.slow
 def test_capacity_over_hosts_is_what_plans_over_hosts_find():
     found = devctl.capacity(str(TINY), HOSTS, **FEW)
     most = devctl.plan(str(TINY), HOSTS, max_context=True, overhead=0).max_context

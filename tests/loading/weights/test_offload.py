@@ -43,7 +43,8 @@ def save_large(folder, *, pickled, layers=12):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted as Linux does")
-@pytest.mark.parametrize("pickled", [False, *slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pickled", [False, True])
 def test_weights_on_disk_are_not_in_memory(pickled, tmp_path):
     folder = save_large(tmp_path / "model", pickled=pickled)
     done = subprocess.run(
