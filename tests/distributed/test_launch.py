@@ -508,7 +508,7 @@ def test_a_rank_that_is_stopped_as_a_whole_is_ended_by_whoever_started_it(llama,
         "--launch",
         "local",
         "--step-timeout",
-        "8s",
+        "20s",
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(

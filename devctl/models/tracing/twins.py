@@ -117,11 +117,18 @@ def _kind(name: str, block: torch.nn.Module, configs: Iterable[Any], least: int)
     told = tuple(
         str(value[index])
         for config in configs
-        for _, value in sorted(vars(config).items())
+        for _, value in sorted(_said_by(config).items())
         if isinstance(value, list | tuple) and len(value) > index >= 0 and len(value) >= least
     )
     inside = tuple((key, _attributes(module, index)) for key, module in block.named_modules())
     return parent, told, inside
+
+
+def _said_by(config: Any) -> Mapping[str, Any]:
+    """What a config says by name; some modules have a plain mapping by that name."""
+    if isinstance(config, Mapping):
+        return {str(key): value for key, value in config.items()}
+    return getattr(config, "__dict__", {})
 
 
 def _attributes(module: torch.nn.Module, index: int) -> Hashable:
