@@ -157,41 +157,28 @@ def above_prediction(devices: Iterable[DeviceBytes]) -> Iterator[str]:
             )
 
 
-def forget_peaks(devices: Iterable[Device]) -> None:
-    """Let torch count the peaks of ``devices`` anew, from now on."""
+def _counting(devices: Iterable[Device]) -> Iterator[tuple[Device, Any]]:
+    """Those of ``devices`` whose memory torch counts, each with its part of torch."""
     import torch
 
-    for device in devices:
-        if device.type is DeviceType.GPU:
-            torch.cuda.reset_peak_memory_stats(device.id)
-        elif device.type is DeviceType.XPU:
-            torch.xpu.reset_peak_memory_stats(device.id)
+    parts = {DeviceType.GPU: torch.cuda, DeviceType.XPU: torch.xpu}
+    return ((device, parts[device.type]) for device in devices if device.type in parts)
+
+
+def forget_peaks(devices: Iterable[Device]) -> None:
+    """Let torch count the peaks of ``devices`` anew, from now on."""
+    for device, part in _counting(devices):
+        part.reset_peak_memory_stats(device.id)
 
 
 def device_peaks(devices: Iterable[Device]) -> dict[Device, int]:
     """The most bytes that torch's tensors took on each device at one time; devices without a count are missing."""
-    import torch
-
-    found = {}
-    for device in devices:
-        if device.type is DeviceType.GPU:
-            found[device] = int(torch.cuda.max_memory_allocated(device.id))
-        elif device.type is DeviceType.XPU:
-            found[device] = int(torch.xpu.max_memory_allocated(device.id))
-    return found
+    return {device: int(part.max_memory_allocated(device.id)) for device, part in _counting(devices)}
 
 
 def device_reserved(devices: Iterable[Device]) -> dict[Device, int]:
     """The most bytes that torch's allocator took of each device at one time; devices without a count are missing."""
-    import torch
-
-    found = {}
-    for device in devices:
-        if device.type is DeviceType.GPU:
-            found[device] = int(torch.cuda.max_memory_reserved(device.id))
-        elif device.type is DeviceType.XPU:
-            found[device] = int(torch.xpu.max_memory_reserved(device.id))
-    return found
+    return {device: int(part.max_memory_reserved(device.id)) for device, part in _counting(devices)}
 
 
 def host_peak() -> int | None:
