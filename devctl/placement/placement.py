@@ -47,6 +47,11 @@ class Load:
         return self.used + self.state + self.activations + self.overhead
 
     @property
+    def with_gaps(self) -> int:
+        """The same with what torch's allocator reserves by default beside what it gives out."""
+        return self.total + self.unallocated
+
+    @property
     def most(self) -> int:
         """All bytes that it has to hold at any time."""
         return max(self.total, self.loading)
@@ -328,9 +333,9 @@ def tight(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     """A line where devices have room for all that is asked of torch's allocator, and not for the gaps that it leaves
     there by default."""
     lacking = {
-        use.device: use.total + use.unallocated - use.budget
+        use.device: use.with_gaps - use.budget
         for use in uses
-        if use.budget is not None and use.total <= use.budget < use.total + use.unallocated
+        if use.budget is not None and use.total <= use.budget < use.with_gaps
     }
     if not lacking:
         return ()

@@ -54,10 +54,7 @@ def _release(version: str | None) -> tuple[int, ...]:
 def here() -> bool:
     """Whether it leaves gaps in what this process starts, or imports from now on."""
     import os
-    from importlib import metadata
 
-    try:
-        torch = metadata.version("torch")
-    except (metadata.PackageNotFoundError, KeyError, ValueError):  # a damaged installation has no version
-        torch = None
-    return leaves_gaps(os.environ, torch)
+    from devctl.planning.examining.packages import version_of
+
+    return leaves_gaps(os.environ, version_of("torch"))

@@ -236,7 +236,7 @@ def _by_default(question: Question, placement: Placement, tokens: int) -> int | 
 
 
 def _missing(use: DeviceUse) -> int:
-    return use.total + use.unallocated - (use.budget or 0)
+    return use.with_gaps - (use.budget or 0)
 
 
 def room(question: Question, placement: Placement) -> Room | None:

@@ -87,7 +87,7 @@ def what_if(asked: HostsQuestion) -> tuple[Case, ...]:
         if found.fullest > 1:
             return None
         loads = [(board.budget, costs.load(first, end, board.overhead)) for board, first, end in found.cut]
-        return float(found.fullest), all(load.total + load.unallocated <= budget for budget, load in loads)
+        return float(found.fullest), all(load.with_gaps <= budget for budget, load in loads)
 
     return tuple(capacity.cases(question, fullest))
 

@@ -50,11 +50,12 @@ class Owner:
 
 def versions() -> dict[str, str | None]:
     """The version of each package of `NAMES`, None for what is not installed, and of those of `OPTIONAL` that are."""
-    known: dict[str, str | None] = {name: _version(name) for name in NAMES}
-    return known | {name: version for name in OPTIONAL if (version := _version(name)) is not None}
+    known: dict[str, str | None] = {name: version_of(name) for name in NAMES}
+    return known | {name: version for name in OPTIONAL if (version := version_of(name)) is not None}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The version of an installed distribution; None where there is none, or none that can be read."""
     try:
         return metadata.version(name)
     except (metadata.PackageNotFoundError, KeyError, ValueError):  # a damaged installation has no version
@@ -154,7 +155,7 @@ def _unmet(requirements: tuple[str, ...], found: Mapping[str, str | None]) -> li
             continue
         if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
             continue
-        there = found[asked.name] if asked.name in found else _version(asked.name)
+        there = found[asked.name] if asked.name in found else version_of(asked.name)
         install = f'`pip install "{asked.name}{asked.specifier}"`'
         if there is None:
             wrong.append(broken(asked.name, f"is not installed{_without(asked.name)}", install))
