@@ -1,8 +1,6 @@
 """Every architecture is traced, or the table says why not."""
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -18,16 +16,6 @@ def test_the_table_names_classes_that_there_are():
     assert json.loads(TABLE.read_text()).keys() <= {model_class.__name__ for _, model_class in classes()}
 
 
-def alone(name):
-    """What comes of one class in a process of its own, as in the sweep."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(of_one, name).result()
-
-
-def of_one(name):
-    return sweep(among=[each for each in classes() if each[1].__name__ == name])[name]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS))
@@ -36,8 +24,6 @@ def test_every_architecture_is_traced_or_in_the_table(part):
     table = json.loads(TABLE.read_text())
     # LwDetr warns as it is built, which is an error here and none to `python -m tests.models.tracing.sweep`
     expected = table.keys() & {name for name, each in found.items() if each is not None}
-    # what others left behind in this process is no fault of a class that is traced in one of its own
-    found |= {name: alone(name) for name in untraced(found).keys() - expected}
     assert untraced(found).keys() == expected
     traced = {name: each for name, each in found.items() if isinstance(each, Footprint)}
     assert len(traced) > 250 // PARTS
