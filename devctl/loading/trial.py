@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from devctl.loading.run.inputs import Inputs
 from devctl.loading.weights import loader, offload
 from devctl.loading.weights.loader import LoadFormat
 from devctl.placement.budget import is_accelerator
-from devctl.placement.placement import Placement, to_hf
+from devctl.placement.placement import Placement, bytes_per_device, to_hf
 
 if TYPE_CHECKING:
     import torch
@@ -109,43 +109,21 @@ def try_out(
         ModelError: the weights are missing or corrupt.
         LoadError: loading or the smoke inference failed.
     """
-    device_map = dict(placement.device_map)
     computing = require_usable(placement)
-    total = sum(use.used for use in placement.devices)
-    on_disk = sum(use.used for use in placement.devices if use.device == Device.disk())
-    random_weights = options.load_format is LoadFormat.DUMMY
-    if not random_weights:
+    device_map, blocks = dict(placement.device_map), block_names(skeleton.tree)
+    if options.load_format is not LoadFormat.DUMMY:
         source = loader.local_copy(source)
-    blocks = block_names(skeleton.tree)
     with status("checking copies between accelerators"):
         copies = check_copies(computing)
-    with ExitStack() as stack:
-        folder = None
-        if on_disk:
-            written = offload.bytes_to_write(source, skeleton, device_map, random_weights=random_weights)
-            folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
-        forget_peaks(computing)
-        start = time.perf_counter()
-        with progress("loading weights", total) as advance:
-            model, missing = loader.load(
-                source,
-                skeleton,
-                device_map,
-                load_format=options.load_format,
-                folder=folder,
-                on_progress=advance,
-                allow_missing=options.allow_missing,
-            )
-        load_seconds = time.perf_counter() - start
+    forget_peaks(computing)
+    with _loaded(source, skeleton, device_map, options, "loading weights", progress) as loaded:
+        model = loaded.model
         attending = require_used(model, options.attention)
         places = find_places(model, device_map)
         ties = find_ties(model, skeleton.tree)
         main = loader.main_device(model, device_map)
         predicted = {use.device: use.used + options.beside.get(use.device, 0) for use in placement.devices}
-        with (
-            status("running the smoke inference"),
-            out_of_memory.on_device("in the smoke inference", predicted),
-        ):
+        with status("running the smoke inference"), out_of_memory.on_device("in the smoke inference", predicted):
             ran = smoke.run(
                 model,
                 inputs,
@@ -177,6 +155,7 @@ def try_out(
     devices = device_bytes(
         skeleton.tree, device_map, main, places, beside=options.beside, peaks=peaks, reserved=reserved
     )
+    notes = (*placement.notes, *loaded.missing, *inputs.notes, *options.notes, *above_prediction(devices), *blamed)
     return LoadReport(
         model=name,
         model_class=skeleton.tree.class_name,
@@ -188,8 +167,8 @@ def try_out(
         load_format=options.load_format,
         device_map=to_hf(placement.device_map),
         max_new_tokens=options.max_new_tokens,
-        load_seconds=load_seconds,
-        loaded_bytes=total,
+        load_seconds=loaded.seconds,
+        loaded_bytes=sum(use.used for use in placement.devices),
         devices=devices,
         host_peak=in_ram,
         tensors=places.count,
@@ -200,8 +179,53 @@ def try_out(
         verification=verification,
         proofs=proofs,
         ok=all(proof.passed for proof in proofs),
-        notes=(*placement.notes, *missing, *inputs.notes, *options.notes, *above_prediction(devices), *blamed),
+        notes=notes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model in evaluation mode.
+
+    Attributes:
+        missing: notes on what the checkpoint did not have.
+        seconds: what loading took.
+    """
+
+    model: PreTrainedModel
+    missing: tuple[str, ...]
+    seconds: float
+
+
+@contextmanager
+def _loaded(
+    source: ModelSource,
+    skeleton: Skeleton,
+    device_map: Mapping[str, Device],
+    options: TrialOptions,
+    doing: str,
+    progress: Progress,
+) -> Iterator[_Loaded]:
+    """The model on ``device_map``, whose weights on disk are there until the end."""
+    nbytes = bytes_per_device(skeleton.tree, device_map)
+    with ExitStack() as stack:
+        folder = None
+        if nbytes.get(Device.disk()):
+            random_weights = options.load_format is LoadFormat.DUMMY
+            written = offload.bytes_to_write(source, skeleton, device_map, random_weights=random_weights)
+            folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
+        start = time.perf_counter()
+        with progress(doing, sum(nbytes.values())) as advance:
+            model, missing = loader.load(
+                source,
+                skeleton,
+                device_map,
+                load_format=options.load_format,
+                folder=folder,
+                on_progress=advance,
+                allow_missing=options.allow_missing,
+            )
+        yield _Loaded(model, missing, time.perf_counter() - start)
 
 
 def _verify(
@@ -219,21 +243,10 @@ def _verify(
     total = sum(use.used for use in placement.devices)
     on_cpu = sum(use.used for use in placement.devices if use.device == Device.cpu())
     kind = Reference.RAM if fits_in_ram(total, on_cpu, options.ram) else Reference.DISK
-    random_weights = options.load_format is LoadFormat.DUMMY
-    with ExitStack() as stack:
-        folder = None
-        if kind is Reference.DISK:
-            written = offload.bytes_to_write(source, skeleton, reference_map(kind), random_weights=random_weights)
-            folder = stack.enter_context(offload.offload_folder(written, options.offload_folder))
-        with progress("loading the reference on the CPU", total) as advance:
-            reference, _ = loader.load(
-                source,
-                skeleton,
-                reference_map(kind),
-                load_format=options.load_format,
-                folder=folder,
-                on_progress=advance,
-                allow_missing=options.allow_missing,
-            )
-        with status("running it on the CPU, to compare every block"):
-            return verify(model, reference, forward, block_names(skeleton.tree), dtype=skeleton.tree.dtype, kind=kind)
+    dtype, blocks = skeleton.tree.dtype, block_names(skeleton.tree)
+    loading = "loading the reference on the CPU"
+    with (
+        _loaded(source, skeleton, reference_map(kind), options, loading, progress) as reference,
+        status("running it on the CPU, to compare every block"),
+    ):
+        return verify(model, reference.model, forward, blocks, dtype=dtype, kind=kind)
