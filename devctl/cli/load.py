@@ -132,7 +132,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     streams.clean_logs()
     if place.adapter:  # which `devctl plan` takes, so that it is typed here, too
         raise UsageError(
-            f"--adapter {place.adapter[0]}: a load loads the model alone, and proves nothing of an adapter",
+            f"--adapter {place.adapter[0]}: a load loads only the model, and proves nothing of an adapter",
             hint="leave it out; PEFT loads the adapter onto that model in your program",
         )
     if (plan := read_staged(place.map)) is not None:

@@ -116,7 +116,7 @@ def require_run(request: RankRequest, file: str = "FILE") -> None:
     for stage in stages.stages:
         for name in stage.devices:
             if device_of(name).type not in _COMPUTING:
-                reasons.append(f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded on GPUs alone")
+                reasons.append(f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded only on GPUs")
     if request.batch_size > 1 and request.padding:
         reasons.append("texts that are padded get other tokens in stages, without an error: give --no-padding")
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):

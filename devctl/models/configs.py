@@ -295,7 +295,7 @@ def _likely_dtype(config: PreTrainedConfig, notes: list[str], *, quantised: bool
     """The dtype of a checkpoint that is not at hand, and whose config names none for the whole."""
     part, found = next(_dtypes_of_parts(config), (None, None))
     if found is not None:
-        notes.append(f"the config names a dtype for its {part} alone, and no checkpoint is at hand: planned in {found}")
+        notes.append(f"the config names a dtype only for its {part}, and no checkpoint is at hand: planned in {found}")
         return found
     unnamed = "neither the config nor a checkpoint at hand names a dtype"
     if quantised:

@@ -108,14 +108,14 @@ OF_PLAN = (
     ),
     Clash("the plan is for vLLM", ("to sglang", "to llama.cpp"), beside=(VLLM,), hint="or without --engine"),
     Clash(
-        "vLLM quantises weights while it loads them to fp8 alone",
+        "vLLM quantises weights as it loads them only to fp8",
         ("quantize",),
         beside=(VLLM,),
         without=("quantize fp8",),
     ),
     Clash("--devices and --machine both say what to plan for", ("machine",), beside=("devices",)),
     Clash("--hosts says what to plan for", ("devices", "machine"), beside=("hosts",)),
-    Clash("hosts are asked with --hosts alone", _ASKED, without=("hosts",)),
+    Clash("only --hosts asks hosts", _ASKED, without=("hosts",)),
     Clash(
         "over several hosts layers go in stages, with most room on the fullest and nothing off the accelerators",
         (*_WAYS, "map", "no-offload", "no-disk", "fits-on", "speed"),
@@ -275,7 +275,7 @@ OF_CHECK = (
 
 OF_LIST = (
     Clash("--hosts says which hosts", ("machine",), beside=("hosts",)),
-    Clash("hosts are asked with --hosts alone", (*_ASKED, "require-all"), without=("hosts",)),
+    Clash("only --hosts asks hosts", (*_ASKED, "require-all"), without=("hosts",)),
     Clash(
         "of other hosts all is shown that they say",
         ("only gpu", "only cpu", "only disk", "watch", "benchmark", "offload-folder"),

@@ -168,12 +168,12 @@ def _groups(
         there = [(device, size) for device, size in host.accelerators]
         why += machine.missing
         if any(str(device.type) != "cuda" for device, _ in there):
-            raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there is {there[0][0]}")
+            raise RefusedError(f"vLLM's figures are known only for NVIDIA's GPUs, and there is {there[0][0]}")
         on = {device for device, _ in there}
         boards = [gpu for gpu in machine.inventory.accelerators if gpu.device in on]
         others = {gpu.vendor for gpu in boards} - {Vendor.NVIDIA, Vendor.OTHER}
         if others:
-            raise RefusedError(f"vLLM's figures are known of NVIDIA's GPUs alone, and there are others: {min(others)}")
+            raise RefusedError(f"vLLM's figures are known only for NVIDIA's GPUs, and there are others: {min(others)}")
         notes += [
             note if not several else f"{host.name}: {note}"
             for note in machine.budgets.notes

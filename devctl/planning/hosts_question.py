@@ -279,9 +279,7 @@ def _layers(model: Model) -> Layers:
             hint="plan it on one host",
         )
     if not writes(tree.class_name):
-        raise RefusedError(
-            f"{tree.class_name} writes no text: stages are of decoders alone", hint="plan it on one host"
-        )
+        raise RefusedError(f"{tree.class_name} writes no text: only decoders go in stages", hint="plan it on one host")
     found = layers_of(tree)
     if isinstance(found, str):
         raise RefusedError(f"{found}: stages are of one list of layers", hint="plan it on one host")
@@ -343,7 +341,7 @@ def _told_communicators(hosts: Sequence[NamedMachine], ranks: Ranks) -> Iterator
         yield f"{format_bytes(COMMUNICATORS)} on each board are counted for communicators; --overhead says better"
     known = {gpu.compute_capability for host in hosts for gpu in host.machine.inventory.accelerators if gpu.device}
     if known != {_MEASURED}:
-        yield "what communicators take was measured on H100s alone: on other boards it is not known"
+        yield "what communicators take was measured only on H100s: on other boards it is not known"
 
 
 def _handed(model: Model, layers: Layers, footprint: Footprint) -> Handed:

@@ -123,7 +123,7 @@ def require_loadable(model: Mapping[str, Any], origin: str) -> None:
         named = [each.get("name") for each in counted if isinstance(each, dict)] if isinstance(counted, list) else []
         which = f"the adapter {named[0]}" if named else "an adapter"
         raise RefusedError(
-            f"{origin} counts {which}, and a load loads the model alone: that would prove nothing of the plan",
+            f"{origin} counts {which}, and a load loads only the model: that would prove nothing of the plan",
             hint="load a plan made without --adapter; PEFT loads the adapter onto that model in your program",
         )
 

@@ -174,9 +174,9 @@ def require_flash(name: str, tree: ModuleTree, *, on_gpu: bool) -> None:
     others = " or ".join(each for each in tree.attentions if not attention.is_flash(each))
     hint = f"give another with --attn-implementation: {others}"
     if not on_gpu:
-        raise UsageError(f"{name} runs on GPUs alone, and there is none", hint=hint)
+        raise UsageError(f"{name} runs only on GPUs, and there is none", hint=hint)
     if tree.dtype not in ("float16", "bfloat16"):
-        raise UsageError(f"{name} runs in float16 and bfloat16 alone, and the model is in {tree.dtype}", hint=hint)
+        raise UsageError(f"{name} runs only in float16 and bfloat16, and the model is in {tree.dtype}", hint=hint)
 
 
 def libraries(given: str | None, machine: Machine) -> dict[Device, int]:

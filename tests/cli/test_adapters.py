@@ -295,14 +295,14 @@ def test_a_load_refuses_a_plan_with_an_adapter(devctl, made, tmp_path):
     devctl("plan", made.base, "--adapter", made.adapter, "--devices", "cpu=1GiB", "--report", report)
     result = devctl("load", made.base, "--map", report)
     assert (result.code, result.out) == (3, "")
-    assert f"counts the adapter {made.adapter}, and a load loads the model alone" in result.err
+    assert f"counts the adapter {made.adapter}, and a load loads only the model" in result.err
     planned = library.plan(made.base, "cpu=1GiB", adapters=[made.adapter])
     with pytest.raises(RefusedError, match="counts the adapter"):
         library.load(made.base, planned)
     assert devctl("load", made.adapter).code == 4
     result = devctl("load", made.base, "--adapter", made.adapter)
     assert (result.code, result.out) == (2, "")
-    assert "a load loads the model alone, and proves nothing of an adapter" in result.err
+    assert "a load loads only the model, and proves nothing of an adapter" in result.err
     assert "--adapter" not in devctl("load", "--help").out
 
 

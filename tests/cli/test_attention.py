@@ -50,8 +50,8 @@ def test_a_config_that_names_flash_attention_is_planned_without_its_package(devc
     ("model", "devices", "how", "said"),
     [
         (OSS, "8xH100", "sdpa", "--attn-implementation sdpa: GptOssForCausalLM has none, it has eager"),
-        (LLAMA, "cpu=99GiB", "flash_attention_2", "flash_attention_2 runs on GPUs alone, and there is none"),
-        (BERT, "H100", "flash_attention_2", "runs in float16 and bfloat16 alone, and the model is in float32"),
+        (LLAMA, "cpu=99GiB", "flash_attention_2", "flash_attention_2 runs only on GPUs, and there is none"),
+        (BERT, "H100", "flash_attention_2", "runs only in float16 and bfloat16, and the model is in float32"),
         (LLAMA, "H100", "fast", "--attn-implementation 'fast' is not one of sdpa, eager"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_load_with_flash_attention_on_a_cpu_is_refused_in_a_line(devctl, check
         "load", checkpoint("llama"), "--map", "cpu", "--dtype", dtype, "--attn-implementation", "flash_attention_2"
     )
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("devctl: flash_attention_2 runs on GPUs alone")
+    assert done.err.startswith("devctl: flash_attention_2 runs only on GPUs")
     assert len(done.err.splitlines()) == 2
 
 

@@ -184,7 +184,7 @@ def test_a_plan_for_vllm_is_not_loaded_by_transformers(devctl, tmp_path):
         (("--strategy", "optimal"), "leave out --strategy"),
         (("--overhead", "1GiB", "--context-length", "8k"), "leave out --overhead"),
         (("--to", "sglang"), "leave out --to sglang"),
-        (("--quantize", "nf4"), "fp8 alone"),
+        (("--quantize", "nf4"), "only to fp8"),
         (("--ep", "2"), "--ep is for ranks of --tp"),
     ],
 )
@@ -203,7 +203,7 @@ def test_ranks_that_heads_do_not_divide_among_are_refused(devctl):
     said = refused(devctl, LLAMA, "--devices", "3x80GiB", "--tp", "3", "--context-length", "8k")
     assert "can't share 32 attention heads out to 3 ranks" in said
     assert "there are none" in refused(devctl, LLAMA, "--devices", "80GiB", "--tp", "2")
-    assert "NVIDIA's GPUs alone" in refused(devctl, LLAMA, "--devices", "MI300X")
+    assert "only for NVIDIA's GPUs" in refused(devctl, LLAMA, "--devices", "MI300X")
     assert "there are no experts" in refused(devctl, LLAMA, "--devices", "2x80GiB", "--tp", "2", "--ep", "2")
 
 

@@ -24,8 +24,8 @@ def test_gaps_are_told_beside_the_total_and_are_no_part_of_it(devctl):
     assert SEGMENTS not in said
     tight = gpu["used"] + gpu["state"] + gpu["activations"]
     document, said = plan(devctl, f"{tight}B", "--context-length", "1000")
-    assert said.startswith(f"fits with {SEGMENTS} alone")
-    assert any(note.startswith(f"cuda:0: holds with {SEGMENTS} alone; by default") for note in document["notes"])
+    assert said.startswith(f"fits only with {SEGMENTS}")
+    assert any(note.startswith(f"cuda:0: holds only with {SEGMENTS}; by default") for note in document["notes"])
     roomy, said = plan(devctl, f"{tight + gpu['unallocated']}B", "--context-length", "1000")
     assert not any(SEGMENTS in note for note in roomy["notes"])
 
@@ -97,6 +97,6 @@ def test_cells_of_a_table_that_hold_without_gaps_alone_have_a_mark(devctl):
     assert all(case["fits"] for case in cases if case["fits_by_default"])
     text = devctl("plan", TINY, *box, "--what-if").out
     assert text.count("%*") == len(marked)
-    assert f"*: with {SEGMENTS} alone" in text.replace("\n", " ")
+    assert f"*: only with {SEGMENTS}" in text.replace("\n", " ")
     roomy = devctl("plan", TINY, "--devices", "cpu=60MiB", "--what-if").out
     assert "*" not in roomy

@@ -111,9 +111,9 @@ def test_communicators_count_where_there_are_several_boards(devctl):
     assert [stage["overhead"] for stage in two["stages"]] == [(672 + 816) * 2**20] * 2
     note = "816 MiB on each board are counted for communicators; --overhead says better"
     assert note in two["notes"] and note not in one["notes"]
-    assert not any("measured on H100s alone" in each for each in two["notes"])
+    assert not any("measured only on H100s" in each for each in two["notes"])
     other = planned(devctl("plan", TINY, "--devices", "a:H100;b:L40S", *options))
-    assert any("measured on H100s alone" in each for each in other["notes"])
+    assert any("measured only on H100s" in each for each in other["notes"])
 
 
 def test_what_does_not_fit_is_refused_with_what_would(devctl):
@@ -229,7 +229,7 @@ def test_files_of_one_name_are_refused(devctl, tmp_path):
     [
         ("t5-11b", "is an encoder and a decoder: stages are of one list of layers"),
         ("whisper-large-v3", "is an encoder and a decoder: stages are of one list of layers"),
-        ("bert-large", "BertForMaskedLM writes no text: stages are of decoders alone"),
+        ("bert-large", "BertForMaskedLM writes no text: only decoders go in stages"),
     ],
 )
 def test_models_without_one_list_of_layers_are_refused(devctl, config, said):

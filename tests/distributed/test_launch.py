@@ -281,7 +281,7 @@ def test_options_of_several_hosts_need_a_plan_over_them(devctl, llama, option):
         ({}, ("--batch-size", "2"), "give --no-padding"),
         ({}, ("--decode", "sample"), "--decode sample"),
         ({}, ("--decode", "beam:2"), "--decode beam:2"),
-        ({"devices": ["cpu"]}, (), "on cpu of b: stages are loaded on GPUs alone"),
+        ({"devices": ["cpu"]}, (), "on cpu of b: stages are loaded only on GPUs"),
         ({"devices": ["disk"]}, (), "on disk of b"),
     ],
 )

@@ -158,7 +158,7 @@ def verdict_line(placement: Placement, room: Room | None = None) -> str:
         is_less = nothing_runs or ": none " in asked or any(note.startswith(_UNCOUNTED) for note in placement.notes)
         head = "the weights fit" if is_less else "fits"
         if not is_less and tight(placement.devices):
-            head = f"fits with {SEGMENTS} alone"
+            head = f"fits only with {SEGMENTS}"
     free = room.free if room is not None else _free(placement)
     left = "" if free is None else f", {format_bytes(free)} left"
     if asked:
@@ -430,7 +430,7 @@ def what_if_table(found: WhatIf, stream: TextIO | None) -> str:
     width = room_of(stream)
     percent = f"percent: how full the fullest device is, {found.placed}; – does not fit"
     gaps = any(case.fits and not case.fits_by_default for case in found.cases)
-    told = f"*: with {SEGMENTS} alone; by default torch's allocator leaves gaps" if gaps else ""
+    told = f"*: only with {SEGMENTS}; by default torch's allocator leaves gaps" if gaps else ""
     lines = plain_lines([line for line in (run_line(found.run, batches=True), percent, told) if line], width)
     return to_text(Group(*model_lines(found.model, "", width), table, *lines), stream)
 

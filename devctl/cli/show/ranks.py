@@ -90,7 +90,7 @@ def verdict_line(placement: Placement) -> str:
     least = format_bytes(min(left)) if min(left) == max(left) else f"at least {format_bytes(min(left))}"
     head = "the weights fit" if asked.endswith(": none") else "fits"
     if tight(devices):
-        head = f"{head} with {SEGMENTS} alone"
+        head = f"{head} only with {SEGMENTS}"
     return f"{head}, {least} left on each rank" + (f"; {asked}" if asked else "")
 
 

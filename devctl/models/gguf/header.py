@@ -218,7 +218,7 @@ class _Reader:
         (version,) = self._numbers("I")
         if not version & 0xFFFF:
             raise _UnreadError(
-                "is big-endian, and llama.cpp reads such files on big-endian machines alone",
+                "is big-endian, and llama.cpp reads such files only on big-endian machines",
                 "`gguf-convert-endian FILE little`, of the package gguf, converts it",
             )
         if version == 1:
