@@ -154,6 +154,8 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
     hidden, heads = _number(text, "hidden_size", "n_embd"), _number(text, "num_attention_heads", "n_head")
     count = _number(text, "num_hidden_layers", "n_layer")
     kv_heads = _or(text, heads, "num_key_value_heads", "num_kv_heads")
+    if text.get("multi_query") is True and not text.get("new_decoder_architecture"):
+        kv_heads = 1  # falcon's and gpt_bigcode's older configs
     head_dim = _or(text, hidden // heads, "head_dim")
     latent, beside = _latent(text)
     layers = _layers(text, count)
@@ -231,6 +233,8 @@ def _layers(text: Mapping[str, Any], count: int) -> tuple[Kept, ...]:
         chunk = Kept("chunked", _or(text, 8192, "attention_chunk_size"))
         with_rope = text.get("no_rope_layers") or [at % 4 for at in range(1, count + 1)]
         return tuple(chunk if each else Kept("full") for each in with_rope)
+    if every := _or(text, 0, "full_attention_interval"):
+        return tuple(Kept("recurrent") if at % every else Kept("full") for at in range(1, count + 1))
     if any(key in text for key in ("mamba_d_state", "ssm_state_size", "state_size", "linear_num_value_heads")):
         raise _UnknownError("its config does not say which layers are recurrent")
     # a window of all layers is left out: a sequence then takes no fewer pages than it does
@@ -382,7 +386,7 @@ def _side(vision: Mapping[str, Any]) -> int:
     """Pixels of an image's side; 0 where it is not said."""
     size = vision.get("image_size")
     if isinstance(size, list) and size and all(type(each) is int for each in size):
-        return max(0, *size)
+        return int(max(0, *size))
     return _or(vision, 0, "image_size")
 
 
@@ -407,8 +411,8 @@ def _largest(config: Mapping[str, Any], tokens: int, side: int) -> tuple[int, in
     parts = [1]
     for size in cuts:
         if isinstance(size, list) and len(size) == 2 and all(type(each) is int for each in size):
-            parts.append(1 + int(size[0]) * int(size[1]) // side**2)
-    return tokens * max(parts), 1
+            parts.append(1 + size[0] * size[1] // side**2)
+    return tokens * int(max(parts)), 1
 
 
 def _require_alike(tree: ModuleTree, heads: int, kv_heads: int, head_dim: int) -> None:

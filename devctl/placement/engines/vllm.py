@@ -39,6 +39,8 @@ _UNPACKED = 64 * 1024
 """Tokens whose latents are unpacked at once, at most."""
 _CHOOSING = 512 * 2**20
 """Of the logits with which sparse attention chooses tokens (``VLLM_SPARSE_INDEXER_MAX_LOGITS_MB``)."""
+_EXPERT_ROWS = 128
+"""Rows of an expert's block (``get_mk_alignment_for_contiguous_layout``)."""
 _PROGRAMS = 132
 """Rows of the sampler's buffer, one for each multiprocessor of an H100 (``apply_top_k_top_p_triton``)."""
 _SAMPLED = 12
@@ -120,12 +122,20 @@ def _within(model: TextModel, ranks: Ranks) -> int:
 
 
 def _experts(model: TextModel, ranks: Ranks, batched: int) -> int:
-    """The two workspaces that experts share, which stay (``TritonExperts.workspace_shapes``); MXFP4's have none."""
+    """The two workspaces that experts share, which stay (``TritonExperts.workspace_shapes``); MXFP4's have none.
+
+    Where channels are quantised together, each expert's tokens are filled up to whole blocks
+    (``DeepGemmExperts.workspace_shapes``).
+    """
     if not model.experts or model.packed_experts:
         return 0
     within = math.ceil(model.expert_intermediate / (1 if ranks.experts_whole else ranks.tensor))
     widest = max(within, model.hidden) + max(2 * within, model.hidden)
-    return batched * model.experts_per_token * widest * model.item
+    rows = batched * model.experts_per_token
+    if model.block > 1:
+        here = math.ceil(model.experts / (ranks.tensor if ranks.experts_whole else 1))
+        rows += here * (_EXPERT_ROWS - 1)
+    return rows * widest * model.item
 
 
 def _restored(model: TextModel, ranks: Ranks, batched: int, sequences: int, context: int) -> int:

@@ -206,6 +206,35 @@ def test_room_is_made_for_as_many_latents_as_are_ever_unpacked_at_once():
     assert vllm.activations(wide, one, 512, 8, 10**6) - most == pytest.approx(vllm._FIXED, abs=2**20)
 
 
+def test_experts_that_are_quantised_in_blocks_have_their_tokens_filled_up():
+    whole = model(FULL, hidden=64, experts=100, experts_per_token=2, expert_intermediate=32)
+    needed = [
+        vllm.activations(replace(whole, block=block), ranks, 512, 8, 1024)
+        for block, ranks in ((1, vllm.Ranks()), (128, vllm.Ranks()), (128, vllm.Ranks(tensor=4, experts_whole=True)))
+    ]
+    assert needed[1] - needed[0] == 100 * 127 * (64 + 64) * 2
+    assert needed[2] - needed[0] == pytest.approx(25 * 127 * (64 + 64) * 2, abs=2**18), "a rank has its experts"
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({"multi_query": True}, 1),
+        ({"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+        ({"multi_query": False, "num_key_value_heads": None}, 4),
+    ],
+)
+def test_older_configs_say_otherwise_how_many_heads_of_keys_there_are(own, found):
+    assert text_model({**CONFIG, **own}, attending(found * 8)).kv_heads == found
+
+
+def test_layers_that_attend_to_all_may_be_told_by_their_interval():
+    linear = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"), 2)
+    linear |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8)
+    config = {**CONFIG, **linear, "num_hidden_layers": 8, "full_attention_interval": 4}
+    assert [each.kind for each in text_model(config, attending(16)).layers] == (["recurrent"] * 3 + ["full"]) * 2
+
+
 def test_sparse_attention_keeps_a_workspace_for_the_longest_sequences():
     dense = model(FULL, latent=576, restored=256)
     sparse = replace(dense, beside_latent=132)
