@@ -289,10 +289,10 @@ def _notes(
         max(0, device.pool - device.graphs) // max(1, asked.cache.block(part.layers))
         for part, device in rows(parts, fit)
     ]
-    holds = asked.concurrency(min(less), asked.context) >= asked.batch
+    holds = asked.whole(min(less), asked.context) >= asked.batch
     yield (
         f"vLLM from {vllm.GRAPHS_INSIDE} on takes its graphs, about {format_bytes(most)}, from the cache as well"
-        + ("" if holds or fit.concurrency < asked.batch else
+        + ("" if holds or fit.max_sequences < asked.batch else
            ": what is asked for then fits no more, but for VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0")
     )  # fmt: skip
     if asked.ranks > 4 or len(parts) > 4:

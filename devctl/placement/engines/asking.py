@@ -109,18 +109,25 @@ class Asked:
             kv_bytes_per_token=max(self.cache.per_token(part.layers) for part in parts),
             kv_tokens=self.cache.tokens(blocks),
             concurrency=self.concurrency(blocks, self.context),
+            max_sequences=self.whole(blocks, self.context),
         )
 
     def concurrency(self, blocks: int, context: int) -> float:
-        """Sequences of ``context`` tokens in so many pages."""
+        """Sequences of ``context`` tokens in so many pages, as vLLM tells them."""
         return blocks / max(1, self.cache.blocks_of(context, self.serving.batched_tokens))
+
+    def whole(self, blocks: int, context: int) -> int:
+        """Whole sequences in so many pages, of which vLLM keeps one that is never given away (``null_block``): one more
+        would wait for ever.
+        """
+        return max(0, blocks - 1) // max(1, self.cache.blocks_of(context, self.serving.batched_tokens))
 
     def longest(self, blocks: int) -> int:
         """Tokens of the longest sequences that as many as asked for fit of."""
         low, high = 0, self.context
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.concurrency(blocks, middle) >= self.batch else (low, middle - 1)
+            low, high = (middle, high) if self.whole(blocks, middle) >= self.batch else (low, middle - 1)
         return low
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.placement.engines import vllm
-from devctl.placement.engines.asking import BEFORE, TOWERS
+from devctl.placement.engines.asking import BEFORE, TOWERS, Asked
+from devctl.placement.engines.records import Serving
 from devctl.placement.engines.text_model import Kept, TextModel, text_model
 from devctl.placement.engines.vllm_cache import cache_of
 from devctl.placement.engines.vllm_weights import TIED, weights_of_rank
@@ -86,6 +87,25 @@ def test_latents_are_whole_on_every_rank():
     one, eight = (cache_of(model(FULL, latent=576, beside_latent=132), ranks, None) for ranks in (1, 8))
     assert one == eight
     assert one.per_token(range(1)) == 576 * 2 + 132
+
+
+def test_a_page_of_the_pool_is_given_to_no_sequence():
+    """So many pages as a sequence takes are one too few: it would wait for ever."""
+    serving = Serving(utilisation=0.9, batched_tokens=64, sequences=4)
+    asked = Asked(
+        text=model(FULL),
+        container="layers",
+        weights={},
+        by_layer=(0, 0),
+        serving=serving,
+        ranks=1,
+        kept_in=None,
+        context=160,
+        batch=1,
+    )
+    assert asked.concurrency(10, 160) == 1
+    assert [asked.whole(blocks, 160) for blocks in (0, 10, 11, 20, 21)] == [0, 0, 1, 1, 2]
+    assert asked.longest(10) == 144
 
 
 def test_a_page_is_as_large_as_the_state_of_a_recurrent_layer():
