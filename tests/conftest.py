@@ -55,6 +55,16 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of the fast tests a file is one worker's: what it imports, saves and starts is there once."""
+    if config.option.markexpr != "not slow":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 class Result(NamedTuple):
     code: int
     out: str
