@@ -11,6 +11,7 @@ from devctl.placement.engines.vllm_cache import cache_of
 from devctl.placement.engines.vllm_weights import TIED, weights_of_rank
 from tests.benchmarks.engine import POOL, TOO_LARGE, WEIGHTS, predict
 from tests.benchmarks.engine_runs import RUNS
+from tests.marks import one_in
 from tests.trees import tree
 
 GIB, MIB = 2**30, 2**20
@@ -137,7 +138,7 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", one_in(3, CHOSEN))
 def test_what_was_logged_is_what_is_predicted(name):
     run = next(each for each in RUNS if each.model == name and CHOSEN[name].items() <= vars_of(each).items())
     row = predict(run)
