@@ -78,6 +78,9 @@ CASES = {
     "a bias of the model": Case(
         model=_bert, settings={"target_modules": ["query"], "bias": "lora_only", "task_type": "SEQ_CLS"}
     ),
+    "all biases of the model, and a copy": Case(
+        model=_bert, settings={"target_modules": ["query"], "bias": "all", "task_type": "SEQ_CLS"}
+    ),
     "a bias of its own": Case(settings={"target_modules": ["q_proj"], "lora_bias": True}),
     "experts": Case(
         model=_mixtral,

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import gc
 import os
 import re
 import signal
@@ -17,6 +18,10 @@ _DECIDING = re.compile(
     "|LANG|LANGUAGE|PYTHONUTF8|PYTHONIOENCODING|PYTHONWARNINGS|PYTHONHASHSEED"
 )
 """Variables of whoever runs the tests that decide what devctl, its libraries or its children say."""
+
+# while tests are collected, frameworks are imported and all that is made stays: to look for garbage is in vain, and
+# takes a third of the time
+gc.disable()
 
 # before anything is imported that reads them once: a test that is of such a variable sets it itself
 for _name in [n for n in os.environ if _DECIDING.fullmatch(n.upper()) and n != "DEVCTL_WRITE_TABLES"]:
@@ -42,6 +47,22 @@ from tests import small_models  # noqa: E402
 
 DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"
+
+
+def pytest_collection_finish():
+    """From here on garbage is looked for, and not among what has been collected."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of the fast tests a file is one worker's: what it imports, saves and starts is there once."""
+    if config.option.markexpr != "not slow":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 class Result(NamedTuple):

@@ -75,6 +75,7 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         context_length=_count(workload, "context_length", origin),
         batch_size=_count(workload, "batch_size", origin) or 1,
         kv_dtype=_word(workload, "kv_dtype", origin),
+        kept_alike=_is_kept_alike(document, split.stages.container, origin),
         expert_parallel=_count(_object(document, "tensor_parallel", origin), "expert_parallel", origin) or 1,
         class_name=_word(about, "class", origin),
         serving=_serving(document.get("engine"), origin),
@@ -251,6 +252,16 @@ def _uses(document: Mapping[str, Any], origin: str) -> dict[Device, dict[str, in
 
 def _bytes_on_cpu(uses: Mapping[Device, Mapping[str, int]]) -> int:
     return uses[Device.cpu()]["used"] if Device.cpu() in uses else 0
+
+
+def _is_kept_alike(document: Mapping[str, Any], container: str, origin: str) -> bool:
+    """Whether all layers that keep anything of a sequence keep as much."""
+    _names_of_blocks(document, origin)
+    kept: Counter[str] = Counter()
+    for block in _object(document, "workload", origin).get("blocks", []):
+        if (found := _LAYER.match(block["name"])) and found["container"] == container:
+            kept[found["number"]] += _count(block, "state", origin) or 0
+    return len({size for size in kept.values() if size}) <= 1
 
 
 def _names_of_blocks(document: Mapping[str, Any], origin: str) -> list[str]:

@@ -30,6 +30,7 @@ class Exportable:
         context_length: tokens of each sequence; None where no workload was counted.
         batch_size: sequences at once.
         kv_dtype: torch's name of what keys and values are kept in; None for the model's.
+        kept_alike: whether all layers that keep anything keep as much, as those do that keep all tokens.
         expert_parallel: ranks of a stage that have experts of their own; 1 where each has a part of all.
         class_name: transformers' class; None where that is not known.
         serving: what vLLM is started with, of a plan for it; None for the rest.
@@ -46,6 +47,7 @@ class Exportable:
     context_length: int | None = None
     batch_size: int = 1
     kv_dtype: str | None = None
+    kept_alike: bool = True
     expert_parallel: int = 1
     class_name: str | None = None
     serving: Serving | None = None

@@ -46,7 +46,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         words += _served(plan, plan.serving)
     elif plan.context_length is not None:
         words += ["--max-model-len", str(plan.context_length), "--max-num-seqs", str(plan.batch_size)]
-        words += ["--kv-cache-memory-bytes", str(cache_bytes(plan))]
+        if plan.kept_alike:
+            words += ["--kv-cache-memory-bytes", str(cache_bytes(plan))]
     words += SERVER.about_cache(plan)
     if plan.cpu_bytes:
         words += ["--cpu-offload-gb", f"{math.ceil(plan.cpu_bytes / 2**30 * 100) / 100:g}"]
@@ -59,6 +60,13 @@ def export(plan: Exportable) -> Export | Unsayable:
     notes = SERVER.notes(plan)
     if plan.context_length is None and plan.serving is None:
         notes.insert(0, "the plan counts no workload: vLLM takes the model's whole context, and 0.92 of each GPU")
+    elif plan.serving is None and not plan.kept_alike:
+        # windows are freed only once a step is over, and a page is as large as the largest that a layer keeps
+        notes.insert(
+            0,
+            "its layers keep unlike caches, which vLLM pages by rules of its own: it takes 0.92 of each GPU; "
+            "`devctl plan --engine vllm` counts what it holds",
+        )
     commands = SERVER.commands(plan, words, joined)
     if plan.serving is not None:
         commands = tuple(replace(each, environment={**each.environment, _GRAPHS: "0"}) for each in commands)
@@ -84,6 +92,7 @@ def cache_bytes(plan: Exportable) -> int:
     vLLM gives every stage as many pages as the stage has that can hold the fewest, so that one of fewer layers takes no
     more than its own part of it. What a GPU has left beyond that is for vLLM's own graphs and buffers.
     """
-    tokens = plan.context_length or 1
-    paged = math.ceil(tokens / _PAGE) * _PAGE
-    return max(-(-stage.state * paged // tokens) for stage in plan.stages.stages)
+    tokens, sequences = plan.context_length or 1, plan.batch_size
+    # a window takes a page more where it begins within one, and of the pool a page is never given away
+    pages = sequences * (math.ceil(tokens / _PAGE) + 1) + 1
+    return max(-(-stage.state * pages * _PAGE // (tokens * sequences)) for stage in plan.stages.stages)

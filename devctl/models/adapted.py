@@ -15,6 +15,8 @@ from devctl.units import format_bytes
 _ADDED = re.compile(r"(?P<module>.+)\.(?P<part>lora_\w+)(?P<rest>(?:\.\w+)?)")
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _BASE = ".base_layer"
+_WRAPPED = re.compile(r"\.(?:modules_to_save|original_module)\b")
+"""What PEFT puts into the names of a copy's biases, and of its original's, where all biases were trained."""
 
 _PARTS = frozenset(
     {
@@ -190,7 +192,7 @@ class _Finding:
 
     def _replaces(self, name: str, tensor: StoredTensor) -> None:
         """A tensor of the model itself, in the file: of a copy, or in place of the model's own."""
-        own = self.known.get(name.replace(_BASE, ""))
+        own = self.known.get(_WRAPPED.sub("", name.replace(_BASE, "")))
         if own is None:
             raise self.misfit(f"it has no {name[:120]}")
         if self.tree.quantisation is None and own.shape != tensor.shape:

@@ -20,7 +20,7 @@ from devctl.models.tree import ModuleTree
 from devctl.placement.budget import Budgets
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.engines import vllm
-from devctl.placement.engines.asking import BEFORE, BEHIND, HERE, Asked, Part, cut, rows
+from devctl.placement.engines.asking import BEFORE, BEHIND, HERE, TOWERS, Asked, Part, cut, rows
 from devctl.placement.engines.records import EngineFit, Serving
 from devctl.placement.engines.text_model import TextModel, text_model
 from devctl.placement.engines.verdict import findings
@@ -42,6 +42,8 @@ _TRANSFORMERS_OWN = re.compile(
     r" weights need a GPU of | does not load | more once loaded than transformers | that transformers plans with"
 )
 """In notes about what transformers alone does with quantised weights."""
+_OF_TOWERS = re.compile(r"vision|visual|image|multi_modal|projector|connector")
+"""In names of what a model sees with, and of what hands that on to its text."""
 _KV_BYTES = {None: None, KvDtype.FP8: 1, KvDtype.FLOAT16: 2, KvDtype.BFLOAT16: 2}
 
 
@@ -233,13 +235,15 @@ def _serving(
 
 
 def _part_of(name: str, inside: str) -> str:
-    """The number of the layer that a tensor is in, or whether it is before or behind all of them.
+    """The number of the layer that a tensor is in, or whether it is before, behind or beside all of them.
 
     Args:
         inside: how names within the layers begin.
     """
     if name.startswith(inside):
         return name.removeprefix(inside).partition(".")[0]
+    if _OF_TOWERS.search(name):
+        return TOWERS
     at = name
     while "." in at:
         at, _, last = at.rpartition(".")
@@ -285,10 +289,10 @@ def _notes(
         max(0, device.pool - device.graphs) // max(1, asked.cache.block(part.layers))
         for part, device in rows(parts, fit)
     ]
-    holds = asked.concurrency(min(less), asked.context) >= asked.batch
+    holds = asked.whole(min(less), asked.context) >= asked.batch
     yield (
         f"vLLM from {vllm.GRAPHS_INSIDE} on takes its graphs, about {format_bytes(most)}, from the cache as well"
-        + ("" if holds or fit.concurrency < asked.batch else
+        + ("" if holds or fit.max_sequences < asked.batch else
            ": what is asked for then fits no more, but for VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0")
     )  # fmt: skip
     if asked.ranks > 4 or len(parts) > 4:

@@ -9,7 +9,7 @@ import pytest
 import devctl as package
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
-from tests.marks import slow
+from tests.marks import one_in, slow
 
 ROOT = Path(package.__file__).parent
 TINY = CONFIGS / "tiny-llama"
@@ -92,7 +92,7 @@ def hold_a_plan(done, report, options):
     assert bool(document["workload"]) == any("context" in option for option in options if option != "--max-context")
 
 
-@pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("options", one_in(4, PLANS.values()), ids=PLANS)
 def test_plans(devctl, tmp_path, options):
     report = tmp_path / "plan.json"
     hold_a_plan(devctl("plan", TINY, *options, "--json", "--report", report), report, options)

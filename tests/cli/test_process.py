@@ -14,6 +14,7 @@ import pytest
 
 from devctl.cli import app, signals
 from tests.conftest import CONFIGS, DEVCTL
+from tests.marks import one_in
 
 TINY = CONFIGS / "tiny-llama"
 
@@ -73,7 +74,7 @@ def test_no_arguments_show_the_help_and_fail():
     assert "Usage: devctl" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["list"], ["plan"], ["load"]])
+@pytest.mark.parametrize("command", one_in(4, [[], ["list"], ["plan"], ["load"]]))
 def test_help(command):
     done = run(*command, "--help")
     assert done.returncode == 0
@@ -161,7 +162,7 @@ def test_a_full_stderr_spoils_no_answer():
     assert json.loads(done.stdout)["lm_head"] == "disk"
 
 
-@pytest.mark.parametrize("columns", ["20", "0", "x"])
+@pytest.mark.parametrize("columns", one_in(3, ["20", "0", "x"]))
 def test_odd_widths_lose_nothing(columns):
     done = run("plan", str(TINY), "--max-memory", "cpu=12MiB", env=os.environ | {"COLUMNS": columns})
     assert done.returncode == 0

@@ -6,6 +6,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
+from devctl.export.read import exportable
 from tests.conftest import CONFIGS
 
 LLAMA = CONFIGS / "llama-3.1-8b"
@@ -44,10 +45,26 @@ def test_a_plan_of_two_gpus_is_said_with_its_layers_and_its_work(devctl, planned
     words = command["words"]
     assert words[words.index("--max-model-len") + 1] == "8192"
     state = max(row["state"] for row in json.loads(file.read_text())["devices"])
-    assert int(words[words.index("--kv-cache-memory-bytes") + 1]) == state
+    pages = 2 * (8192 // 16 + 1) + 1
+    assert int(words[words.index("--kv-cache-memory-bytes") + 1]) == state // (2 * 8192) * 16 * pages
     done = devctl("export", file, "--to", "vllm")
     assert done.out == command["line"] + "\n"
     assert command["host"] is None
+
+
+def test_layers_that_keep_windows_are_seen_in_a_plan():
+    document = {
+        "kind": "devctl.plan",
+        "schema": 1,
+        "model": {"name": "m"},
+        "device_map": {"": 0},
+        "workload": {"context_length": 8, "blocks": [{"name": f"model.layers.{at}", "state": 5} for at in range(3)]},
+    }
+    assert exportable(document, "plan.json").kept_alike
+    blocks = document["workload"]["blocks"]
+    for other, alike in ({"name": "lm_head", "state": 0}, True), ({"name": "model.layers.3", "state": 9}, False):
+        blocks.append(other)
+        assert exportable(document, "plan.json").kept_alike is alike
 
 
 def test_a_plan_of_one_gpu(devctl, planned):

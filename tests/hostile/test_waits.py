@@ -16,7 +16,7 @@ from devctl.inventory.probes import nvidia, nvidia_apart
 from devctl.inventory.take import Part, take_inventory
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
-from tests.marks import slow
+from tests.marks import one_in, slow
 
 TINY = CONFIGS / "tiny-llama"
 ROOT = Path(__file__).parents[2]
@@ -28,14 +28,21 @@ AT_ONCE = 60
 
 @pytest.mark.parametrize(
     "text",
-    [
-        boxes.eight(),
-        boxes.system() + boxes.board(0, mig=1) + boxes.mig(0, 0) + boxes.mig(0, 1) + boxes.board(1, bus="0:01:00.0"),
-        boxes.system() + boxes.board(0, handle=15) + boxes.board(1, lost=1) + boxes.board(2, badname=1),
-        boxes.system() + boxes.board(0) + boxes.board(1, name="Tesla_T4", cc="7.5"),
-        boxes.system(init=9),
-        boxes.system(count=999),
-    ],
+    one_in(
+        2,
+        [
+            boxes.eight(),
+            boxes.system()
+            + boxes.board(0, mig=1)
+            + boxes.mig(0, 0)
+            + boxes.mig(0, 1)
+            + boxes.board(1, bus="0:01:00.0"),
+            boxes.system() + boxes.board(0, handle=15) + boxes.board(1, lost=1) + boxes.board(2, badname=1),
+            boxes.system() + boxes.board(0) + boxes.board(1, name="Tesla_T4", cc="7.5"),
+            boxes.system(init=9),
+            boxes.system(count=999),
+        ],
+    ),
     ids=["eight", "mig", "faults", "unlike", "no driver", "no count"],
 )
 @pytest.mark.parametrize("alone", [True, False])
@@ -183,7 +190,7 @@ ENDED = [(COMMANDS[0], SIGNALS[0]), (COMMANDS[1], SIGNALS[1]), (COMMANDS[2], SIG
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(
     ("arguments", "number"),
-    [*ENDED, *slow(*(each for each in itertools.product(COMMANDS, SIGNALS) if each not in ENDED))],
+    one_in(3, [*ENDED, *slow(*(each for each in itertools.product(COMMANDS, SIGNALS) if each not in ENDED))]),
     ids=lambda value: " ".join(value) if isinstance(value, list) else value.name,
 )
 def test_a_signal_ends_what_waits_for_a_driver(started, arguments, number):

@@ -9,7 +9,7 @@ from devctl.models.footprint import Kernels, Workload, peak_bytes
 from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import adapters, metered
-from tests.marks import slow
+from tests.marks import one_in, slow
 
 FAST = ("float32", "experts")
 """Of what is measured: a plain adapter, and one beside experts."""
@@ -31,7 +31,7 @@ def opened(made, **changes):
     return open_model(ModelRequest(model=str(made.base), **changes))
 
 
-@pytest.mark.parametrize("name", adapters.CASES)
+@pytest.mark.parametrize("name", one_in(4, adapters.CASES))
 def test_each_module_holds_what_it_does_once_PEFT_has_loaded_the_adapter(made, name):
     case = made(name)
     plain, whole = adapters.loaded(case)

@@ -19,6 +19,7 @@ from devctl.models.images import Images
 from devctl.models.inputs import image_ids, inputs_of
 from devctl.models.special_inputs import resized
 from devctl.models.tiles import tiles_of
+from tests.marks import one_in
 
 MODELS = Path(transformers.__file__).parent / "models"
 SIZES = [(448, 640), (640, 448), (17, 900), (1000, 30), (3000, 2000), (5, 5), (336, 336), (1024, 1023), (700, 4200)]
@@ -43,7 +44,7 @@ def asked(high, wide, /, **settings):
     return Images(count=1, height=high, width=wide, processor=tuple(sorted(settings.items())))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", one_in(3, SIZES, whole=True))
 @pytest.mark.parametrize(("least", "most"), [(1, 12), (1, 6), (2, 40), (1, 1)])
 def test_internvl(size, least, most):
     real = taken(
@@ -69,9 +70,9 @@ def test_internvl(size, least, most):
     assert 256 * found.count + found.beside == told
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", one_in(3, SIZES, whole=True))
 @pytest.mark.parametrize("splits", [True, False])
-@pytest.mark.parametrize(("longest", "tile"), [(1456, 364), (2048, 512), (512, 512)])
+@pytest.mark.parametrize(("longest", "tile"), one_in(2, [(1456, 364), (2048, 512), (512, 512)]))
 @pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
 def test_idefics3(kind, size, splits, longest, tile):
     real = taken(
@@ -99,7 +100,7 @@ def test_idefics3(kind, size, splits, longest, tile):
     assert 64 * found.count + found.beside == told
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", one_in(3, SIZES, whole=True))
 @pytest.mark.parametrize(("most", "largest"), [(16, False), (16, True), (5, False), (1, False)])
 def test_llama4(size, most, largest):
     side = SimpleNamespace(height=336, width=336)
@@ -153,7 +154,7 @@ def test_gemma4(size):
     assert resized(config, asked(*size, max_soft_tokens=70), (224, 224)) is None  # another number than the model's
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", one_in(3, SIZES, whole=True))
 @pytest.mark.parametrize("longest", [1024, 64, None])
 def test_llava_with_pixtral(size, longest):
     real = taken(

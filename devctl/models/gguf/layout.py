@@ -31,6 +31,8 @@ _OUTPUT = frozenset({"output", "output_norm", "output_extra", "cls", "cls.output
 _ROPE = frozenset({"rope_freqs", "rope_factors_long", "rope_factors_short"})
 """Parts that every device with layers has (``TENSOR_DUPLICATED``)."""
 
+_CONVERT_AGAIN = "download it again, or convert the model again"
+
 _OUTPUT_WEIGHT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
@@ -116,9 +118,13 @@ def _count_of_layers(model: GgufModel, inside: dict[int, list[Tensor]], around: 
         )
     said = model.key("block_count")
     if type(said) is not int or not 0 < said <= _MOST_LAYERS:
-        raise ModelError(f"{model.name} does not say how many layers it has: its block_count is {said!r}")
+        raise ModelError(
+            f"{model.name} does not say how many layers it has: its block_count is {said!r}", hint=_CONVERT_AGAIN
+        )
     if set(inside) != set(range(said)):
         missing = sorted(set(range(said)) - set(inside))
         told = f"blk.{missing[0]} is not there" if missing else f"blk.{max(inside)} is one more"
-        raise ModelError(f"{model.name} has {len(inside)} layers, and says that it has {said}: {told}")
+        raise ModelError(
+            f"{model.name} has {len(inside)} layers, and says that it has {said}: {told}", hint=_CONVERT_AGAIN
+        )
     return said

@@ -167,6 +167,8 @@ def _attentions(architecture: str, keys: _Keys, windows: Sequence[int | None]) -
     key, value = keys.optional("attention.key_length", width), keys.optional("attention.value_length", width)
     if architecture == "deepseek2" and keys.optional("attention.key_length_mla", 0):
         value = 0  # which are part of the keys
+    if not any(kv_heads) or not key:
+        raise _UnknownError("by its header no layer keeps keys: its attention.head_count or its key_length is 0")
     narrow = key, value
     if architecture in _BY_LAYER:
         narrow = keys.optional("attention.key_length_swa", key), keys.optional("attention.value_length_swa", value)

@@ -16,8 +16,8 @@ from devctl.placement.parallel.stages import Board, even_by_vllm
 HERE = "localhost"
 """The host of a plan for one machine."""
 
-BEFORE, BEHIND = "before", "behind"
-"""Parts of a model beside its layers, whose parts are their numbers."""
+BEFORE, BEHIND, TOWERS = "before", "behind", "towers"
+"""Parts of a model beside its layers, whose parts are their numbers: what it sees with is on every stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Asked:
 
     Attributes:
         text: the model as vLLM sees it.
-        weights: bytes of a rank's, by the number of the layer, and before and behind all.
+        weights: bytes of a rank's, by the number of the layer, and before, behind and beside all.
         by_layer: of all layers before each, and of all.
         ranks: accelerators that share a stage.
         kept_in: bytes of a number of keys and values; None for the model's.
@@ -59,13 +59,16 @@ class Asked:
     def held(self, layers: range, stages: int, stage: int) -> tuple[int, int, int]:
         """Weights, activations, and what is not torch's, of a rank of that stage."""
         among = vllm.Ranks(tensor=self.ranks, stages=stages, stage=stage, experts_whole=self.serving.expert_parallel)
-        weights = self.text.rope_bytes + self.by_layer[layers.stop] - self.by_layer[layers.start]
+        weights = self.text.rope_bytes + vllm.buffers(self.text, self.serving.batched_tokens)
+        weights += self.by_layer[layers.stop] - self.by_layer[layers.start]
+        weights += self.weights.get(TOWERS, 0)
         if stage == 0:
             weights += self.weights.get(BEFORE, 0)
         if among.is_last:
             # a head that is tied to the embeddings is a copy of theirs on another stage
             weights += self.weights.get(BEHIND, 0) + (self.weights.get(TIED, 0) if stages > 1 else 0)
-        needed = vllm.activations(self.text, among, self.serving.batched_tokens, self.serving.sequences)
+        step = self.serving.batched_tokens
+        needed = vllm.activations(self.text, among, step, self.serving.sequences, self.context)
         return weights, needed, vllm.non_torch(self.text, among)
 
     def fit(self, parts: Sequence[Part]) -> EngineFit:
@@ -106,18 +109,25 @@ class Asked:
             kv_bytes_per_token=max(self.cache.per_token(part.layers) for part in parts),
             kv_tokens=self.cache.tokens(blocks),
             concurrency=self.concurrency(blocks, self.context),
+            max_sequences=self.whole(blocks, self.context),
         )
 
     def concurrency(self, blocks: int, context: int) -> float:
-        """Sequences of ``context`` tokens in so many pages."""
+        """Sequences of ``context`` tokens in so many pages, as vLLM tells them."""
         return blocks / max(1, self.cache.blocks_of(context, self.serving.batched_tokens))
+
+    def whole(self, blocks: int, context: int) -> int:
+        """Whole sequences in so many pages, of which vLLM keeps one that is never given away (``null_block``): one more
+        would wait for ever.
+        """
+        return max(0, blocks - 1) // max(1, self.cache.blocks_of(context, self.serving.batched_tokens))
 
     def longest(self, blocks: int) -> int:
         """Tokens of the longest sequences that as many as asked for fit of."""
         low, high = 0, self.context
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.concurrency(blocks, middle) >= self.batch else (low, middle - 1)
+            low, high = (middle, high) if self.whole(blocks, middle) >= self.batch else (low, middle - 1)
         return low
 
 

@@ -113,7 +113,8 @@ class EngineFit:
         blocks: pages that every rank has.
         kv_bytes_per_token: what the fullest rank's pool gives a token, over all groups of layers.
         kv_tokens: tokens that the engine says its cache holds.
-        concurrency: sequences of the asked length that the cache holds.
+        concurrency: sequences of the asked length that the cache holds, as the engine says.
+        max_sequences: whole ones that it holds beside the page that it keeps for itself.
     """
 
     name: str
@@ -125,11 +126,7 @@ class EngineFit:
     kv_bytes_per_token: int
     kv_tokens: int
     concurrency: float
-
-    @property
-    def max_sequences(self) -> int:
-        """Whole sequences of the asked length that the cache holds."""
-        return int(self.concurrency)
+    max_sequences: int
 
     def to_document(self) -> dict[str, Any]:
         """What a plan document says of it."""

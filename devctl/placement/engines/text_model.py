@@ -15,9 +15,21 @@ _LATENT = frozenset(
     {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "kimi_k2", "longcat_flash"}
 )
 """Kinds of model whose latents vLLM keeps (``ModelConfig.is_deepseek_mla``)."""
+LATENT_PAGE = 64
+"""Tokens of a page of latents, of the backend for them on Hopper (FlashMLA)."""
 _FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight|weight_packed)$")
 _KEYS = re.compile(r"\.k_proj\.(weight|qweight|weight_packed)$")
 _VISION = re.compile(r"vision|visual|audio|image")
+_GATED = re.compile(r"(vision|visual)\b.*\.(gate_proj|gate_up_proj)\.")
+_HEARD = re.compile(r"^(audio|speech|sound|encoder).*_config$")
+
+_LARGEST_IMAGE = 16384
+_ANY_SIZE = {"qwen2_vl": 7, "qwen2_5_vl": 7, "qwen3_vl": 1, "qwen3_vl_moe": 1, "qwen3_5": 1, "qwen3_5_moe": 1}
+"""Kinds of model that see images of any size, up to so many tokens as their processors on the hub say; and of how many
+such images their longest video is. It is ``_MAX_FRAMES_PER_VIDEO`` of ``vllm.model_executor.models.qwen2_vl``, of which
+two are an image; a video of Qwen3-VL has no more pixels in all than an image."""
+_TILES = {"llama4": 17, "internvl": 13}
+"""Parts that an image is cut to at most, the whole one among them, where configs do not list how it is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +52,28 @@ class Seen:
     Attributes:
         pixels: of an image, for each token that the text gets of it.
         patches: of the tower, for each such token.
-        hidden, intermediate: channels of the tower.
+        hidden: channels of the tower.
+        within: channels alive in its widest layer, for a patch.
+        image: tokens of the largest image.
+        video: such images that the longest video is as long as.
+        levels: hidden states that the text gets of a token beside the first (``deepstack_visual_indexes``).
     """
 
     pixels: int
     patches: int
     hidden: int
-    intermediate: int
+    within: int
+    image: int = 0
+    video: int = 1
+    levels: int = 0
+
+    def most(self, batched: int, context: int) -> int:
+        """Tokens of the images that vLLM has it see at its start: a step's, or the largest image's or video's
+        (``MultiModalBudget``, ``compute_mm_encoder_budget``).
+        """
+        if not self.image:
+            return batched
+        return max(batched, self.image * max(1, min(self.video, context // self.image)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +88,7 @@ class TextModel:
         latent: numbers that a token keeps in a layer instead of keys and values; 0 where it keeps those.
         beside_latent: bytes that it keeps beside them.
         unpacked: channels that a latent is unpacked to for a head while it attends.
+        restored: those of them that are its keys and values, less what is rotated.
         absorbed: bytes of the matrices of a layer, of all heads, that unpack it, in the model's dtype: vLLM has them
             beside those of the checkpoint where those are quantised (``split_kv_b_proj``), else 0.
         recurrent: bytes of the state of a recurrent layer, of which each rank has a part.
@@ -83,6 +111,7 @@ class TextModel:
     latent: int
     beside_latent: int
     unpacked: int
+    restored: int
     absorbed: int
     recurrent: int
     experts: int
@@ -110,17 +139,23 @@ def text_model(config: Mapping[str, Any], tree: ModuleTree) -> TextModel | str:
     try:
         return _read(config, text, tree, item)
     except _UnknownError as error:
-        return f"how vLLM keeps the cache of {tree.class_name} is not known here: {error}"
+        return f"{error.what % tree.class_name} is not known here: {error}"
 
 
 class _UnknownError(Exception):
-    pass
+    what = "how vLLM keeps the cache of %s"
+
+
+class _UnseenError(_UnknownError):
+    what = "how much the towers of %s take when vLLM starts"
 
 
 def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, item: int) -> TextModel:
     hidden, heads = _number(text, "hidden_size", "n_embd"), _number(text, "num_attention_heads", "n_head")
     count = _number(text, "num_hidden_layers", "n_layer")
     kv_heads = _or(text, heads, "num_key_value_heads", "num_kv_heads")
+    if text.get("multi_query") is True and not text.get("new_decoder_architecture"):
+        kv_heads = 1  # falcon's and gpt_bigcode's older configs
     head_dim = _or(text, hidden // heads, "head_dim")
     latent, beside = _latent(text)
     layers = _layers(text, count)
@@ -144,6 +179,7 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
         latent=latent,
         beside_latent=beside,
         unpacked=2 * (nope + rope + values) if latent else 0,
+        restored=nope + values if latent else 0,
         absorbed=heads * (nope + values) * (latent - rope) * item if latent and tree.quantisation else 0,
         recurrent=_recurrent(text, item) if Kept("recurrent") in layers else 0,
         experts=experts if per_token else 0,
@@ -153,7 +189,7 @@ def _read(config: Mapping[str, Any], text: Mapping[str, Any], tree: ModuleTree, 
         block=_block(config),
         rope_bytes=_rope(text, rope or head_dim, item),
         longest=_longest(text),
-        seen=_seen(config),
+        seen=_seen(config, tree),
     )
 
 
@@ -197,6 +233,8 @@ def _layers(text: Mapping[str, Any], count: int) -> tuple[Kept, ...]:
         chunk = Kept("chunked", _or(text, 8192, "attention_chunk_size"))
         with_rope = text.get("no_rope_layers") or [at % 4 for at in range(1, count + 1)]
         return tuple(chunk if each else Kept("full") for each in with_rope)
+    if every := _or(text, 0, "full_attention_interval"):
+        return tuple(Kept("recurrent") if at % every else Kept("full") for at in range(1, count + 1))
     if any(key in text for key in ("mamba_d_state", "ssm_state_size", "state_size", "linear_num_value_heads")):
         raise _UnknownError("its config does not say which layers are recurrent")
     # a window of all layers is left out: a sequence then takes no fewer pages than it does
@@ -308,25 +346,73 @@ def _rows(way: Mapping[str, Any], positions: int) -> int:
     return int(first * max(1, factor))
 
 
-def _seen(config: Mapping[str, Any]) -> Seen | None:
-    """What a model sees with, from its tower's config; what that does not say is taken to be as large as is known."""
+def _seen(config: Mapping[str, Any], tree: ModuleTree) -> Seen | None:
+    """What a model sees with, from its tower's config; what that does not say is taken to be as large as is known.
+
+    Raises:
+        _UnseenError: it hears, or sees images of any size, and how large is not known.
+    """
+    if heard := [key for key in config if _HEARD.search(key) and isinstance(config[key], dict)]:
+        raise _UnseenError(f"its config has {heard[0]}")
     vision = config.get("vision_config")
     if not isinstance(vision, dict):
         return None
     patch = _or(vision, 14, "patch_size")
-    side = _or(vision, 0, "image_size")
+    side = _side(vision)
     merged = _or(vision, _or(config, 1, "spatial_merge_size"), "spatial_merge_size") ** 2
     if isinstance(ratio := vision.get("pixel_shuffle_ratio"), (int, float)) and 0 < ratio <= 1:
         merged = round(1 / ratio**2)
     if tokens := _or(config, 0, "mm_tokens_per_image"):
         merged = max(1, (side // patch) ** 2 // tokens)
-    width = _or(vision, 1280, "hidden_size", "embed_dim")
+    said = tokens or _or(config, _or(vision, 0, "num_image_tokens"), "image_seq_length")
+    width = _or(vision, 1280, "embed_dim", "hidden_size")
+    intermediate = _or(vision, 4 * width, "intermediate_size")
+    is_gated = any(_GATED.search(tensor.name) for tensor in tree.index.tensors)
+    image, video = _largest(config, said or math.ceil((side // patch) ** 2 / merged), side)
+    levels = vision.get("deepstack_visual_indexes")
     return Seen(
-        pixels=merged * patch**2,
+        pixels=merged * patch**2 * _or(vision, 1, "temporal_patch_size"),
         patches=merged,
         hidden=width,
-        intermediate=_or(vision, 4 * width, "intermediate_size"),
+        # of attention: what it is given, queries, keys and values, both again as they are rotated, and what comes out
+        within=max((3 if is_gated else 2) * intermediate + 4 * width, 11 * width),
+        image=image,
+        video=video,
+        levels=len(levels) if isinstance(levels, list) else 0,
     )
+
+
+def _side(vision: Mapping[str, Any]) -> int:
+    """Pixels of an image's side; 0 where it is not said."""
+    size = vision.get("image_size")
+    if isinstance(size, list) and size and all(type(each) is int for each in size):
+        return int(max(0, *size))
+    return _or(vision, 0, "image_size")
+
+
+def _largest(config: Mapping[str, Any], tokens: int, side: int) -> tuple[int, int]:
+    """Tokens of the largest image, and such images that the longest video is as long as.
+
+    Args:
+        tokens: of an image, or of a part that it is cut to; 0 where that is not said.
+        side: pixels of its side.
+
+    Raises:
+        _UnseenError: it sees images of any size, and how large is not known.
+    """
+    kind = config.get("model_type")
+    if kind in _ANY_SIZE:
+        return _LARGEST_IMAGE, _ANY_SIZE[str(kind)]
+    if not tokens:
+        raise _UnseenError("its config does not say how large an image is")
+    cuts = config.get("image_grid_pinpoints")
+    if not isinstance(cuts, list) or not side:
+        return tokens * _TILES.get(str(kind), 1), 1
+    parts = [1]
+    for size in cuts:
+        if isinstance(size, list) and len(size) == 2 and all(type(each) is int for each in size):
+            parts.append(1 + size[0] * size[1] // side**2)
+    return tokens * int(max(parts)), 1
 
 
 def _require_alike(tree: ModuleTree, heads: int, kv_heads: int, head_dim: int) -> None:

@@ -39,7 +39,7 @@ def _outside(fit: EngineFit, free: Sequence[int]) -> Iterator[str]:
 
 def _short(asked: Asked, fit: EngineFit, *, is_said: bool) -> Iterator[str]:
     """Why the cache does not hold what is asked for."""
-    if fit.concurrency >= asked.batch:
+    if fit.max_sequences >= asked.batch:
         return
     least = min(fit.devices, key=lambda device: device.pool)
     held = f"weights {format_bytes(least.weights)}, activations {format_bytes(least.activations)}, beside torch "
@@ -52,6 +52,7 @@ def _short(asked: Asked, fit: EngineFit, *, is_said: bool) -> Iterator[str]:
     each = f"one sequence of {asked.context:,}" if asked.batch == 1 else f"{asked.batch} sequences of {asked.context:,}"
     why = "asked for" if is_said else "needed: without --context-length vLLM takes all that the model is made for"
     held = f"it holds {fit.kv_tokens:,} tokens, {fit.concurrency:.2f} sequences of that length"
+    held += ", less the page that vLLM keeps for itself" if fit.concurrency >= asked.batch else ""
     yield f"{held}, and {each} tokens is {why}"
 
 
@@ -60,7 +61,7 @@ def _would_help(asked: Asked, parts: Sequence[Part], free: Sequence[int]) -> Ite
 
     def works(changed: Asked) -> bool:
         fit = changed.fit(parts)
-        return fit.concurrency >= changed.batch and not [*_outside(fit, free)]
+        return fit.max_sequences >= changed.batch and not [*_outside(fit, free)]
 
     def using(share: float) -> Asked:
         return replace(asked, serving=replace(asked.serving, utilisation=share))
@@ -75,7 +76,7 @@ def _would_help(asked: Asked, parts: Sequence[Part], free: Sequence[int]) -> Ite
     if longest and works(replace(asked, context=longest)):
         yield f"--context-length {longest} fits"
     if asked.batch > 1:
-        most = int(asked.concurrency(asked.fit(parts).blocks, asked.context))
+        most = asked.fit(parts).max_sequences
         if most and works(replace(asked, batch=most)):
             yield f"--batch-size {most} fits"
     for sequences in (256, 64):

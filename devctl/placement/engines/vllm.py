@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from devctl.placement.engines.text_model import TextModel
+from devctl.placement.engines.text_model import LATENT_PAGE, TextModel
 
 RELEASE = "0.19.0"
 MEASURED_ON = "H100s with 80 GB"
@@ -35,6 +35,12 @@ _DEFAULTS = {True: (8192, 1024), False: (2048, 256)}
 
 _FIXED = 54 * 2**20
 """Of the activations: what does not depend on the model. Inputs, cuBLAS's workspace and the like; by the runs."""
+_UNPACKED = 64 * 1024
+"""Tokens whose latents are unpacked at once, at most."""
+_CHOOSING = 512 * 2**20
+"""Of the logits with which sparse attention chooses tokens (``VLLM_SPARSE_INDEXER_MAX_LOGITS_MB``)."""
+_EXPERT_ROWS = 128
+"""Rows of an expert's block (``get_mk_alignment_for_contiguous_layout``)."""
 _PROGRAMS = 132
 """Rows of the sampler's buffer, one for each multiprocessor of an H100 (``apply_top_k_top_p_triton``)."""
 _SAMPLED = 12
@@ -78,19 +84,32 @@ def batch_defaults(total: int, board: str) -> tuple[int, int]:
     return _DEFAULTS[total >= _LARGE_BOARD and "a100" not in board.lower()]
 
 
-def activations(model: TextModel, ranks: Ranks, batched: int, sequences: int) -> int:
-    """Bytes of the largest step: ``batched`` tokens are read, or as many sequences as there can be choose a token."""
+def activations(model: TextModel, ranks: Ranks, batched: int, sequences: int, context: int) -> int:
+    """Bytes of the largest step: ``batched`` tokens are read, or as many sequences as there can be choose a token.
+
+    Args:
+        context: tokens of the longest sequence. Of models that keep neither latents nor images it decides nothing.
+    """
     row = batched * model.item
     state = row * model.hidden
     received = _HANDED * state if ranks.stage else 0
-    held = _FIXED + received + _experts(model, ranks, batched) + _images(model, batched)
+    seen = 0 if model.seen is None else model.seen.most(batched, context)
+    held = _FIXED + received + _experts(model, ranks, batched) + _images(model, seen) + _indexed(model, context)
     first = _FIRST * state if ranks.stages > 1 and not ranks.stage else 0
-    layer = row * _within(model, ranks) + math.ceil(_ALONG * state) + first
+    layer = max(row * _within(model, ranks), _restored(model, ranks, batched, sequences, context))
+    layer += math.ceil(_ALONG * state) + first
     sampler = 0
     if ranks.is_last:
         rows, vocabulary = min(sequences, batched), -(-model.vocabulary // 64) * 64
         sampler = rows * vocabulary * (model.item + _SAMPLED) + _PROGRAMS * vocabulary * 4 + state
-    return held + max(layer, sampler, _tower(model, batched))
+    return held + max(layer, sampler, _tower(model, seen))
+
+
+def buffers(model: TextModel, batched: int) -> int:
+    """Bytes that are there with the weights: what the text is given of images beside the first hidden states."""
+    if model.seen is None:
+        return 0
+    return model.seen.levels * batched * model.hidden * model.item
 
 
 def _within(model: TextModel, ranks: Ranks) -> int:
@@ -103,27 +122,53 @@ def _within(model: TextModel, ranks: Ranks) -> int:
 
 
 def _experts(model: TextModel, ranks: Ranks, batched: int) -> int:
-    """The two workspaces that experts share, which stay (``TritonExperts.workspace_shapes``); MXFP4's have none."""
+    """The two workspaces that experts share, which stay (``TritonExperts.workspace_shapes``); MXFP4's have none.
+
+    Where channels are quantised together, each expert's tokens are filled up to whole blocks
+    (``DeepGemmExperts.workspace_shapes``).
+    """
     if not model.experts or model.packed_experts:
         return 0
     within = math.ceil(model.expert_intermediate / (1 if ranks.experts_whole else ranks.tensor))
     widest = max(within, model.hidden) + max(2 * within, model.hidden)
-    return batched * model.experts_per_token * widest * model.item
+    rows = batched * model.experts_per_token
+    if model.block > 1:
+        here = math.ceil(model.experts / (ranks.tensor if ranks.experts_whole else 1))
+        rows += here * (_EXPERT_ROWS - 1)
+    return rows * widest * model.item
 
 
-def _images(model: TextModel, batched: int) -> int:
-    """As many images as fill a step: their pixels, and what the text gets of them, which both stay."""
+def _restored(model: TextModel, ranks: Ranks, batched: int, sequences: int, context: int) -> int:
+    """What is alive while the latents of earlier tokens are unpacked, of which vLLM makes room for as many as it ever
+    unpacks at once (``MLAAttention.forward``, ``determine_chunked_prefill_workspace_size``), and what chooses tokens.
+    """
+    if not model.latent:
+        return 0
+    earlier = min(max(8 * context, 4 * sequences * LATENT_PAGE), _UNPACKED)
+    asking = batched * (model.unpacked // 2)
+    chosen = _CHOOSING if model.beside_latent else 0
+    return math.ceil(model.heads * (earlier * model.restored + asking) * model.item / ranks.tensor) + chosen
+
+
+def _indexed(model: TextModel, context: int) -> int:
+    """The workspace of sparse attention, which stays: latents of five of the longest sequences, in 16 bits
+    (``sparse_mla_prefill_workspace_factor``).
+    """
+    return 5 * context * model.latent * 2 if model.beside_latent else 0
+
+
+def _images(model: TextModel, tokens: int) -> int:
+    """Images of so many tokens: their pixels, and what the text gets of them, which both stay."""
     if model.seen is None:
         return 0
-    return batched * (model.seen.pixels * 3 + model.hidden) * model.item
+    return tokens * (model.seen.pixels * 3 + model.hidden * (1 + model.seen.levels)) * model.item
 
 
-def _tower(model: TextModel, batched: int) -> int:
+def _tower(model: TextModel, tokens: int) -> int:
     """What is alive within the tower while it sees those images."""
     if model.seen is None:
         return 0
-    seen = model.seen
-    return batched * seen.patches * (2 * seen.intermediate + 4 * seen.hidden) * model.item
+    return tokens * model.seen.patches * model.seen.within * model.item
 
 
 def non_torch(model: TextModel, ranks: Ranks) -> int:

@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from devctl.placement.engines.text_model import Kept, TextModel
+from devctl.placement.engines.text_model import LATENT_PAGE, Kept, TextModel
 
 _PAGE = 16
-_LATENT_PAGE = 64
-"""Tokens of a page: of most backends, and of those for latents on Hopper (FlashMLA)."""
+"""Tokens of a page of most backends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ def cache_of(model: TextModel, ranks: int, kept_in: int | None) -> Cache:
     item = kept_in or model.item
     if model.latent:
         # every rank has it whole
-        size, block_size = model.latent * item + model.beside_latent, _LATENT_PAGE
+        size, block_size = model.latent * item + model.beside_latent, LATENT_PAGE
     else:
         size, block_size = 2 * max(1, model.kv_heads // ranks) * model.head_dim * item, _PAGE
     state = -(-model.recurrent // ranks)

@@ -13,6 +13,7 @@ from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.placement.placement import bytes_per_device
 from tests import small_models
+from tests.marks import one_in
 
 CPU = Device.cpu()
 ALL = {
@@ -49,7 +50,7 @@ def planned_and_loaded(make, folder, dtype, load_format=LoadFormat.AUTO):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", one_in(3, KEEPING))
 def test_a_plan_counts_what_is_kept_in_float32(name, dtype, tmp_path):
     used, built, loaded = planned_and_loaded(ALL[name], tmp_path, dtype)
     assert used == loaded

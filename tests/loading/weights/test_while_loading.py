@@ -19,6 +19,7 @@ from devctl.models.files.resolve import resolve
 from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.placement.placement import loaded_beside
+from tests.marks import one_in
 
 GPU = Device.gpu(0)
 
@@ -144,7 +145,7 @@ def largest(folder, **asked):
     return max(t.nbytes for t in read_skeleton(resolve(str(folder)), **asked).tree.index.tensors)
 
 
-@pytest.mark.parametrize("make", [llama, mixtral, qwen3_moe, gpt_oss])
+@pytest.mark.parametrize("make", one_in(2, [llama, mixtral, qwen3_moe, gpt_oss]))
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_a_load_holds_no_more_than_predicted(make, stored, tmp_path):
     folder = saved(make(), tmp_path, stored)
@@ -193,7 +194,7 @@ def test_a_tied_weight_that_is_stored_twice_is_held_twice_until_it_is_tied(tmp_p
     assert loaded_beside(tree, {"": GPU}) == {}
 
 
-@pytest.mark.parametrize("how", list(Quantize))
+@pytest.mark.parametrize("how", one_in(5, list(Quantize)))
 def test_quantising_holds_the_plain_weight_beside_the_packed_one(how, tmp_path):
     folder = saved(llama(hidden_size=256), tmp_path)
     tree = read_skeleton(resolve(str(folder)), dtype="bfloat16", quantize=how).tree

@@ -11,13 +11,14 @@ from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import tensors
 from tests import quantised, small_models
+from tests.marks import one_in
 
 
 def notes(folder, **options):
     return read_skeleton(resolve(str(folder)), **options).tree.notes
 
 
-@pytest.mark.parametrize("name", small_models.TINY)
+@pytest.mark.parametrize("name", one_in(5, small_models.TINY))
 def test_what_was_saved_agrees(name, checkpoint):
     assert not [note for note in notes(checkpoint(name)) if "checkpoint holds" in note]
 

@@ -17,6 +17,7 @@ from devctl.models.files.weights import weights_folder
 from tests import small_models
 from tests.conftest import DEVCTL
 from tests.hub import COMMIT, Fault, point_at, serve
+from tests.marks import one_in
 
 WEIGHTS = "model.safetensors"
 SECOND = "model-00002-of-00005.safetensors"
@@ -112,7 +113,7 @@ def test_a_hub_that_falls_silent(hub, monkeypatch):
 
 
 @pytest.mark.parametrize("heads", [False, True], ids=["GET", "HEAD and GET"])
-@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+@pytest.mark.parametrize("name", one_in(2, ["config.json", WEIGHTS]))
 @pytest.mark.parametrize(
     ("status", "said"),
     [

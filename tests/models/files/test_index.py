@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from devctl.errors import ModelError
 from devctl.models.files import index
 from tests import small_models
+from tests.marks import one_in
 
 NAME = "model.safetensors.index.json"
 
@@ -50,7 +51,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("text", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.parametrize("text", one_in(5, MALFORMED.values()), ids=MALFORMED)
 def test_what_is_no_index_is_told_with_its_name_by_plan_and_load(devctl, sharded, text):
     (sharded / NAME).write_bytes(text if isinstance(text, bytes) else text.encode())
     for command in (("plan", sharded, "--devices", "1GiB"), ("load", sharded, "--map", "cpu")):

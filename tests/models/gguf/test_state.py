@@ -160,6 +160,9 @@ def test_layers_may_keep_one_or_the_other_or_both(states):
         ("llama", {"attention.head_count_kv": -1}, "its attention.head_count_kv is no size"),
         ("llama", {"attention.head_count_kv": True}, "its attention.head_count_kv is no size"),
         ("llama", {"attention.key_length": 2**62}, "its attention.key_length is no size"),
+        ("llama", {"attention.head_count": 0, "attention.head_count_kv": None}, "no layer keeps keys"),
+        ("gemma3", {"attention.head_count_kv": [0] * 4}, "no layer keeps keys"),
+        ("qwen3", {"attention.key_length": 0}, "no layer keeps keys"),
         ("llama", {"attention.head_count_kv": [2, 2]}, "has 2 numbers, and it has 4 layers"),
         (
             "gemma3",

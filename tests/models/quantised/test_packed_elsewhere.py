@@ -12,6 +12,7 @@ from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes
 from tests import small_models
+from tests.marks import one_in
 
 FP8 = torch.float8_e4m3fn
 
@@ -144,7 +145,7 @@ def without_buffers(tree):
 # ModelOpt
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", one_in(2, ALGORITHMS))
 @pytest.mark.parametrize("of", ["dense", "experts"])
 def test_modelopts_packed_weights_are_counted(tmp_path, algorithm, of):
     folder = saved(tmp_path) if of == "dense" else moe(tmp_path)
@@ -325,7 +326,7 @@ UNCOUNTED = {
 }
 
 
-@pytest.mark.parametrize(("settings", "how", "times"), UNCOUNTED.values(), ids=UNCOUNTED)
+@pytest.mark.parametrize(("settings", "how", "times"), one_in(4, UNCOUNTED.values()), ids=UNCOUNTED)
 def test_the_files_bytes_are_the_size_and_without_them_a_note_says_how_far_off_it_may_be(
     tmp_path, settings, how, times
 ):
@@ -406,7 +407,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("settings", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("settings", one_in(3, HOSTILE.values()), ids=HOSTILE)
 @pytest.mark.parametrize("where", ["file", "config"])
 def test_settings_that_are_none_are_counted_or_noted(tmp_path, settings, where):
     folder = saved(tmp_path)

@@ -15,6 +15,7 @@ from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes, tensors
 from tests import quantised, small_models
 from tests.conftest import CONFIGS
+from tests.marks import one_in
 from tests.upstream import any_environment
 
 GIB = 2**30
@@ -215,7 +216,7 @@ def test_the_settings_of_a_text_model_count(tmp_path):
 # what is said
 
 
-@pytest.mark.parametrize("quantize", Quantize)
+@pytest.mark.parametrize("quantize", one_in(5, Quantize))
 def test_what_each_value_stands_for(quantize, tmp_path):
     tree = read(tmp_path, "gpt-oss" if quantize is Quantize.MXFP4 else "llama", quantize=quantize).tree
     assert tree.quantisation == quantize
@@ -312,24 +313,27 @@ def test_a_dtype_that_the_method_decides(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [
-        ({"quant_method": "aqlm"}, "(aqlm) is not counted, devctl can't count aqlm"),
-        ({"quant_method": "no-such"}, "(no-such) is not counted, devctl can't count no-such"),
-        ({"bits": 4}, "(unnamed) is not counted, devctl can't count a method without a name"),
-        ({"quant_method": 5}, "(5) is not counted"),
-        (quantised.GPTQ | {"bits": "four"}, "its bits or group_size is no number"),
-        ({"quant_method": "fp8", "weight_block_size": [1, 2, 3]}, "weight_block_size must be a tuple"),
-        ({"quant_method": "quanto", "weights": "int3"}, "quanto has no weights 'int3'"),
-        (
-            {"quant_method": "torchao", "quant_type": {"default": {"_type": "FqnToConfig"}}},
-            "FqnToConfig says no one size",
-        ),
-        ({"quant_method": "torchao"}, "torchao's quant_type says no one size"),
-        (quantised.compressed("marlin-24", {"num_bits": 4}), "format 'marlin-24' of 4 bits"),
-        (quantised.compressed("int-quantized", {"num_bits": 8, "strategy": "odd"}), "strategy 'odd'"),
-        (quantised.compressed("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 0}), "Error"),
-        ({"quant_method": "compressed-tensors", "config_groups": 5}, "AttributeError"),
-    ],
+    one_in(
+        5,
+        [
+            ({"quant_method": "aqlm"}, "(aqlm) is not counted, devctl can't count aqlm"),
+            ({"quant_method": "no-such"}, "(no-such) is not counted, devctl can't count no-such"),
+            ({"bits": 4}, "(unnamed) is not counted, devctl can't count a method without a name"),
+            ({"quant_method": 5}, "(5) is not counted"),
+            (quantised.GPTQ | {"bits": "four"}, "its bits or group_size is no number"),
+            ({"quant_method": "fp8", "weight_block_size": [1, 2, 3]}, "weight_block_size must be a tuple"),
+            ({"quant_method": "quanto", "weights": "int3"}, "quanto has no weights 'int3'"),
+            (
+                {"quant_method": "torchao", "quant_type": {"default": {"_type": "FqnToConfig"}}},
+                "FqnToConfig says no one size",
+            ),
+            ({"quant_method": "torchao"}, "torchao's quant_type says no one size"),
+            (quantised.compressed("marlin-24", {"num_bits": 4}), "format 'marlin-24' of 4 bits"),
+            (quantised.compressed("int-quantized", {"num_bits": 8, "strategy": "odd"}), "strategy 'odd'"),
+            (quantised.compressed("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 0}), "Error"),
+            ({"quant_method": "compressed-tensors", "config_groups": 5}, "AttributeError"),
+        ],
+    ),
 )
 def test_settings_that_are_not_counted(tmp_path, settings, said):
     tree = read(tmp_path, settings=settings).tree

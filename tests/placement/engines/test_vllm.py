@@ -6,11 +6,15 @@ import pytest
 
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.placement.engines import vllm
+from devctl.placement.engines.asking import BEFORE, TOWERS, Asked
+from devctl.placement.engines.records import Serving
 from devctl.placement.engines.text_model import Kept, TextModel, text_model
 from devctl.placement.engines.vllm_cache import cache_of
 from devctl.placement.engines.vllm_weights import TIED, weights_of_rank
+from devctl.planning.engine import _part_of
 from tests.benchmarks.engine import POOL, TOO_LARGE, WEIGHTS, predict
 from tests.benchmarks.engine_runs import RUNS
+from tests.marks import one_in
 from tests.trees import tree
 
 GIB, MIB = 2**30, 2**20
@@ -31,6 +35,7 @@ def model(*layers, **own):
         "latent": 0,
         "beside_latent": 0,
         "unpacked": 0,
+        "restored": 0,
         "absorbed": 0,
         "recurrent": 0,
         "experts": 0,
@@ -85,6 +90,25 @@ def test_latents_are_whole_on_every_rank():
     assert one.per_token(range(1)) == 576 * 2 + 132
 
 
+def test_a_page_of_the_pool_is_given_to_no_sequence():
+    """So many pages as a sequence takes are one too few: it would wait for ever."""
+    serving = Serving(utilisation=0.9, batched_tokens=64, sequences=4)
+    asked = Asked(
+        text=model(FULL),
+        container="layers",
+        weights={},
+        by_layer=(0, 0),
+        serving=serving,
+        ranks=1,
+        kept_in=None,
+        context=160,
+        batch=1,
+    )
+    assert asked.concurrency(10, 160) == 1
+    assert [asked.whole(blocks, 160) for blocks in (0, 10, 11, 20, 21)] == [0, 0, 1, 1, 2]
+    assert asked.longest(10) == 144
+
+
 def test_a_page_is_as_large_as_the_state_of_a_recurrent_layer():
     cache = cache_of(model(Kept("recurrent"), FULL, recurrent=2500), 1, None)
     assert (cache.block_size, cache.page) == (48, 3072), "three times 16 tokens of 64 bytes are above 2500"
@@ -95,13 +119,16 @@ def test_a_last_stage_chooses_tokens_and_another_does_not():
     wide = model(FULL, vocabulary=128_000)
     last, other = vllm.Ranks(stages=2, stage=1), vllm.Ranks(stages=2)
     logits = 1024 * 128_000 * (2 + 4 + 4 + 4)
-    assert logits < vllm.activations(wide, last, 8192, 1024) < 1.1 * logits
-    assert vllm.activations(wide, other, 8192, 1024) < logits / 10
+    assert logits < vllm.activations(wide, last, 8192, 1024, 8192) < 1.1 * logits
+    assert vllm.activations(wide, other, 8192, 1024, 8192) < logits / 10
 
 
 def test_fewer_sequences_need_less_to_choose_from():
     wide = model(FULL, vocabulary=128_000)
-    assert vllm.activations(wide, vllm.Ranks(), 8192, 64) < vllm.activations(wide, vllm.Ranks(), 8192, 1024) / 2
+    assert (
+        vllm.activations(wide, vllm.Ranks(), 8192, 64, 8192)
+        < vllm.activations(wide, vllm.Ranks(), 8192, 1024, 8192) / 2
+    )
 
 
 def test_boards_of_70_gib_read_more_at_once_but_for_an_a100():
@@ -137,7 +164,7 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", one_in(3, CHOSEN))
 def test_what_was_logged_is_what_is_predicted(name):
     run = next(each for each in RUNS if each.model == name and CHOSEN[name].items() <= vars_of(each).items())
     row = predict(run)
@@ -187,6 +214,127 @@ def test_latents_are_kept_with_what_unpacks_them_where_that_is_quantised():
     found = text_model(config, replace(attending(16), quantisation="fp8"))
     assert (found.latent, found.unpacked) == (576, 2 * (128 + 64 + 96))
     assert found.absorbed == 4 * (128 + 96) * 512 * 2
+
+
+def test_room_is_made_for_as_many_latents_as_are_ever_unpacked_at_once():
+    one = vllm.Ranks()
+    wide = model(FULL, heads=16, hidden=64, latent=576, unpacked=2 * 320, restored=256)
+    few = 16 * (256 * 8 * 1024 + 320 * 512) * 2
+    assert vllm.activations(wide, one, 512, 8, 1024) - few == pytest.approx(vllm._FIXED, abs=2**20)
+    shared = vllm.activations(wide, vllm.Ranks(tensor=4), 512, 8, 1024)
+    assert shared - few // 4 == pytest.approx(vllm._FIXED, abs=2**20), "each rank has its heads"
+    most = 16 * (256 * 64 * 1024 + 320 * 512) * 2
+    assert vllm.activations(wide, one, 512, 8, 10**6) - most == pytest.approx(vllm._FIXED, abs=2**20)
+
+
+def test_experts_that_are_quantised_in_blocks_have_their_tokens_filled_up():
+    whole = model(FULL, hidden=64, experts=100, experts_per_token=2, expert_intermediate=32)
+    needed = [
+        vllm.activations(replace(whole, block=block), ranks, 512, 8, 1024)
+        for block, ranks in ((1, vllm.Ranks()), (128, vllm.Ranks()), (128, vllm.Ranks(tensor=4, experts_whole=True)))
+    ]
+    assert needed[1] - needed[0] == 100 * 127 * (64 + 64) * 2
+    assert needed[2] - needed[0] == pytest.approx(25 * 127 * (64 + 64) * 2, abs=2**18), "a rank has its experts"
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        ({"multi_query": True}, 1),
+        ({"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+        ({"multi_query": False, "num_key_value_heads": None}, 4),
+    ],
+)
+def test_older_configs_say_otherwise_how_many_heads_of_keys_there_are(own, found):
+    assert text_model({**CONFIG, **own}, attending(found * 8)).kv_heads == found
+
+
+def test_layers_that_attend_to_all_may_be_told_by_their_interval():
+    linear = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_conv_kernel_dim"), 2)
+    linear |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8)
+    config = {**CONFIG, **linear, "num_hidden_layers": 8, "full_attention_interval": 4}
+    assert [each.kind for each in text_model(config, attending(16)).layers] == (["recurrent"] * 3 + ["full"]) * 2
+
+
+def test_sparse_attention_keeps_a_workspace_for_the_longest_sequences():
+    dense = model(FULL, latent=576, restored=256)
+    sparse = replace(dense, beside_latent=132)
+    more = vllm.activations(sparse, vllm.Ranks(), 8192, 64, 131072) - vllm.activations(
+        dense, vllm.Ranks(), 8192, 64, 131072
+    )
+    assert more == 5 * 131072 * 576 * 2 + 512 * 2**20
+
+
+SEES = {
+    "patch_size": 14,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("own", "context", "tokens"),
+    [
+        ({"model_type": "qwen2_5_vl", "vision_config": SEES}, 8192, 16384),
+        ({"model_type": "qwen2_5_vl", "vision_config": SEES}, 32768, 2 * 16384),
+        ({"model_type": "qwen2_5_vl", "vision_config": SEES}, 128000, 7 * 16384),
+        ({"model_type": "qwen3_vl", "vision_config": SEES}, 128000, 16384),
+        ({"model_type": "mistral3", "vision_config": {**SEES, "image_size": 1540}}, 8192, 8192),
+        ({"model_type": "llama4", "vision_config": {"image_size": 336, "patch_size": 14}}, 8192, 17 * 576),
+        (
+            {
+                "model_type": "llava_next",
+                "vision_config": {"image_size": 336, "patch_size": 14},
+                "image_grid_pinpoints": [[336, 672], [1008, 1344]],
+            },
+            8192,
+            max(8192, 13 * 576),
+        ),
+        (
+            {
+                "model_type": "gemma3",
+                "mm_tokens_per_image": 256,
+                "vision_config": {"image_size": 896, "patch_size": 14},
+            },
+            8192,
+            8192,
+        ),
+    ],
+)
+def test_what_vllm_has_a_model_see_at_its_start_is_a_step_or_the_largest_image_or_video(own, context, tokens):
+    found = text_model({**CONFIG, **own}, attending(16))
+    assert not isinstance(found, str), found
+    assert found.seen.most(8192, context) == tokens
+
+
+def test_a_long_video_takes_from_the_cache():
+    found = text_model({**CONFIG, "model_type": "qwen2_5_vl", "vision_config": SEES}, attending(16))
+    short, long = (vllm.activations(found, vllm.Ranks(), 8192, 1024, each) for each in (8192, 128000))
+    assert long - short > 6 * 16384 * 4 * 11 * 1280 * 2, "of each patch what attention holds"
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"model_type": "glm9v", "vision_config": {"patch_size": 14}}, "does not say how large an image is"),
+        ({"audio_config": {"hidden_size": 8}}, "its config has audio_config"),
+        ({"encoder_config": {"hidden_size": 8}}, "its config has encoder_config"),
+    ],
+)
+def test_towers_that_are_not_known_are_refused(own, why):
+    found = text_model({**CONFIG, **own}, attending(16))
+    assert isinstance(found, str)
+    assert "how much the towers of M take when vLLM starts" in found
+    assert why in found
+
+
+def test_what_a_model_sees_with_is_on_every_stage():
+    names = ("visual.blocks.0.attn.qkv.weight", "multi_modal_projector.linear_1.weight")
+    assert [_part_of(name, "language_model.layers.") for name in names] == [TOWERS, TOWERS]
+    assert _part_of("language_model.embed_tokens.weight", "language_model.layers.") == BEFORE
+    assert _part_of("language_model.layers.3.image.weight", "language_model.layers.") == "3"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from devctl.placement.budget import from_inventory
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS, device_of
 from tests import small_models
-from tests.marks import slow
+from tests.marks import one_in, slow
 from tests.upstream import UpstreamError, ask, assert_parity, ours
 
 GIB = 2**30
@@ -70,7 +70,7 @@ def scaled(machine, total):
     return {device: int(share * total) for device, share in machine.items()}
 
 
-@pytest.mark.parametrize(("model", "machine", "strategy"), CASES)
+@pytest.mark.parametrize(("model", "machine", "strategy"), one_in(3, CASES))
 def test_real_models(model, machine, strategy):
     skeleton, upstream = real(model)
     assert_parity(skeleton, upstream, strategy, scaled(MACHINES[machine], sizes(skeleton.tree)[""]))
@@ -93,7 +93,16 @@ def random_machine(rng, total):
 
 @pytest.mark.parametrize(
     ("model", "rounds"),
-    [("llama", 12), ("mixtral", 12), ("t5", 12), ("bert", 12), *slow(*((model, 40) for model in small_models.TINY))],
+    one_in(
+        2,
+        [
+            ("llama", 12),
+            ("mixtral", 12),
+            ("t5", 12),
+            ("bert", 12),
+            *slow(*((model, 40) for model in small_models.TINY)),
+        ],
+    ),
 )
 def test_small_models_on_random_machines(model, rounds):
     skeleton, upstream = small(model)
@@ -109,7 +118,8 @@ def test_small_models_on_random_machines(model, rounds):
 
 @pytest.mark.parametrize("strategy", OF_TRANSFORMERS)
 @pytest.mark.parametrize(
-    "free", [{}, {0: 0.5}, {0: 1.2}, {0: 0.6, 1: 0.6}, {0: 0.0, 1: 0.9}, {0: 0.4, 1: 1.0, 2: 0.3}, {"mps": 0.8}]
+    "free",
+    one_in(4, [{}, {0: 0.5}, {0: 1.2}, {0: 0.6, 1: 0.6}, {0: 0.0, 1: 0.9}, {0: 0.4, 1: 1.0, 2: 0.3}, {"mps": 0.8}]),
 )
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "t5-11b"])
 def test_measured_budgets(model, free, strategy):

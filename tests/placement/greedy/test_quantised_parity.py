@@ -13,7 +13,7 @@ from devctl.models.tree import sizes
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests import quantised, small_models
 from tests.conftest import CONFIGS
-from tests.marks import slow
+from tests.marks import one_in, slow
 from tests.placement.greedy.test_parity import random_machine
 from tests.upstream import any_environment, ask, assert_parity
 
@@ -62,7 +62,7 @@ def transformers_sizes(upstream):
     return dict(compute_module_sizes(upstream.model, upstream.quantizer, only_modules=False)[0])
 
 
-@pytest.mark.parametrize(("model", "name"), each_with_each(quantised.CHECKPOINTS))
+@pytest.mark.parametrize(("model", "name"), one_in(3, each_with_each(quantised.CHECKPOINTS)))
 def test_checkpoints(model, name, tmp_path):
     settings = quantised.CHECKPOINTS[name]
     if (model, name) in UNBUILDABLE:
@@ -72,7 +72,7 @@ def test_checkpoints(model, name, tmp_path):
         assert_same_plans(skeleton, ask(skeleton, use_kernels=name == "mxfp4"), f"{model} {name}")
 
 
-@pytest.mark.parametrize(("model", "quantize"), each_with_each(Quantize))
+@pytest.mark.parametrize(("model", "quantize"), one_in(3, each_with_each(Quantize)))
 def test_on_the_fly(model, quantize, tmp_path):
     if (model, quantize) in UNBUILDABLE:
         pytest.skip("transformers raises as it builds")

@@ -15,6 +15,7 @@ from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import parse_stages
 from devctl.placement.parallel.stages import Board, cut_by, find_stages, groups_of, to_stages
 from devctl.placement.parallel.tensor import Ranks, rank_tree, rank_trees
+from tests.marks import one_in
 from tests.placement.parallel.models import decoder
 from tests.placement.parallel.test_stages import every_cut, host
 from tests.sharded import EXPERTS, SHARDED, local_bytes
@@ -43,7 +44,7 @@ def of_stage(layers, names, first, end):
 
 
 @pytest.mark.parametrize(
-    ("name", "experts"), [*((name, False) for name in SHARDED), *((name, True) for name in EXPERTS)]
+    ("name", "experts"), one_in(5, [*((name, False) for name in SHARDED), *((name, True) for name in EXPERTS)])
 )
 def test_every_rank_of_every_stage_holds_what_transformers_sharding_leaves_of_its_layers(name, experts, tree_of):
     tree = tree_of(name)

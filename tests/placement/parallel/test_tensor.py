@@ -12,7 +12,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.models.tree import Module, ModuleTree, Tensor, TensorKind
 from devctl.placement.parallel.tensor import Ranks, rank_tree, rank_trees, style_bytes
 from tests.conftest import CONFIGS
-from tests.marks import slow
+from tests.marks import one_in, slow
 from tests.sharded import EXPERTS, SHARDED, local_bytes
 
 GIB = 2**30
@@ -43,7 +43,7 @@ def predicted(tree, ranks, rank):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", one_in(3, SHARDED))
 def test_every_tensor_of_every_rank_is_as_transformers_shards_it(name, ranks, tree_of):
     for rank in range(ranks):
         model_class, config = SHARDED[name]()
