@@ -62,7 +62,12 @@ def pytest_xdist_make_scheduler(config, log):
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log)
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            """Ranks are forked from a process that is warm once, for all files of theirs."""
+            return "tests/distributed" if nodeid.startswith("tests/distributed/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 class Result(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 import devctl
 from devctl.inventory.probes import host, pci
 from tests import gguf_files
+from tests.marks import slow
 
 PACKAGE = Path(devctl.__file__).parent
 
@@ -168,12 +169,8 @@ def modules_after(*args, **env):
     "args",
     [
         ["list"],
-        ["list", "--json"],
-        ["--help"],
         ["plan", "--help"],
-        ["plan", "--devices", "help"],
-        ["load", "--help"],
-        ["--version"],
+        *slow(["list", "--json"], ["--help"], ["plan", "--devices", "help"], ["load", "--help"], ["--version"]),
     ],
     ids=" ".join,
 )

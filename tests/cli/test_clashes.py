@@ -48,8 +48,8 @@ def test_what_changes_nothing_is_refused(devctl, command, said):
     "options",
     [
         ["--context-length", "64", "--batch-size", "2", "--kv-dtype", "int8", "--overhead", "0B", "--new-tokens", "2"],
-        ["--max-context", "--batch-size", "2"],
         *slow(
+            ["--max-context", "--batch-size", "2"],
             ["--what-if", "--overhead", "0B", "--new-tokens", "2"],
             ["--target-context", "64", "--kv-dtype", "int8"],
         ),

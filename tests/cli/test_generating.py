@@ -142,9 +142,12 @@ def test_chunks_are_not_told_where_the_prompt_is_not_what_does_not_fit(devctl):
 @pytest.mark.parametrize(
     ("more", "generation", "chunk", "said"),
     [
-        (["--decode", "beam:2"], {"num_beams": 2}, None, "2 beams"),
         (["--prefill-chunk-size", "5"], {}, 5, "the prompt in chunks of 5"),
-        *slow((["--decode", "sample"], {"do_sample": True}, None, "sampling"), ([], {}, None, "tokens")),
+        *slow(
+            (["--decode", "beam:2"], {"num_beams": 2}, None, "2 beams"),
+            (["--decode", "sample"], {"do_sample": True}, None, "sampling"),
+            ([], {}, None, "tokens"),
+        ),
     ],
 )
 def test_a_load_generates_so(devctl, checkpoint, more, generation, chunk, said):
@@ -180,9 +183,9 @@ RUN = ["--decode", "beam:2", "--prefill-chunk-size", 16, "--attn-implementation"
 @pytest.mark.parametrize(
     ("question", "batch"),
     [
-        (["--what-if", "--devices", "100KiB"], "batches unpadded"),
         (["--fits-on", "1GiB", *WORK[2:], "--batch-size", 3], "a batch of 3, unpadded"),
         *slow(
+            (["--what-if", "--devices", "100KiB"], "batches unpadded"),
             (["--compare", *WORK, "--batch-size", 3], "a batch of 3, unpadded"),
             (["--max-context", "--devices", "4MiB", "--batch-size", 3], "a batch of 3, unpadded"),
             (["--target-context", 64, "--devices", "4MiB"], "a batch of "),

@@ -14,6 +14,7 @@ from devctl.loading import measure, trial
 from devctl.loading.proofs.copies import Copied
 from devctl.loading.weights import loader
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 SCHEMA = json.loads((files("devctl.loading") / "schema.json").read_text(encoding="utf-8"))
 TINY = CONFIGS / "tiny-llama"
@@ -145,7 +146,7 @@ def test_the_schema_is_one():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["llama-tied", "--verify"], ["vit"], ["whisper", "--repeat", "2"], ["bert", "--max-memory", "cpu=90KB"]],
+    [["llama-tied", "--verify"], *slow(["vit"], ["whisper", "--repeat", "2"], ["bert", "--max-memory", "cpu=90KB"])],
 )
 def test_reports_hold_to_the_schema(devctl, checkpoint, arguments):
     name, *options = arguments

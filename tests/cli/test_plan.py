@@ -146,19 +146,18 @@ def test_dtype_and_class(devctl):
         (boxes.eight(), {"CUDA_VISIBLE_DEVICES": "11"}, "CUDA_VISIBLE_DEVICES: its entry '11' names no GPU"),
     ],
 )
-def test_a_plan_says_why_a_gpu_is_missing(devctl, machine, monkeypatch, box, environment, said):
+def test_a_plan_says_why_a_gpu_is_missing(devctl, machine, short, monkeypatch, box, environment, said):
     machine(box)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    llama = CONFIGS / "tiny-llama"
-    done = devctl("plan", llama, "--json", "--max-context")
+    done = devctl("plan", short, "--json", "--max-context")
     assert (done.code, said in done.err) == (0, True), done.err
     assert any(said in note for note in json.loads(done.out)["notes"])
     for question in ("--compare", "--what-if"):
-        done = devctl("plan", llama, question, "--json")
+        done = devctl("plan", short, question, "--json")
         assert (done.code, said in done.err) == (0, True), done.err
         assert said not in done.out
-    refused = devctl("plan", llama, "--reserve", "100%", "--reserve", "cpu=100%", "--no-disk")
+    refused = devctl("plan", short, "--reserve", "100%", "--reserve", "cpu=100%", "--no-disk")
     assert (refused.code, said in refused.err) == (3, True), refused.err
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.conftest import CONFIGS
+from tests.marks import slow
 
 TINY = CONFIGS / "tiny-llama"
 SEGMENTS = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
@@ -45,7 +46,7 @@ def test_the_longest_context_says_how_much_of_it_rests_on_an_allocator_without_g
     assert not any(SEGMENTS in note for note in document["notes"])
 
 
-@pytest.mark.parametrize("box", ["80GiB", "cpu=60MiB"])
+@pytest.mark.parametrize("box", ["80GiB", *slow("cpu=60MiB")])
 def test_where_gaps_take_no_tokens_the_longest_context_is_one(devctl, box):
     document, said = plan(devctl, box, "--max-context")
     most = document["max_context"]

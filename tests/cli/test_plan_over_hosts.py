@@ -402,7 +402,7 @@ TOLD = ["--overhead", "0B"]
 
 @pytest.mark.parametrize(
     ("devices", "more"),
-    [("a:1MiB;b:1MiB", []), *slow(("a:2x1MiB;b:2x1MiB", ["--tp", "2"]))],
+    [("a:600KiB;b:600KiB", []), *slow(("a:2x1MiB;b:2x1MiB", ["--tp", "2"]))],
     ids=["alone", "groups"],
 )
 def test_as_many_sequences_as_fit_are_found_and_no_more(devctl, short, devices, more):

@@ -148,11 +148,11 @@ def test_nor_does_it_matter_that_what_is_kept_of_it_went(devctl, tmp_path, monke
         ),
     ],
 )
-def test_a_plan_of_weights_imports_no_torch_once_the_model_is_kept(tmp_path, monkeypatch, model, workload):
+def test_a_plan_of_weights_imports_no_torch_once_the_model_is_kept(devctl, tmp_path, monkeypatch, model, workload):
     """Of one whose text can't be looked at soon, that is kept, too."""
     monkeypatch.setenv("DEVCTL_CACHE_DIR", str(tmp_path / "cache"))
     arguments = ("plan", str(CONFIGS / model), "--devices", "24GiB")
-    assert "torch" in modules_after(*arguments, *workload)[0]
+    assert devctl(*arguments, *workload).code == 0
     assert modules_after(*arguments)[0].isdisjoint(HEAVY)
 
 

@@ -128,12 +128,14 @@ def told():
     return lines[:at], lines[at + 1 :]
 
 
+@pytest.mark.slow
 def test_the_simulation_refuses_operands_on_two_devices_and_counts_copies(told):
     refused, ran = told[1]
     assert refused == "Expected all tensors to be on the same device, found {0, 1} in aten.add.Tensor"
     assert ran == "12.0 [('cpu', 0, 24), (1, 0, 24), (0, 'cpu', 24)]"
 
 
+@pytest.mark.slow
 def test_a_device_holds_storages_until_their_last_tensor_ends_and_no_more_than_its_limit(told):
     shared, viewed, ended, *ran_out, attention = told[0]
     assert shared == "8000 8000"

@@ -11,8 +11,8 @@ from devctl.planning.request import ModelRequest
 from tests import adapters, metered
 from tests.marks import one_in, slow
 
-FAST = ("float32", "experts")
-"""Of what is measured: a plain adapter, and one beside experts."""
+FAST = ("float32",)
+"""Of what is measured: a plain adapter."""
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from devctl.placement.greedy.walk import greedy_map
 from devctl.placement.placement import to_hf
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests import quantised, small_models
-from tests.marks import one_in
+from tests.marks import one_in, slow
 from tests.upstream import ask as ask_from_pretrained
 
 MACHINES = [
@@ -168,7 +168,7 @@ def test_a_planner_that_is_not_where_it_was_is_told(monkeypatch):
         assert "keeps its planner elsewhere" in ask(skeleton, {0: 10**9}, "auto", True)
 
 
-@pytest.mark.parametrize("name", ["fp8", "bitnet", "eetq"])
+@pytest.mark.parametrize("name", ["bitnet", *slow("fp8", "eetq")])
 def test_a_quantised_model_is_asked_about_with_its_quantizer(name, tmp_path):
     skeleton = read_skeleton(resolve(str(quantised.write(tmp_path, "llama", quantised.CHECKPOINTS[name]))))
     assert skeleton.quantizer is not None

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from devctl.planning.examining import frameworks
+from tests.cli.conftest import short  # noqa: F401 - a fixture
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_capacity_over_hosts_refuses_what_there_is_not():
         devctl.capacity(str(TINY), HOSTS, padding=False, **FEW)
 
 
-def test_every_answer_over_hosts_says_how_it_is_run():
+def test_every_answer_over_hosts_says_how_it_is_run(short):
     for answer in (devctl.plan, devctl.compare, devctl.capacity):
-        run = answer(str(TINY), HOSTS, **FEW).run
-        assert run is not None and run.workload.context_length == 512
+        run = answer(str(short), "a:1MiB;b:1MiB", context_length=128, overhead=0).run
+        assert run is not None and run.workload.context_length == 128

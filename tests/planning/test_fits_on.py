@@ -25,11 +25,11 @@ def by_plans(model, board, most, **arguments):
     ("kinds", "arguments"),
     [
         (KINDS, {}),
-        (KINDS, {"reserve": "20%"}),
-        (KINDS, {"strategy": "optimal"}),
-        (KINDS, {"strategy": "balanced_low_0"}),
         (KINDS[:4], {"context_length": 8192}),
         *slow(
+            (KINDS, {"reserve": "20%"}),
+            (KINDS, {"strategy": "optimal"}),
+            (KINDS, {"strategy": "balanced_low_0"}),
             (KINDS[4:], {"context_length": 8192}),
             (KINDS[::2], {"context_length": 8192, "batch_size": 8, "strategy": "sequential"}),
             (KINDS[1::2], {"context_length": 32768, "batch_size": 2, "strategy": "optimal", "reserve": "1GiB"}),

@@ -24,10 +24,12 @@ TWO = "2x64x32"  # 64 tokens, and those that say where each image begins and end
     ("name", "images", "said"),
     [
         ("qwen2-vl", TWO, "2 images of 64×32, 64 tokens of the text"),
-        (
-            "qwen2-vl",
-            "1x30x70",
-            "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
+        *slow(
+            (
+                "qwen2-vl",
+                "1x30x70",
+                "an image of 32×72, to which the model's processor scales 30×70, 36 tokens of the text",
+            )
         ),
         *slow(("llava", "2x32x32", "2 images of 32×32, 32 tokens of the text")),
         *slow(
@@ -126,14 +128,14 @@ CUTS = {
     ("batch", "name", "images", "said"),
     [
         (2, "internvl", "2x64x33", "2 images of 64×33, each cut into 3 tiles of 32×32, 24 tokens of the text"),
-        (
-            1,
-            "gemma4",
-            "1x100x300",
-            "an image of 112×160 in the place of 100×300, which the model's processor scales to 64×224: a bound, "
-            "70 tokens of the text",
-        ),
         *slow(
+            (
+                1,
+                "gemma4",
+                "1x100x300",
+                "an image of 112×160 in the place of 100×300, which the model's processor scales to 64×224: a bound, "
+                "70 tokens of the text",
+            ),
             (1, "internvl", "1x64x96", "an image of 64×96, cut into 7 tiles of 32×32, 28 tokens of the text"),
             (1, "idefics3", "2x40x40", "2 images of 40×40, each cut into 5 tiles of 32×32, 40 tokens of the text"),
             (2, "llama4", "1x64x100", "an image of 64×100, cut into 9 tiles of 32×32, 36 tokens of the text"),

@@ -29,12 +29,10 @@ FIRST = ["llava", "speech-to-text", "sam", "clap"]
 
 FEW = [
     *slow("AltCLIPModel", "DepthAnythingForDepthEstimation", "VideoMAEModel"),
-    "Gemma3ForConditionalGeneration",
     "JanusForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
-    "SamModel",
-    "SmolVLMForConditionalGeneration",
     "ViTForImageClassification",
+    *slow("Gemma3ForConditionalGeneration", "SamModel", "SmolVLMForConditionalGeneration"),
 ]
 
 

@@ -17,7 +17,7 @@ from devctl.models.files.resolve import resolve
 from tests import small_models
 from tests.marks import slow
 
-FIRST = ["qwen2-vl", "musicgen", "time-series"]
+FIRST = ["qwen2-vl", "time-series"]
 """Modalities that the fast tests load."""
 
 IMAGES = {"llava", "paligemma", "gemma3", "qwen2-vl", "qwen2.5-vl", "idefics3", "internvl"}

@@ -13,7 +13,7 @@ from devctl.models.files.resolve import resolve
 from devctl.models.skeleton import Purpose, read_skeleton
 from devctl.models.tree import sizes
 from devctl.placement.strategy import OF_TRANSFORMERS
-from tests.marks import one_in
+from tests.marks import one_in, slow
 from tests.upstream import ask, assert_parity
 
 T5_SIZES = {
@@ -237,7 +237,7 @@ def test_two_weights_that_are_compared_once_loaded_stay_on_one_device(tmp_path, 
     assert sum(used.values()) == held(folder)
 
 
-@pytest.mark.parametrize("head", [None, other()], ids=["equal", "different"])
+@pytest.mark.parametrize("head", [*slow(None), other()], ids=["equal", "different"])
 def test_a_map_that_parts_two_weights_which_are_compared_is_refused_before_it_is_loaded(devctl, tmp_path, head):
     folder, path = saved(tmp_path / "model", **{"lm_head.weight": head}), tmp_path / "map.json"
     device_map = {"shared": "cpu", "encoder": "cpu", "decoder": "cpu", "lm_head": "disk"}

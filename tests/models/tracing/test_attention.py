@@ -28,12 +28,12 @@ def peak(name, how, context, **workload):
     return peak_bytes(trace_footprint(skeleton(name), Workload(context_length=context, attention=how, **workload)))
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", *slow("gpt-oss", "t5", "phi3", "gpt_neox", "qwen3-moe", "mistral")])
+@pytest.mark.parametrize("name", ["llama", *slow("bert", "gpt-oss", "t5", "phi3", "gpt_neox", "qwen3-moe", "mistral")])
 def test_eager_is_predicted_for_eager(name):
     assert -0.02 <= metered.error(name, Workload(context_length=512, new_tokens=2, attention="eager")) <= 0.02
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", *slow("gemma3")])
+@pytest.mark.parametrize("name", ["bert", *slow("llama", "gemma3")])
 def test_sdpa_is_predicted_for_sdpa(name):
     assert -0.02 <= metered.error(name, Workload(context_length=512, new_tokens=2, attention="sdpa")) <= 0.02
 
@@ -50,9 +50,9 @@ def test_sdpa_is_predicted_for_sdpa(name):
     ],
 )
 def test_flash_attention_keeps_no_scores(name, how):
-    short, long = (peak(name, how, context) for context in (4096, 8192))
+    short, long = (peak(name, how, context) for context in (2048, 4096))
     assert long < 2.05 * short
-    assert peak(name, "eager", 4096) > 5 * short
+    assert peak(name, "eager", 2048) > 5 * short
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", *slow("llama-3.1-8b")])
@@ -80,7 +80,7 @@ def test_gpt_oss_attends_eagerly_unless_told(name):
     assert tree.attention == "eager"
     assert "sdpa" not in tree.attentions
     assert attention.chosen("flash_attention_2", tree.attentions, "") == "kernels-community/vllm-flash-attn3"
-    assert peak(name, "kernels-community/vllm-flash-attn3", 8192) < peak(name, None, 8192) / 5
+    assert peak(name, "kernels-community/vllm-flash-attn3", 4096) < peak(name, None, 4096) / 5
 
 
 def test_tables_of_transformers_are_as_they_were_after_a_trace():

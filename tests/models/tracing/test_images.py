@@ -31,7 +31,7 @@ def skeleton_of(name, folder, table=metered.SEEING):
 
 
 @pytest.mark.parametrize("count", [1, *slow(2)])
-@pytest.mark.parametrize("name", ["qwen3-vl", "llava", *slow("qwen2-vl", "gemma3")])
+@pytest.mark.parametrize("name", ["llava", *slow("qwen3-vl", "qwen2-vl", "gemma3")])
 def test_the_peak_is_that_of_a_real_run_with_as_many_images(name, count):
     height, width = SIZES[name]
     work = Workload(
