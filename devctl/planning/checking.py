@@ -183,10 +183,10 @@ def require_as_planned(
 def _not_of(facts: PlanFacts, tree: ModuleTree, name: str) -> Iterator[str]:
     """What a plan says of its model that is otherwise in ``tree``."""
     said = facts.model
-    quantised = [tree.quantisation]
+    quantised: list[object] = [tree.quantisation]
     if tree.unpacked is not None or tree.packed_as is not None:  # packed or not goes by the machine
         quantised += [None, tree.packed_as]
-    now = {"class": [tree.class_name], "dtype": [tree.dtype], "quantisation": quantised}
+    now: dict[str, list[object]] = {"class": [tree.class_name], "dtype": [tree.dtype], "quantisation": quantised}
     yield from (
         f"it is a plan of a model of {key} {said[key]}, and {name} is of {values[0]}"
         for key, values in now.items()
