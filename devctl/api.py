@@ -516,8 +516,9 @@ def load(
     """
     from devctl.trying import LoadRequest, prepare
 
-    if isinstance(device_map, Plan):
-        require_loadable(device_map.model.to_document(), "the plan")
+    document = device_map.to_document() if isinstance(device_map, Plan) else None
+    if document is not None:
+        require_loadable(document["model"], "the plan")
     with _naming_keywords():
         request = LoadRequest(
             model=ModelRequest(
@@ -547,9 +548,8 @@ def load(
             prefill_chunk_size=prefill_chunk_size,
             images=images,
             attn_implementation=attn_implementation,
-            planned=parse_run(
-                device_map.to_document()["workload"] if isinstance(device_map, Plan) else None, "the plan"
-            ),
+            planned=parse_run(None if document is None else document["workload"], "the plan"),
+            facts=None if document is None else parse_facts(document, "the plan"),
         )
         return prepare(request).run()
 

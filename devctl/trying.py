@@ -22,11 +22,13 @@ from devctl.placement.budget import as_here, is_accelerator
 from devctl.placement.placement import make_placement, to_hf
 from devctl.placement.runtime import main_of
 from devctl.planning import allocator
+from devctl.planning.checking import require_as_planned
 from devctl.planning.footprints import Footprints
 from devctl.planning.gates import require_memory, require_ram, require_valid, tight
 from devctl.planning.installed import planner_of
 from devctl.planning.machine import open_machine
 from devctl.planning.model import open_skeleton
+from devctl.planning.plan_facts import PlanFacts
 from devctl.planning.planned_run import Run, not_followed
 from devctl.planning.progress import reporter
 from devctl.planning.question import require_flash
@@ -64,6 +66,7 @@ class LoadRequest:
         prefill_chunk_size: tokens of the prompt that are read at once; None is what the model's files say, else all.
         planned: the run that the map was planned for. What it says of attention, decoding, padding, chunks and images
             is run so, where nothing else is asked for.
+        facts: what a plan document says beside its map; None for a plain map.
 
     Raises:
         UsageError: there is no such load format or attention, it reads no weights that could be missing, or a number
@@ -92,6 +95,7 @@ class LoadRequest:
     prefill_chunk_size: int | None = None
     images: str | Images | None = None
     planned: Run = field(default_factory=Run)
+    facts: PlanFacts | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", images_of(self.images))
@@ -309,6 +313,8 @@ def prepare(request: LoadRequest, inventory: Inventory | None = None) -> Prepare
     attending = _attending(request, skeleton, placement)
     require_valid(skeleton.tree, placement, machine.inventory)
     require_memory(placement, machine.inventory, random_weights=request.random_weights)
+    if request.facts is not None and request.device_map is not None:
+        require_as_planned(request.facts, request.device_map, skeleton.tree, machine.inventory)
 
     from devctl.loading.run.inputs import prepare as prepare_inputs
 

@@ -41,6 +41,8 @@ def parse_size(text: str) -> int:
     value = int(number) * factor if number.isdigit() and len(number) < 20 else float(number) * factor
     if value >= _MOST:
         raise ValueError(f"{text!r} is too large for a size")
+    if 0 < value < 1:
+        raise ValueError(f"{text!r} is less than a byte; write it like 10GiB, 512MiB or 7.5GB")
     return int(value)
 
 

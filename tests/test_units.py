@@ -53,6 +53,13 @@ def test_what_is_no_size_is_refused(text):
         parse_size(text)
 
 
+@pytest.mark.parametrize("text", ["0.1B", "0.0000000001GiB", "1e-9KB"])
+def test_less_than_a_byte_is_refused(text):
+    with pytest.raises(ValueError, match="less than a byte"):
+        parse_size(text)
+    assert (parse_size("0B"), parse_size("1.5B")) == (0, 1)
+
+
 @pytest.mark.parametrize("text", ["8388608TiB", "1e999GiB", "9" * 400 + "B"])
 def test_what_no_machine_has_is_refused(text):
     with pytest.raises(ValueError, match="too large"):

@@ -37,7 +37,7 @@ from devctl.loading.weights.loader import LoadFormat
 from devctl.models.decoding import checked
 from devctl.placement import Strategy
 from devctl.planning import clashes
-from devctl.planning.map_file import read_map_and_run, read_text
+from devctl.planning.map_file import read_loadable, read_text
 from devctl.planning.planned_run import Run
 from devctl.trying import LoadRequest, prepare
 
@@ -144,10 +144,10 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)
     inventory = take_inventory()
-    device_map, planned = (None, None) if place.map is None else read_map_and_run(place.map)
+    file = None if place.map is None else read_loadable(place.map)
     request = LoadRequest(
         model=model.request(),
-        device_map=device_map,
+        device_map=None if file is None else dict(file.device_map),
         strategy=place.strategy,
         max_memory=None if place.max_memory is None else tuple(place.max_memory),
         load_format=place.load_format,
@@ -167,7 +167,8 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         decode=run.decode,
         prefill_chunk_size=run.prefill_chunk_size,
         attn_implementation=run.attn_implementation,
-        planned=planned or Run(),
+        planned=(file and file.run) or Run(),
+        facts=None if file is None else file.facts,
     )
     prepared = prepare(request, inventory)
     if earlier is not None:

@@ -85,7 +85,7 @@ def parse_json(text: str, origin: str) -> Any:
         UsageError: it is none, or has a key twice.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_no_duplicates)
+        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{origin} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}",
@@ -196,6 +196,10 @@ def normal(device: Device) -> Device:
     if device.type in NUMBERED:
         return Device(device.type, device.id or 0)
     return Device(device.type)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 class _DuplicateKeyError(ValueError):

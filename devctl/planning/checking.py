@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
-from devctl.errors import DevctlError, UsageError
+from devctl.errors import DevctlError, RefusedError, UsageError
 from devctl.inventory import Inventory, Part, take_inventory
 from devctl.inventory.requirements import Requirements, disk_use, judge
 from devctl.inventory.verdict import Finding, Verdict
@@ -138,6 +138,62 @@ def needs_of(file: MapFile, model: ModelRequest | None, inventory: Inventory | N
     return Needs(bytes=devices, gaps=gaps, problems=tuple(dict.fromkeys(problems)))
 
 
+def require_as_planned(
+    facts: PlanFacts, device_map: Mapping[str, Device], tree: ModuleTree, inventory: Inventory
+) -> None:
+    """Refuse to load by a plan that contradicts its own map, is of another model, or has no room here.
+
+    Weights on the CPU are not held against its RAM: those of a checkpoint are mapped from their files.
+
+    Args:
+        device_map: the plan's.
+        tree: of the model that is to be loaded.
+
+    Raises:
+        RefusedError: with every reason.
+    """
+    from devctl.inventory.map_fits import judge_map
+    from devctl.placement.budget import as_here, is_accelerator
+    from devctl.placement.placement import bytes_per_device
+    from devctl.planning.plan_facts import contradictions
+
+    findings = [*contradictions(facts, device_map), *_not_of(facts, tree, "this one")]
+    if tree.quantisation is None and tree.packed_as is None:
+        there = bytes_per_device(tree, device_map)
+        findings += [
+            f"{device} is said to hold {said.used} bytes of weights, and by the model it is {size}"
+            for device, size in there.items()
+            if (said := facts.of(device)) is not None and said.used != size
+        ]
+    needed = {each.device: each.most for each in facts.devices if each.most and is_accelerator(each.device)}
+    on_cpu = facts.of(Device.cpu())
+    if on_cpu is not None and (running := on_cpu.state + on_cpu.activations + on_cpu.overhead):
+        needed[Device.cpu()] = running
+    judged = judge_map(inventory, {as_here(device, inventory): size for device, size in needed.items()})
+    # what is free on a device that does not tell is seen when it is loaded
+    findings += [f"{each.requirement}: {each.said}" for each in judged if not each.met and each.found is not None]
+    if findings:
+        raise RefusedError(
+            "the plan does not hold for this model on this machine",
+            findings=tuple(dict.fromkeys(findings)),
+            hint="`devctl plan` with the same --dtype and --model-class writes one that does",
+        )
+
+
+def _not_of(facts: PlanFacts, tree: ModuleTree, name: str) -> Iterator[str]:
+    """What a plan says of its model that is otherwise in ``tree``."""
+    said = facts.model
+    quantised: list[object] = [tree.quantisation]
+    if tree.unpacked is not None or tree.packed_as is not None:  # packed or not goes by the machine
+        quantised += [None, tree.packed_as]
+    now: dict[str, list[object]] = {"class": [tree.class_name], "dtype": [tree.dtype], "quantisation": quantised}
+    yield from (
+        f"it is a plan of a model of {key} {said[key]}, and {name} is of {values[0]}"
+        for key, values in now.items()
+        if key in said and said[key] not in values
+    )
+
+
 def _open_as_planned(
     request: ModelRequest, facts: PlanFacts | None, inventory: Inventory | None
 ) -> tuple[Model, list[str]]:
@@ -156,16 +212,7 @@ def _open_as_planned(
     if changes:
         with contextlib.suppress(DevctlError):  # then it stays what it is, and differs
             opened = _open_there(replace(request, **changes), inventory)
-    now = {
-        "class": opened.tree.class_name,
-        "dtype": opened.tree.dtype,
-        "quantisation": opened.tree.quantisation,
-    }
-    differs = [
-        f"it is a plan of a model of {name} {said[name]}, and {request.model} is of {value}"
-        for name, value in now.items()
-        if name in said and said[name] != value
-    ]
+    differs = _not_of(facts, opened.tree, str(request.model))
     return opened, [*differs, *_other_adapters(opened, said.get("adapters"))]
 
 

@@ -11,6 +11,7 @@ from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, of_gguf, parse_json
 from devctl.placement.strategy import Strategy
+from devctl.planning.document_shape import require_shape
 from devctl.planning.plan_facts import PlanFacts, parse_facts
 from devctl.planning.planned_run import Run, parse_run
 from devctl.reading import MOST_TEXT, read_document
@@ -82,8 +83,9 @@ def parse_map_file(text: str, origin: str) -> MapFile:
         return MapFile(device_map=device_map)
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
-    run = parse_run(document.get("workload"), origin)
-    return MapFile(device_map=device_map, facts=parse_facts(document, origin), run=run)
+    run, facts = parse_run(document.get("workload"), origin), parse_facts(document, origin)
+    require_shape(document, origin)
+    return MapFile(device_map=device_map, facts=facts, run=run)
 
 
 def read_map(argument: str) -> dict[str, Device]:
@@ -96,8 +98,8 @@ def read_map(argument: str) -> dict[str, Device]:
     return dict(_read_map(argument).device_map)
 
 
-def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
-    """The same to be loaded, and the run that it is for where a plan says so.
+def read_loadable(argument: str) -> MapFile:
+    """The same to be loaded, and what a plan document says beside it.
 
     Raises:
         UsageError: as `read_map`.
@@ -106,7 +108,7 @@ def read_map_and_run(argument: str) -> tuple[dict[str, Device], Run | None]:
     found = _read_map(argument)
     if found.facts is not None:
         require_loadable(found.facts.model, argument)
-    return dict(found.device_map), found.run
+    return found
 
 
 def require_loadable(model: Mapping[str, Any], origin: str) -> None:

@@ -115,9 +115,12 @@ def _device(entry: Any, origin: str, *, with_workload: bool) -> DeviceFacts:
     modules = entry.get("modules")
     if modules is not None and not (isinstance(modules, list) and all(isinstance(each, str) for each in modules)):
         raise UsageError(f'{origin}: in "devices", the "modules" of {device} must be a list of names')
+    sizes = {part: _bytes(entry, part, origin) or 0 for part in (*_PARTS, "unallocated")}
+    loading = _bytes(entry, "loading", origin)
     return DeviceFacts(
         device=device,
-        **{part: _bytes(entry, part, origin) or 0 for part in (*_PARTS, "unallocated", "loading")},
+        **sizes,
+        loading=sizes["used"] + sizes["overhead"] if loading is None else loading,
         budget=_bytes(entry, "budget", origin),
         modules=None if modules is None else tuple(modules),
     )
@@ -159,9 +162,7 @@ def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterat
             wrong = [key or "the whole model" for key in {**dict.fromkeys(keys), **dict.fromkeys(each.modules)}
                      if (key in keys) != (key in each.modules)]  # fmt: skip
             yield f'the "modules" of {each.device} are not those of the map: {shorten(wrong)}'
-        if each.budget is not None and each.most > each.budget:
-            need, may = format_bytes(each.most), format_bytes(each.budget)
-            yield f"{each.device} is said to need {need}, and may hold {may}{_exactly(each.most, each.budget)}"
+        yield from _of_row(each, is_of_gguf=facts.is_of_gguf)
         if each.used and not keys and each.device != Device.cpu():
             yield f"{each.device} is said to hold {format_bytes(each.used)}, and the map puts nothing there"
     used = sum(each.used for each in facts.devices)
@@ -173,6 +174,25 @@ def contradictions(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterat
         yield f"{said_off} are said to be offloaded, and by its devices it is {format_bytes(off)}{exactly}"
     if facts.workload is not None:
         yield from _of_workload(facts, device_map)
+    else:
+        yield from _without_workload(facts)
+
+
+def _of_row(row: DeviceFacts, *, is_of_gguf: bool) -> Iterator[str]:
+    """What a device is said to hold against what else is said of it."""
+    if row.budget is not None and row.most > row.budget:
+        need, may = format_bytes(row.most), format_bytes(row.budget)
+        yield f"{row.device} is said to need {need}, and may hold {may}{_exactly(row.most, row.budget)}"
+    # how llama.cpp loads is not counted
+    if not is_of_gguf and row.loading < (least := row.used + row.overhead):
+        loading, exactly = format_bytes(row.loading), _exactly(row.loading, least)
+        yield f"{row.device} is said to take {loading} to load, and holds {format_bytes(least)} then{exactly}"
+
+
+def _without_workload(facts: PlanFacts) -> Iterator[str]:
+    for each in facts.devices:
+        if running := each.state + each.activations:
+            yield f"{each.device} is said to need {format_bytes(running)} beside weights, and no workload is told"
 
 
 def _exactly(a: int, b: int) -> str:
@@ -180,7 +200,8 @@ def _exactly(a: int, b: int) -> str:
 
 
 def _offloaded(facts: PlanFacts) -> int:
-    computes = any(is_accelerator(each.device) and each.used for each in facts.devices)
+    # an accelerator that may hold something, and is given nothing, makes the rest offloaded, too
+    computes = any(is_accelerator(each.device) and (each.used or each.budget) for each in facts.devices)
     off = [DeviceType.CPU, DeviceType.DISK] if computes else [DeviceType.DISK]
     return sum(each.used for each in facts.devices if each.device.type in off)
 
@@ -193,19 +214,35 @@ def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator
     """
     frozen = FrozenMap.of(device_map)
     main = main_of(frozen)
+    tokens, new = ((facts.workload or {}).get(key) for key in ("context_length", "new_tokens"))
+    if isinstance(tokens, int) and isinstance(new, int) and new > tokens:
+        yield f"{new:,} of {tokens:,} tokens are said to be new"
     if facts.is_of_gguf:
         yield from _of_layers(facts, frozen)
         return
-    state, there = Counter[Device](), Counter[Device]()
+    state, prefill, steps = Counter[Device](), Counter[Device](), Counter[Device]()
     generates, handed_on = bool((facts.workload or {}).get("new_tokens")), 0
+    nowhere = []
     for block in facts.blocks:
         device = frozen.device_of(block.name) if block.name else None
-        if device is not None:
-            device = device if is_accelerator(device) else main
-            is_handed_on = generates and block.state > 0 and not block.decode
-            handed_on += is_handed_on * block.state
-            state[main if is_handed_on else device] += block.state
-            there[device] = max(there[device], block.prefill, block.decode)
+        if device is None:
+            nowhere.append(block)
+            continue
+        device = device if is_accelerator(device) else main
+        may_be_handed_on = generates and block.state > 0 and not block.decode
+        handed_on += may_be_handed_on * block.state
+        # if it is, it is on the main device, and where it is made if not, which the document does not say
+        state[device] += 0 if may_be_handed_on and device != main else block.state
+        prefill[device] = max(prefill[device], block.prefill)
+        steps[device] = max(steps[device], block.decode)
+
+    def too_little(said: DeviceFacts, in_prefill: int, in_step: int) -> bool:
+        # in a step all states are there, in prefill they may not be yet
+        least = max(in_step, in_prefill - said.state)
+        # what blocks on several devices do not share takes a bit off it, or adds to it
+        least = least if len(state) < 2 else least // 2
+        return said.activations < least or (not said.activations and in_prefill > 0)
+
     for device, least in state.items():
         said = facts.of(device)
         if said is None:
@@ -213,8 +250,15 @@ def _of_workload(facts: PlanFacts, device_map: Mapping[str, Device]) -> Iterator
         if said.state < least:
             kept_there = format_bytes(said.state)
             yield f"{device} is said to keep {kept_there} of state, and its blocks keep {format_bytes(least)}"
-        if not said.activations and there[device]:
-            yield f"{device} is said to need no activations, and its blocks need up to {format_bytes(there[device])}"
+        if too_little(said, prefill[device], steps[device]):
+            most = format_bytes(max(prefill[device], steps[device]))
+            told = f"{format_bytes(said.activations)} of activations" if said.activations else "no activations"
+            yield f"{device} is said to need {told}, and its blocks need up to {most}"
+    for block in nowhere:
+        # of the whole model, or of no part of the map: it runs on some device
+        if all(too_little(each, block.prefill, block.decode) for each in facts.devices):
+            named, most = block.name or "the whole model", format_bytes(max(block.prefill, block.decode))
+            yield f"no device is said to need {most} of activations, as {named} does"
     whole, kept = sum(block.state for block in facts.blocks), sum(each.state for each in facts.devices)
     if not whole <= kept <= whole + handed_on:
         exactly = _exactly(kept, whole)

@@ -9,7 +9,7 @@ import pytest
 
 import devctl as package
 from devctl.devices import Device
-from devctl.errors import UsageError
+from devctl.errors import RefusedError, UsageError
 from devctl.inventory.document import from_document, to_document
 from devctl.inventory.idle import busiest, who_is_on
 from devctl.inventory.probes import disk
@@ -17,6 +17,8 @@ from devctl.inventory.probes.nvidia_health import Answer, parse_health
 from devctl.inventory.records import HOST_POOL, Accelerator, Health, Hidden, Host, Inventory, MigInstance, Process
 from devctl.inventory.requirements import Requirements, disk_use, judge
 from devctl.planning import checking
+from devctl.planning.document_shape import require_shape
+from devctl.planning.map_file import parse_map_file
 from devctl.planning.plan_facts import contradictions, parse_facts
 from tests.conftest import CONFIGS
 from tests.inventory import boxes
@@ -59,6 +61,11 @@ def workload():
     return planned("2x24MiB,cpu=1GiB", strategy="balanced", context_length=64, batch_size=2, overhead=0)
 
 
+@pytest.fixture(scope="module")
+def workload_on_cpu():
+    return planned("cpu=1GiB", context_length=64)
+
+
 @pytest.fixture
 def found(tmp_path):
     """Holds a document against a machine: ``found(document, inventory=box(gpu(0))).reasons``."""
@@ -95,6 +102,12 @@ def test_all_that_a_plan_says_is_held_against_the_machine(found, workload):
         (lambda d: d.update(offloaded=5), "5 B are said to be offloaded"),
         (lambda d: d["devices"][0].update(device="cuda:7"), "the map puts nothing there"),
         (lambda d: d["device_map"].update({"lm_head": 1, "model.norm": 0}), "are not those of the map"),
+        (
+            lambda d: d["devices"][0].update(loading=d["devices"][0]["used"] - 1),
+            "MiB then (",
+        ),
+        (lambda d: d["devices"][0].update(loading=0), "is said to take 0 B to load"),
+        (lambda d: d["devices"][0].update(state=9), "is said to need 9 B beside weights, and no workload is told"),
     ],
 )
 def test_a_plan_that_contradicts_its_map_is_refused(found, weights, change, words):
@@ -114,6 +127,10 @@ def test_a_plan_that_contradicts_its_map_is_refused(found, weights, change, word
         (lambda d: d["devices"][1].update(state=d["devices"][1]["state"] + 1), "and its blocks"),
         (lambda d: d["workload"].update(output=2**40), "and the output is of"),
         (lambda d: [block.update(state=0) for block in d["workload"]["blocks"]], "and its blocks 0 B"),
+        (lambda d: d["devices"][0].update(activations=1), "cuda:0 is said to need 1 B of activations"),
+        (lambda d: d["workload"]["blocks"][1].update(prefill=2**40), "and its blocks need up to 1.00 TiB"),
+        (lambda d: d["workload"]["blocks"][0].update(name="x", decode=2**40), "of activations, as x does"),
+        (lambda d: d["workload"].update(new_tokens=65), "65 of 64 tokens are said to be new"),
     ],
 )
 def test_a_workload_that_contradicts_its_devices_is_refused(found, workload, change, words):
@@ -180,6 +197,59 @@ def test_a_malformed_plan_is_wrong_usage(weights, devctl, tmp_path, change):
     assert done.err.count("\n") == 1
 
 
+def _paths(value, at=()):
+    """Where each value of a document is; of a list, the first entry."""
+    if at:
+        yield at
+    for key in value if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
+        yield from _paths(value[key], (*at, key))
+
+
+def _changed(document, at, value):
+    found = copy.deepcopy(document)
+    parent = found
+    for key in at[:-1]:
+        parent = parent[key]
+    if value is ABSENT:
+        del parent[at[-1]]
+    else:
+        parent[at[-1]] = value
+    return found
+
+
+ABSENT = object()
+TOO_LARGE = (float("inf"), 10**400)
+OTHER_KINDS: tuple[object, ...] = (ABSENT, None, True, -1, 1.5, "x", [], {}, *TOO_LARGE)
+
+
+def test_every_value_of_another_kind_than_the_schema_has_is_refused(workload):
+    document = json.loads(json.dumps({**workload, "notes": ["n"]}))
+    schema = json.loads(Path(checking.__file__).parents[1].joinpath("placement/schema.json").read_text())
+    for words in (schema["properties"]["strategy"], schema["$defs"]["Workload"]["properties"]["kernels"]):
+        words["type"] = ["string", "null"] if None in words.pop("enum") else "string"  # which word is asked elsewhere
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    require_shape(document, "x")
+    let_through = []
+    for at in _paths(document):
+        for value in OTHER_KINDS:
+            changed = _changed(document, at, value)
+            wrong = value in TOO_LARGE or not valid(changed)
+            try:
+                parse_map_file(json.dumps(changed), "x")
+                let_through += [(at, value)] if wrong else []
+            except (UsageError, RefusedError) as error:
+                assert "\n" not in error.message
+    assert let_through == []
+
+
+def test_what_somebody_wrote_by_hand_need_not_say_all_and_a_torn_plan_is_refused():
+    written = {"schema": 1, "kind": "devctl.plan", "model": {}, "device_map": {"": "cpu"}}
+    written["devices"] = [{"device": "cpu", "used": 1, "budget": None}]
+    assert parse_map_file(json.dumps(written), "x").facts.devices[0].used == 1
+    with pytest.raises(UsageError, match='the plan lacks "engine", "strategy"'):
+        parse_map_file(json.dumps({**written, "versions": {}}), "x")
+
+
 @pytest.mark.slow
 def test_a_plan_of_every_kind_agrees_with_itself():
     machines = {"llama-3.1-8b": "2x12GiB,cpu=64GiB", "t5-11b": "16GiB,8GiB,cpu=64GiB", "whisper-large-v3": "cpu=64GiB"}
@@ -188,6 +258,32 @@ def test_a_plan_of_every_kind_agrees_with_itself():
             plan = package.plan(str(CONFIGS / name), machine, **asked)
             facts = parse_facts(json.loads(json.dumps(plan.to_document())), "x")
             assert list(contradictions(facts, dict(plan.placement.device_map))) == [], (name, asked)
+
+
+def test_a_plan_that_leaves_an_accelerator_empty_agrees_with_itself(found):
+    document = planned("2x24MiB,cpu=1GiB", strategy="sequential", context_length=64)
+    assert (document["devices"][0]["used"], document["offloaded"]) == (0, document["model"]["bytes"])
+    assert found(document).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["devices"][0].update(used=1), "cpu is said to hold 1 bytes of weights"),
+        (lambda d: d["devices"][0].update(budget=None, activations=2**60), "cpu: needs 1048576 TiB of"),
+        (lambda d: d["model"].update({"class": "BertModel"}), "a model of class BertModel, and this one is of"),
+        (lambda d: d["model"].update(dtype="float32"), "a model of dtype float32, and this one is of bfloat16"),
+        (lambda d: d["model"].update(quantisation="nf4"), "a model of quantisation nf4, and this one is of None"),
+        (lambda d: d.update(devices=[]), 'which "devices" does not have'),
+    ],
+)
+def test_a_plan_is_held_against_all_it_says_before_it_is_loaded(devctl, tmp_path, workload_on_cpu, change, words):
+    document = copy.deepcopy(workload_on_cpu)
+    change(document)
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    done = devctl("load", TINY, "--load-format", "dummy", "--map", tmp_path / "plan.json")
+    assert (done.code, done.out) == (3, "")
+    assert words in done.err
 
 
 def test_a_plain_map_says_that_room_was_not_asked(devctl, tmp_path):
