@@ -20,7 +20,7 @@ from devctl.cli.options import (
 )
 from devctl.cli.show import load as show
 from devctl.cli.show import streams
-from devctl.cli.staged import HostsOptions, StagedRun, forwarded, load_staged, read_staged
+from devctl.cli.staged import HostsOptions, StagedRun, forwarded, load_staged, read_staged, require_alone
 from devctl.errors import LoadError, UsageError
 from devctl.inventory import take_inventory
 from devctl.loading.baseline import (
@@ -139,7 +139,7 @@ def load(model: ModelOptions, place: PlaceOptions, run: RunOptions, proofs: Proo
         refuse_clashes(clashes.OF_STAGES, place, run, proofs)
         load_staged(plan, hosts, _staged(model, run, proofs, hosts))
         return
-    refuse_clashes(clashes.OF_ONE_HOST, hosts)
+    require_alone(place.map, hosts)
     refuse_clashes(clashes.OF_LOAD, place, run, proofs)
     share = parse_tolerance(proofs.tolerance or DEFAULT_TOLERANCE)
     earlier = None if proofs.baseline is None else _read_baseline(proofs.baseline)

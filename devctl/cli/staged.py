@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -23,15 +23,19 @@ from devctl.distributed.launch import (
     notes,
 )
 from devctl.distributed.link import Limits
-from devctl.distributed.start import run_local, run_ssh
-from devctl.errors import RefusedError, UsageError
+from devctl.distributed.report import parse_report
+from devctl.distributed.start import Ended, run_local, run_ssh
+from devctl.errors import LoadError, RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json, require_of_transformers
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
-from devctl.planning.map_file import read_text, require_loadable
+from devctl.planning.map_file import bare_device, parse_map_file, read_text, require_loadable
 
 if TYPE_CHECKING:
     from devctl.planning.request import ModelRequest
+
+
+_WHERE = "each host needs it at this path; `devctl plan MODEL --hosts …` writes it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +120,7 @@ def read_staged(argument: str | None) -> StagedPlan | None:
             return None
     except OSError:  # a name that no file can have
         return None
-    text, origin = read_text(Path(argument), "the plan", "write one with `devctl plan MODEL --hosts …`")
+    text, origin = read_text(Path(argument), "the plan", _WHERE)
     if '"stages"' not in text:
         return None
     document = parse_json(text, origin)
@@ -136,6 +140,25 @@ def read_staged(argument: str | None) -> StagedPlan | None:
         model=planned if isinstance(planned, dict) else {},
         shared=shared if isinstance(shared, dict) else {},
     )
+
+
+def require_alone(argument: str | None, hosts: HostsOptions) -> None:
+    """Refuse options of a plan over several hosts where ``--map`` names no such plan: what can't be read first.
+
+    Raises:
+        UsageError: one is given.
+        RefusedError: the file is a plan of another engine.
+    """
+    if argument is not None and given(hosts):
+        if argument == "-":
+            raise UsageError(
+                "--map -: every rank reads the plan from a file of its host", hint="write it to one, and give that"
+            )
+        try:
+            bare_device(argument)
+        except ValueError:
+            parse_map_file(*read_text(Path(argument), "the plan", _WHERE))
+    refuse_clashes(clashes.OF_ONE_HOST, hosts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +196,12 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
     from devctl.distributed.checks import require_run  # which the help does without
 
     require_run(_request(plan, hosts, run), plan.path)
+    model, path = str(run.model.model), plan.path
+    if launch is Launch.SSH:  # whose lines begin in the home folder of each host
+        model, path = _whole(model), _whole(path)
     started = Run(
         stages=plan.stages,
-        arguments=("load", str(run.model.model), "--map", plan.path, "--distributed", *run.arguments),
+        arguments=("load", model, "--map", path, "--distributed", *run.arguments),
         address=hosts.master_addr,
         port=hosts.master_port or DEFAULT_PORT,
         join=hosts.limits.join,
@@ -193,11 +219,44 @@ def load_staged(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
             )
         streams.answer("".join(f"{line}\n" for line in found))
         return
+    # a rank knows nothing of this terminal: what it found is shown here
+    if not run.json:
+        started = replace(started, arguments=(*started.arguments, "--json"))
     if launch is Launch.SSH:
-        answer = run_ssh(started, hosts.limits, _say)
+        _show(run_ssh(started, hosts.limits, _say), run)
     else:
-        answer = run_local(started, hosts.limits, _say, port=hosts.master_port)
-    streams.answer(answer.decode(errors="replace"))
+        _show(run_local(started, hosts.limits, _say, port=hosts.master_port), run)
+
+
+def _show(ended: Ended, run: StagedRun) -> None:
+    """Show the report of rank 0, where it came so far, whether it is a pass or not.
+
+    Raises:
+        LoadError: it is none, or there is no report.
+    """
+    report, beside = parse_report(ended.answer)
+    for line in beside:
+        _say(line)
+    if report is not None:
+        _answer(report, run)
+    if ended.error is not None:
+        raise ended.error
+    if report is None:
+        raise LoadError("all ended well, and none gave a report", hint="see what is said above, and run it again")
+
+
+def _answer(report: dict[str, Any], run: StagedRun) -> None:
+    from devctl.cli.show.staged import staged_report
+
+    streams.answer(streams.dumps(report) if run.json else staged_report(report))
+
+
+def _whole(name: str) -> str:
+    """The whole path of what is here; else the same, for it may be a name on the hub."""
+    try:
+        return str(Path.cwd() / name) if Path(name).exists() else name
+    except (OSError, ValueError):  # a name that no file can have
+        return name
 
 
 def _say(line: str) -> None:
@@ -224,14 +283,13 @@ def _request(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> Any:
 
 
 def _be_rank(plan: StagedPlan, hosts: HostsOptions, run: StagedRun) -> None:
-    from devctl.cli.show.staged import staged_report
     from devctl.distributed.seat import find_seat
     from devctl.distributed.worker import run_rank
 
     seat = find_seat(plan.stages, os.environ, socket.gethostname())
     outcome = run_rank(_request(plan, hosts, run), seat, hosts.limits)
     if outcome.report is not None:
-        streams.answer(streams.dumps(outcome.report) if run.json else staged_report(outcome.report))
+        _answer(outcome.report, run)
     if outcome.refusal is not None:
         raise outcome.refusal
 

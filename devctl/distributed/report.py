@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -96,3 +97,22 @@ class DistributedReport:
     def to_document(self) -> dict[str, Any]:
         """The same as JSON values."""
         return {"schema": SCHEMA, "kind": KIND, **to_json_values(self)}
+
+
+def parse_report(text: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The report in what rank 0 wrote, and the lines beside it, as a login's banners are; None where there is none."""
+    decoder, at = json.JSONDecoder(), 0
+    for line in text.splitlines(keepends=True):
+        if line.startswith("{"):
+            try:
+                found, end = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError):
+                found, end = None, at
+            if isinstance(found, dict) and (found.get("schema"), found.get("kind")) == (SCHEMA, KIND):
+                return found, _lines(text[:at] + text[end:])
+        at += len(line)
+    return None, _lines(text)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.rstrip() for line in text.splitlines() if line.strip())

@@ -27,6 +27,11 @@ _GRACE = 10.0
 _CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
 """How torchrun tells what a worker exited with; it exits with 1 itself."""
 
+_FAILED = re.compile(r"failed \(exitcode: -?\d+\) local_rank:")
+_RULES = 2
+"""Where torchrun begins to say that a rank failed, and the double lines after which it has: all that the rank itself
+has said better, and a traceback of torchrun's own."""
+
 _UNTIL_LEFT = (
     "exec 3<&0; {} & line=$!; {{ cat <&3 >/dev/null 2>&1; kill $line 2>/dev/null; }} & left=$!; "
     "wait $line; code=$?; kill $left 2>/dev/null; exit $code"
@@ -38,21 +43,32 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        answer: what rank 0 wrote to its standard output; a report, if it came so far.
+        error: why it is none that went well; None where all ranks ended well.
+    """
+
+    answer: str
+    error: LoadError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Started:
     name: str
     process: subprocess.Popen[bytes]
 
 
-def run_local(run: Run, limits: Limits, say: Say, *, port: int | None = None) -> bytes:
-    """Start all ranks on this machine; what rank 0 answered.
+def run_local(run: Run, limits: Limits, say: Say, *, port: int | None = None) -> Ended:
+    """Start all ranks on this machine, and wait until they have ended.
 
     Args:
         port: where they meet; None is any free one.
 
     Raises:
         RefusedError: there are more ranks than any machine has accelerators.
-        LoadError: a rank ended badly by a signal.
-        EndedError: it ended badly, and said why.
     """
     meeting = _free_port() if port is None else port
     ranks = tuple(run.stages.ranks())
@@ -78,12 +94,11 @@ def run_local(run: Run, limits: Limits, say: Say, *, port: int | None = None) ->
     return _run_all(started, say, limits)
 
 
-def run_ssh(run: Run, limits: Limits, say: Say) -> bytes:
-    """Start each host's line by ssh, which may ask for nothing; what the first answered.
+def run_ssh(run: Run, limits: Limits, say: Say) -> Ended:
+    """Start each host's line by ssh, which may ask for nothing, and wait until they have ended.
 
     Raises:
-        UsageError: a name or an argument can't stand in a line.
-        LoadError, EndedError: as `run_local`.
+        UsageError: a name or an argument can't stand in a line, or there is no ssh.
     """
     started = []
     for host, command in zip(run.stages.hosts, commands(run, Launcher.TORCHRUN).values(), strict=True):
@@ -91,7 +106,7 @@ def run_ssh(run: Run, limits: Limits, say: Say) -> bytes:
         options = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}", "-o", "ServerAliveInterval=10")
         watched = shlex.join(("sh", "-c", _UNTIL_LEFT.format(shlex.join(command))))
         started.append((host, ("ssh", *options, host, watched), dict(os.environ)))
-    return _run_all(started, say, limits)
+    return _run_all(started, say, limits, by_ssh=True)
 
 
 class EndedError(LoadError):
@@ -113,11 +128,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], say: Say, limits: Limits) -> bytes:
-    """Run all to their end, and end all when one ends badly; the first one's answer.
+def _run_all(
+    started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], say: Say, limits: Limits, *, by_ssh: bool = False
+) -> Ended:
+    """Run all to their end, and end all when one ends badly.
+
+    Args:
+        by_ssh: whether each is the line of a host of that name.
 
     Raises:
-        EndedError, LoadError: one ended badly.
         UsageError: a program is not there.
     """
     running: list[_Started] = []
@@ -128,16 +147,23 @@ def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], sa
 
     def read(one: _Started) -> None:
         assert one.process.stderr is not None, "it is piped"
-        for line in one.process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            if (found := _CODE.search(text)) is not None:
-                told.setdefault(one.name, int(found[1]))
-            if text:
-                say(f"{one.name}: {text}")
+        rules = 0
+        with one.process.stderr as stream:
+            for line in stream:
+                text = line.decode(errors="replace").rstrip()
+                if (found := _CODE.search(text)) is not None:
+                    told.setdefault(one.name, int(found[1]))
+                if _FAILED.search(text) is not None:
+                    rules = _RULES
+                elif rules and text.startswith("=" * 20):
+                    rules -= 1
+                elif text and (not rules or text.startswith("devctl: ")):
+                    say(f"{one.name}: {text}")
 
     def gather(one: _Started) -> None:
         assert one.process.stdout is not None, "it is piped"
-        answers[one.name] = one.process.stdout.readlines()
+        with one.process.stdout as stream:
+            answers[one.name] = stream.readlines()
 
     def wait(one: _Started) -> None:
         readers = [threading.Thread(target=each, args=(one,), daemon=True) for each in (read, gather)]
@@ -160,7 +186,8 @@ def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], sa
                     start_new_session=True,
                 )
             except OSError as error:
-                raise UsageError(f"cannot start {command[0]}: {error.strerror}") from None
+                hint = f"install it, or {_BY_HAND}" if by_ssh else ""
+                raise UsageError(f"cannot start {command[0]}: {error.strerror}", hint=hint) from None
             running.append(_Started(name=name, process=process))
             threading.Thread(target=wait, args=(running[-1],), daemon=True).start()
         first_bad: str | None = None
@@ -175,9 +202,8 @@ def _run_all(started: Sequence[tuple[str, Sequence[str], Mapping[str, str]]], sa
                 first_bad, until = this, time.monotonic() + _GRACE + (0 if heard else limits.silence)
     finally:
         _end(running)
-    if first_bad is None:
-        return b"".join(answers[started[0][0]])
-    raise _bad(first_bad, codes[first_bad], told.get(first_bad))
+    bad = None if first_bad is None else _bad(first_bad, codes[first_bad], told.get(first_bad), by_ssh=by_ssh)
+    return Ended(answer=b"".join(answers.get(started[0][0], [])).decode(errors="replace"), error=bad)
 
 
 def _next(ended: queue.SimpleQueue[str], until: float | None) -> str | None:
@@ -217,11 +243,26 @@ def _end(running: Sequence[_Started]) -> None:
                 continue
 
 
-def _bad(name: str, code: int, told: int | None) -> LoadError:
+_BY_HAND = "run each host's own line: --launch print writes them"
+
+_OF_SSH: Mapping[int, str] = {
+    255: f"`ssh -o BatchMode=yes {{}} true` has to work without a question; else {_BY_HAND}",
+    **dict.fromkeys(
+        (126, 127), f"`ssh {{}} torchrun --version` has to work: what its shell has in PATH counts; else {_BY_HAND}"
+    ),
+}
+"""What to do where a host's line ends with a code of ssh itself, or of the shell there."""
+
+
+def _bad(name: str, code: int, told: int | None, *, by_ssh: bool) -> LoadError:
     """How a rank, or the ranks of a host, ended."""
     known = {int(each) for each in ExitCode} - {int(ExitCode.DONE)}
     if code < 0:
         return LoadError(f"{name} died: killed by {signal.Signals(-code).name}")
+    if by_ssh and told is None and code not in known - {ExitCode.BUG}:  # no rank's code, but that of what starts them
+        return LoadError(
+            f"{name} ended with exit code {code}, as it says above", hint=_OF_SSH.get(code, "").format(name)
+        )
     if told is not None:  # torchrun's own is 1
         code = told if told in known else int(ExitCode.LOAD)
     if code not in known:

@@ -275,6 +275,101 @@ def test_options_of_several_hosts_need_a_plan_over_them(devctl, llama, option):
     assert f"leave out {option[0]}" in result.err
 
 
+@pytest.mark.parametrize("option", [("--launch", "print"), ("--distributed",), ("--join-timeout", "9s")])
+def test_a_plan_that_is_not_on_this_host_is_what_is_told(devctl, llama, tmp_path, option):
+    half = tmp_path / "half.json"
+    half.write_text('{"schema": 1, "kind": "devctl.plan", "mod')
+    for name, said in (
+        (tmp_path / "none.json", "cannot read the plan"),
+        (tmp_path, "Is a directory"),
+        (half, "half.json is broken JSON"),
+        ("-", "every rank reads the plan from a file"),
+    ):
+        result = devctl("load", llama, "--map", name, *option)
+        assert result.code == 2
+        assert said in result.err
+        assert option[0] not in result.err
+
+
+def fake_ssh(folder, script, monkeypatch, path=""):
+    """An ``ssh`` that does what ``script`` says; the host's name is in ``$host``, its line in ``$last``."""
+    folder.mkdir()
+    made = folder / "ssh"
+    made.write_text(f"#!/bin/sh\nfor last; do before=$host; host=$next; next=$last; done\n{script}\n")
+    made.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{path or os.environ['PATH']}")
+
+
+def test_without_ssh_it_is_said_what_does_without(devctl, llama, staged, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = devctl("load", llama, "--map", staged, "--launch", "ssh")
+    assert result.code == 2
+    assert "cannot start ssh" in result.err
+    assert "--launch print writes them" in result.err
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [(255, "`ssh -o BatchMode=yes b true` has to work"), (127, "`ssh b torchrun --version` has to work"), (1, "")],
+)
+def test_a_host_whose_line_is_not_started_is_named_with_what_to_try(
+    devctl, llama, staged, tmp_path, monkeypatch, code, hint
+):
+    fake_ssh(tmp_path / "bin", f"case $host in b) echo why >&2; exit {code};; esac", monkeypatch)
+    result = devctl("load", llama, "--map", staged, "--launch", "ssh")
+    assert result.code == 5, "that a launcher fails is no bug of ours"
+    assert "b: why" in result.err
+    assert f"b ended with exit code {code}, as it says above" in result.err
+    assert hint in result.err
+
+
+def test_a_host_that_does_nothing_and_ends_well_is_no_pass(devctl, llama, staged, tmp_path, monkeypatch):
+    fake_ssh(tmp_path / "bin", "echo This account is not available.", monkeypatch)
+    result = devctl("load", llama, "--map", staged, "--launch", "ssh")
+    assert (result.code, result.out) == (5, "")
+    assert "This account is not available." in result.err
+    assert "none gave a report" in result.err
+
+
+def test_lines_that_ssh_starts_in_a_home_folder_have_whole_paths(devctl, llama, staged, tmp_path, monkeypatch):
+    fake_ssh(tmp_path / "bin", f'echo "$last" >> {shlex.quote(str(tmp_path / "log"))}', monkeypatch)
+    (tmp_path / "model").symlink_to(llama)
+    monkeypatch.chdir(tmp_path)
+    devctl("load", "model", "--map", staged.name, "--launch", "ssh")
+    told = (tmp_path / "log").read_text().splitlines()
+    assert len(told) == 2
+    for line in told:
+        assert f"load {tmp_path}/model --map" in line
+        assert f"{tmp_path}/{staged.name}" in line
+
+
+_TORCHRUN = """E0101 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 5) local_rank: 0
+Traceback (most recent call last):
+  File "x", line 8, in <module>
+============================================================
+Root Cause (first observed failure):
+  exitcode  : 5 (pid: 1)
+============================================================
+after it"""
+
+
+def test_a_report_that_is_no_pass_is_shown_all_the_same(devctl, llama, staged, tmp_path, monkeypatch):
+    report = {"schema": 1, "kind": "devctl.distributed_load", "ok": False}
+    (tmp_path / "report").write_text(f"a banner\n{json.dumps(report, indent=2)}\n")
+    (tmp_path / "said").write_text(f"devctl: other tokens\n{_TORCHRUN}\n")
+    report_of_a = f"case $host in a) cat {tmp_path}/report; cat {tmp_path}/said >&2; exit 1;; esac"
+    fake_ssh(tmp_path / "bin", report_of_a, monkeypatch)
+    result = devctl("load", llama, "--map", staged, "--launch", "ssh", "--json")
+    assert result.code == 5
+    assert json.loads(result.out) == report
+    assert result.err.splitlines() == [
+        "a: devctl: other tokens",
+        "a: after it",
+        "a banner",
+        "devctl: a ended with exit code 5, as it says above",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
