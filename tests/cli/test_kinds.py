@@ -103,6 +103,34 @@ def test_modules_of_sentence_transformers_name_it_and_lead_nowhere_else(devctl, 
         assert "has no config.json" in refused(devctl, old)
 
 
+def test_a_folder_of_checkpoints_names_the_last(devctl, own, tmp_path):
+    for number in (2, 500, 1000):
+        shutil.copytree(own, tmp_path / "run" / f"checkpoint-{number}")
+    said = refused(devctl, tmp_path / "run")
+    assert "has no config.json; 3 folders in it have one, like checkpoint-1000" in said
+    assert f"`devctl plan {tmp_path}/run/checkpoint-1000`" in said
+
+
+def test_weights_without_a_config_are_called_so(devctl, own):
+    (own / "config.json").unlink()
+    (own / "consolidated.00.pth").write_bytes(b"")
+    for each in own.glob("*.index.json"):
+        each.unlink()
+    said = refused(devctl, own)
+    assert "has no config.json beside its weights (consolidated.00.pth and 1 more)" in said
+    assert len(said.splitlines()) == 2
+
+
+def test_an_index_stands_for_its_folder(devctl, own):
+    names = list(load_file(own / "model.safetensors"))
+    index = own / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}))
+    done = devctl("plan", index, *BOX)
+    assert done.code == 0, done.err
+    (own / "config.json").unlink()
+    assert "has no config.json, and model.safetensors.index.json, which names" in refused(devctl, index)
+
+
 def test_an_index_alone_says_what_is_missing(devctl, tmp_path):
     index = {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ ADAPTER, PIPELINE, SENTENCES = "adapter_config.json", "model_index.json", "modul
 
 WHAT_TO_GIVE = "give a folder that save_pretrained wrote, a config file, or a hub id like org/name"
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"})
 _MOST = 16 * 2**20
+_MOST_LOOKED_AT = 1000
+"""Of what is in a folder."""
 _LONGEST_NAME = 512
 
 
@@ -75,9 +79,34 @@ def of_folder(folder: Path, given: str) -> ModelError:
             f"{given} is a model of sentence-transformers in its old layout: its transformer is in {inner}",
             hint=f"give that: `devctl plan {shlex.quote(str(folder / inner))}`",
         )
-    for name in _INDEXES:
+    for name in INDEXES:
         if (folder / name).is_file():
             return _index_alone(folder, name, given)
+    return _of_what_is_in_it(folder, given)
+
+
+def _of_what_is_in_it(folder: Path, given: str) -> ModelError:
+    """What a folder without a config.json has instead: models in folders of their own, or weights of nobody knows what.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    there = list(islice(folder.iterdir(), _MOST_LOOKED_AT))
+    models = [path.name for path in there if (path / "config.json").is_file()]
+    if models:
+        last = max(models, key=lambda name: (len(name), name))  # checkpoint-1000 after checkpoint-500
+        told = f"{last} has one" if len(models) == 1 else f"{len(models)} folders in it have one, like {last}"
+        return ModelError(
+            f"{given} has no config.json; {told}",
+            hint=f"give that: `devctl plan {shlex.quote(str(folder / last))}`",
+        )
+    weights = sorted(path.name for path in there if path.suffix in _WEIGHTS and path.is_file())
+    if weights:
+        more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
+        return ModelError(
+            f"{given} has no config.json beside its weights ({weights[0]}{more}): nothing says what they are of",
+            hint="put the model's config.json there, as transformers has it, or give the model's hub id",
+        )
     return ModelError(f"{given} has no config.json", hint=WHAT_TO_GIVE)
 
 
@@ -87,7 +116,7 @@ def is_adapter(folder: Path) -> bool:
     Raises:
         OSError: it can't be looked at.
     """
-    of_model = (*_INDEXES, "model.safetensors", "pytorch_model.bin")
+    of_model = (*INDEXES, "model.safetensors", "pytorch_model.bin")
     return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in of_model)
 
 
@@ -143,19 +172,23 @@ def _index_alone(folder: Path, index: str, given: str) -> ModelError:
 
 
 def folder_of(path: Path, given: str) -> Path:
-    """The folder of the model that the file of weights at ``path`` is read for.
+    """The folder of the model that the file of weights at ``path``, or the index of such, is read for.
 
     Raises:
         ModelError: it is of something else, which it is called.
         OSError: it can't be looked at.
     """
     folder = path.parent
+    if path.name in INDEXES:
+        if not (folder / "config.json").is_file():
+            raise _index_alone(folder, path.name, str(folder))
+        return folder
     if path.name in ("adapter_model.safetensors", "adapter_model.bin") and (folder / ADAPTER).is_file():
         raise AdapterFoundError(str(folder), _object(folder / ADAPTER))
     if not (folder / "config.json").is_file():
         raise _of_weights(path, given)
     named = {"model.safetensors", "pytorch_model.bin"}
-    for index in _INDEXES:
+    for index in INDEXES:
         if (folder / index).is_file():
             named |= set(read_index(folder / index).values())
     if path.name in named:

@@ -23,7 +23,16 @@ from devctl.models.files.hub import (
     fetch_if_there,
     in_cache,
 )
-from devctl.models.files.kinds import ADAPTER, PIPELINE, WHAT_TO_GIVE, folder_of, is_adapter, of_folder, of_hub
+from devctl.models.files.kinds import (
+    ADAPTER,
+    INDEXES,
+    PIPELINE,
+    WHAT_TO_GIVE,
+    folder_of,
+    is_adapter,
+    of_folder,
+    of_hub,
+)
 from devctl.models.gguf.files import SUFFIX as GGUF
 from devctl.models.gguf.files import gguf_at
 from devctl.reading import read_document
@@ -147,7 +156,7 @@ def _resolve_here(model: str) -> ModelSource | None:
             f"{model} is {what}, which llama.cpp runs: devctl plans it, and loads what transformers does",
             hint=f"`devctl plan {model} --to llama.cpp` says how it is run",
         )
-    if path.is_file() and path.suffix in _WEIGHTS:
+    if path.is_file() and (path.suffix in _WEIGHTS or path.name in INDEXES):
         path = folder_of(path, model)
     if path.is_file():
         return ModelSource(kind=SourceKind.CONFIG, location=str(path), config_path=path)
