@@ -261,7 +261,7 @@ def test_wrong_options(devctl, args, code, said):
     ("files", "said"),
     [
         ({}, "has no config.json"),
-        ({"config.json": ""}, "broken JSON"),
+        ({"config.json": ""}, "is empty"),
         ({"config.json": '{"model_type": "nonsense"}'}, "does not know the model type 'nonsense'"),
         ({"config.json": '{"model_type": "llama", "architectures": ["Nonsense"]}'}, "has no class 'Nonsense'"),
     ],

@@ -92,7 +92,7 @@ def test_none_of_a_board_is_refused():
         (["plan", TINY, "--quantize", "nf-4"], "; did you mean nf4?"),
         (["list", "--only", "gpus"], "; did you mean gpu?"),
         (["load", TINY, "--launch", "prnt"], "; did you mean print?"),
-        (["plan", TINY, "--devices", "2xH10"], "near it are H100"),
+        (["plan", TINY, "--devices", "2xH10"], "did you mean H100 SXM?"),
         (["plan", TINY, "--fits-on", "H100x2"], "'H100x2' is 2 of H100: leave out how many"),
         (["plan", TINY, "--devices", "H100", "--context-length", "64", "--decode", "gredy"], "; did you mean greedy?"),
         (["plan", TINY, "--model-class", "LlamaForCausalML"], "; did you mean LlamaForCausalLM or "),
@@ -190,3 +190,37 @@ def test_warnings_of_libraries_are_not_part_of_the_conversation(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "of theirs" not in done.stderr
     assert "[transformers]" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("twice", "said"),
+    [
+        (["plan", TINY, "--devices", "H100", "--devices", "L4"], "--devices is given twice, and only one is read"),
+        (["plan", TINY, "-o", "a.json", "--output=b.json"], "--output is given twice, and only one is read"),
+        (["check", "--ram", "1GiB", "--ram", "1GiB"], "--ram is given twice, and only one is read"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_option_of_which_one_would_be_lost_is_refused(devctl, twice, said):
+    done = devctl(*twice)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "write it once" in done.err
+
+
+def test_what_may_stand_twice_may_and_help_is_given_whatever_stands_beside_it(devctl):
+    twice = devctl("plan", TINY, "--max-memory", "0=1GiB", "--max-memory", "cpu=1GiB", "--json", "--json")
+    assert [use["budget"] for use in json.loads(twice.out)["devices"]][:2] == [2**30, 2**30]
+    assert devctl("plan", "--devices", "H100", "--devices", "L4", "--help").code == 0
+
+
+def test_an_option_without_its_value_names_the_help_of_its_command(devctl):
+    assert "see `devctl plan --help`" in devctl("plan", TINY, "--strategy").err
+
+
+@pytest.mark.parametrize("text", ["cuda:0", "xpu:12", "a:H100;cuda:1"])
+def test_a_device_of_this_machine_is_no_hardware_that_is_elsewhere(devctl, text):
+    done = devctl("plan", TINY, "--devices", text)
+    assert (done.code, done.out) == (2, "")
+    assert "is a device of this machine, and --devices says what is not here" in done.err
+    assert "--visible" in done.err
