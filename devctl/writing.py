@@ -50,9 +50,32 @@ def write_whole(path: Path, text: str) -> None:
         else:
             _replace(path.resolve(), text, mode)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        raise _not_there(path, error) from None
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def require_folder(path: Path) -> None:
+    """Refuse, before anything is found out that would be written to ``path``, one whose folder is not there.
+
+    Raises:
+        UsageError: as `write_whole` would.
+    """
+    try:
+        os.stat(path.parent)  # noqa: PTH116 - a path of which a part is a file is told as such
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _not_there(path, error) from None
+    except OSError:  # what else there may be is seen when it is written
+        return
+
+
+def _not_there(path: Path, error: OSError) -> UsageError:
+    hint = "give another place for it"
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        hint = f"make the folder {path.parent}, or {hint}"
+    elif isinstance(error, IsADirectoryError):
+        hint = "give the name of a file, not of a folder"
+    return UsageError(f"cannot write {path}: {error.strerror}", hint=hint)
 
 
 def _mode(path: Path) -> int | None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 import devctl
 from devctl.cli import signals
-from devctl.cli.groups import PanelledCommand
+from devctl.cli.groups import PanelledCommand, shown_by_us
 from devctl.cli.show import streams
 from devctl.errors import DevctlError, ExitCode, first_line
 
@@ -45,6 +45,10 @@ class _Devctl(TyperGroup):
         from devctl.cli.helps import help_of_all
 
         return help_of_all(ctx, self)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """``--help``."""
+        return shown_by_us(super().get_help_option(ctx))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return _command(cmd_name) if cmd_name in COMMANDS else None
@@ -163,9 +167,7 @@ def main() -> None:
     if not sys.warnoptions and not os.environ.get("DEVCTL_DEBUG"):
         warnings.simplefilter("ignore")  # those of the frameworks, which tell our users nothing
     signals.listen()
-    for stream in (sys.stdout, sys.stderr):  # None where one was closed
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    streams.write_what_can_be_written()
     try:
         app(prog_name="devctl")
     except SystemExit as stop:

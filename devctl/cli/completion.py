@@ -21,10 +21,10 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[Shell | None, typer.Argument(metavar="SHELL", help="bash, zsh, fish or pwsh.")] = None,
 ) -> None:
-    """Print the script that completes devctl's command line in a shell; docs/completion.md says where to put it.
+    """Print the script that completes devctl's command line in a shell.
 
-    At once, in the shell that runs: `source <(devctl completion bash)`, the same for zsh, or
-    `devctl completion fish | source`.
+    For good: add the line of the first example to ~/.bashrc, or with zsh to ~/.zshrc behind compinit, or write the
+    script where the shell looks by itself. A shell that is running has to be started anew.
     """
     from devctl.completion.shells import script
 

@@ -56,6 +56,7 @@ _KINDS = {
     "FILE|-|DEVICE": "maps",
     "ID,…": "ids",
     "FOLDER": "folders",
+    "FOLDER|ID": "folders",
     "PATH": "folders",
     "PATH=SIZE": "folders",
 }
@@ -101,7 +102,9 @@ def _option(param: Any, context: Any) -> dict[str, Any]:
 
 def _takes(param: Any, context: Any) -> dict[str, Any]:
     """What may be offered for an option or argument: ``values``, or a ``kind`` that is looked up."""
-    names = [*param.opts, param.metavar or "", (param.name or "").upper()]
+    names = (*param.opts, param.metavar or (param.name or "").upper())
+    if param.param_type_name == "option":  # `--engine` takes not all that ENGINE is
+        names = (*param.opts, param.metavar or "")
     for name in names:
         if name in _VALUES:
             return {"kind": None, "values": list(_VALUES[name])}

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from devctl.cli.show import streams
+from devctl.errors import UsageError
+
 if TYPE_CHECKING:
     from devctl.planning.clashes import Clash
 
@@ -24,6 +27,58 @@ class PanelledCommand(TyperCommand):
         from devctl.cli.helps import help_of  # which no command needs that runs
 
         return help_of(ctx, self)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """``--help``."""
+        return shown_by_us(super().get_help_option(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the command line apart, in which an option that has one value stands once."""
+        if not ctx.resilient_parsing:
+            try:
+                _, _, found = self.make_parser(ctx).parse_args(args=[*args])
+            except Exception as error:
+                if getattr(error, "ctx", ctx) is None:  # then it is not told whose help says more
+                    error.ctx = ctx  # type: ignore[attr-defined]
+                raise
+            _refuse_repeated(found)
+        return super().parse_args(ctx, args)
+
+
+def shown_by_us(help_option: Any) -> Any:
+    """Click's option ``--help``, whose answer is written as all of ours are: a full disk is said to be one."""
+
+    def show(ctx: Any, _: Any, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            streams.answer(ctx.get_help() + "\n")
+            ctx.exit()
+
+    if help_option is not None:
+        help_option.callback = show
+    return help_option
+
+
+def _refuse_repeated(found: list[Any]) -> None:
+    """Refuse an option that is given twice and read once: the value that is lost would change the answer.
+
+    Args:
+        found: the parameters of a command line, as often as each stands there.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if any(param.name == "help" for param in found):  # it is answered, whatever else there is
+        return
+    seen = set()
+    for param in found:
+        if param.param_type_name != "option" or param.multiple or param.is_flag:
+            continue
+        if param.name in seen:
+            name = param.opts[-1]
+            raise UsageError(
+                f"{name} is given twice, and only one is read", hint=f"write it once: {name} {param.metavar}"
+            )
+        seen.add(param.name)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -67,8 +67,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "completion": (
         Example("source <(devctl completion bash)", "in this shell; zsh takes the same line"),
-        Example("devctl completion fish | source", "in fish"),
-        Example("devctl completion zsh > ~/.zfunc/_devctl", "for every shell, where ~/.zfunc is in fpath"),
+        Example(
+            "devctl completion fish > ~/.config/fish/completions/devctl.fish",
+            "for good, in fish; `| source` does it at once",
+        ),
+        Example("devctl completion zsh > ~/.zfunc/_devctl", "for good, in zsh, where ~/.zfunc is in fpath"),
     ),
 }
 """Of each command, by its name."""

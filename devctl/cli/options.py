@@ -27,6 +27,7 @@ from devctl.planning.request import (
     not_one,
 )
 from devctl.units import parse_count
+from devctl.writing import require_folder
 
 if TYPE_CHECKING:
     from devctl.planning.hosts import HostsRequest
@@ -203,7 +204,7 @@ class MachineOptions:
             metavar="DEVICE,…",
             callback=_help_on_devices,
             is_eager=True,
-            help="What is not here, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB; hosts are like "
+            help="What is not here, like 4xH100,cpu=512GiB,disk or 24GiB,8GiB; hosts are like"
             " 'a:4xH100;b:2xA100'. `--devices help` lists the boards.",
         ),
     ] = None
@@ -479,16 +480,24 @@ class OutputOptions:
         return self.output is None or str(self.output) == streams.STDOUT
 
     def require_apart(self) -> None:
-        """Refuse two answers in one file.
+        """Refuse two answers in one file, a folder that is not there, and a picture or report on standard output.
 
         Raises:
-            UsageError: naming both options.
+            UsageError: naming the options.
         """
         wanted = {"--output": self.output, "--report": self.report, "--svg": self.svg, "--html": self.html}
         seen: dict[Path, str] = {}
         for option, path in wanted.items():
             if path is None or (option == "--output" and self.on_stdout):
                 continue
+            if str(path) == streams.STDOUT:
+                instead = (
+                    "--json prints the plan document"
+                    if option == "--report"
+                    else f"write it like {option} plan.{option[2:]}"
+                )
+                raise UsageError(f"{option} writes a file, and - is standard output", hint=instead)
+            require_folder(path)
             where = Path(os.path.realpath(path))
             if where in seen and not (where.exists() and not where.is_file()):  # a device takes all of them
                 raise UsageError(f"{seen[where]} and {option} both write {path}", hint="give them two files")

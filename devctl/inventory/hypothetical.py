@@ -16,8 +16,8 @@ from devctl.units import AmbiguousSizeError, format_bytes, parse_size
 MOST = 1024
 """Accelerators; a text that asks for more is taken for a mistake."""
 
-_COUNTED = re.compile(r"([0-9]{1,6})\s*[xX×]\s*(.+)", re.DOTALL)
-_COUNTED_BEHIND = re.compile(r"(.+?)\s*[xX×]\s*([0-9]{1,6})", re.DOTALL)
+_COUNTED = re.compile(r"([0-9]{1,6})\s*[xX×*]\s*(.+)", re.DOTALL)
+_COUNTED_BEHIND = re.compile(r"(.+?)\s*[xX×*]\s*([0-9]{1,6})", re.DOTALL)
 _VARIANT = re.compile(r"[0-9]+gb?|sxm[0-9]*|pcie|nvl|oam|gcd|tile|hbm[0-9]e?")
 """A word that may follow a board's name and leave it that board, in another form or with other memory."""
 
@@ -44,7 +44,7 @@ def parse_devices(text: str) -> Inventory:
             raise ValueError("an entry is empty" if text.strip() else "nothing in it; write it like 4xH100,cpu=512GiB")
         if equals or name in ("cpu", "disk"):
             if name not in ("cpu", "disk"):
-                raise ValueError(f"{entry!r}: only cpu and disk are given as {name or 'NAME'}=SIZE")
+                raise ValueError(f"{entry!r}: only cpu and disk take a size behind =; a GPU is written 24GiB")
             if name in host:
                 raise ValueError(f"{name} is given twice")
             if name == "cpu" and not equals:
@@ -136,7 +136,7 @@ def _unknown(what: str) -> str:
         return f"{what!r} may be {_either(list(begun))}: say which"
     misspelt = (found[0].name for right, found in index().items() if _is_misspelt(wanted, right))
     near = dict.fromkeys([*begun, *misspelt])
-    return f"{what!r} is no board known here, and no size" + (f"; near it are {', '.join(near)}" if near else "")
+    return f"{what!r} is no board known here, and no size" + (f"; did you mean {_either(list(near))}?" if near else "")
 
 
 def _is_misspelt(wrong: str, right: str) -> bool:

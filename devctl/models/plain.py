@@ -69,7 +69,19 @@ def in_plain_words(error: BaseException, data: Mapping[str, Any] | None = None) 
         return (f"{kind}: {said}" if own else said) + (f" ({found})" if found else "")
     if found:
         return found
+    if isinstance(error, KeyError) and data is not None and (unknown := _unknown(data, error.args[:1])):
+        return f"{unknown}, which {_whose(error)} does not know"
     return f"{_whose(error)} does not work with a value in it{_place(error)}"
+
+
+def _unknown(data: Mapping[str, Any], key: tuple[object, ...], above: str = "") -> str:
+    """Which value of a config the key is that code looked for in vain, in a part of a sentence; empty where none is."""
+    for name, value in data.items():
+        if isinstance(value, dict) and (found := _unknown(value, key, f"{above}{name}.")):
+            return found
+        if isinstance(value, str) and (value,) == key:
+            return f"its {above}{name} is {shown_as_json(value)}"
+    return ""
 
 
 _BENEATH = {"KeyError", "IndexError", "ZeroDivisionError", "OverflowError", "FloatingPointError", "UnboundLocalError"}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.errors import RefusedError, UsageError
 from devctl.inventory.hosts import TIMEOUT, HostFound
 from devctl.inventory.named_hosts import checked_name, cluster_of, name_of_file
@@ -109,7 +109,9 @@ def _open(name: str, request: MachineRequest) -> NamedMachine:
     try:
         return NamedMachine(name=name, machine=open_machine(request))
     except UsageError as error:
-        raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
+        of_text = error.message.removeprefix("--devices: ")
+        said = f"{name}: {error.message}" if of_text == error.message else f"--devices: of host {name}: {of_text}"
+        raise UsageError(said, hint=error.hint) from None
 
 
 def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
@@ -119,6 +121,11 @@ def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
             if not colon or not rest:
                 raise UsageError(
                     f"--devices: {entry.strip()!r} is not HOST:DEVICES", hint="write it like 'a:4xH100;b:2xA100'"
+                )
+            if rest.isdecimal() and name in tuple(DeviceType):
+                raise UsageError(
+                    f"--devices: {entry.strip()!r} is a device of this machine, and --devices says what is not here",
+                    hint=f"leave it out for all of this machine, or choose of it with --visible {rest}",
                 )
             yield checked_name(name, f"--devices: {entry.strip()!r}"), MachineRequest(devices=rest)
     for path in request.files:

@@ -362,10 +362,10 @@ def one_of(kind: type[_Enum], value: str, option: str) -> _Enum:
     try:
         return kind(value)
     except ValueError:
-        raise UsageError(f"{option} {not_one(kind, str(value), quoted=False)}") from None
+        raise UsageError(f"{option} {not_one(kind, str(value))}") from None
 
 
-def not_one(kind: type[StrEnum], value: str, *, quoted: bool = True) -> str:
+def not_one(kind: type[StrEnum], value: str) -> str:
     """Why ``value`` is no member of ``kind``, and what was probably meant."""
     said = value.strip().lower().removeprefix("torch.")
     methods = [str(each) for each in _QUANTISED.get(said, ())]
@@ -375,8 +375,7 @@ def not_one(kind: type[StrEnum], value: str, *, quoted: bool = True) -> str:
     if kind is Quantize and methods:
         return f"{value!r} may be {either}: say which" if len(methods) > 1 else f"{value!r} is called {either}"
     short = [name for name, whole in _SHORT_NAMES.items() if issubclass(kind, _DtypeName) and whole in list(kind)]
-    names = ", ".join(repr(str(each)) if quoted else str(each) for each in kind)
-    return f"{value!r} is not one of {names}{did_you_mean(said, [*kind, *short])}"
+    return f"{value!r} is not one of {', '.join(kind)}{did_you_mean(said, [*kind, *short])}"
 
 
 def images_of(value: str | Images | None) -> Images | None:

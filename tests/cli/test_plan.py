@@ -232,7 +232,7 @@ def test_transformers_takes_the_map(devctl, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["--strategy", "nonsense"], 2, "'nonsense' is not one of 'auto', 'balanced', 'balanced_low_0', 'sequential'"),
+        (["--strategy", "nonsense"], 2, "'nonsense' is not one of auto, balanced, balanced_low_0, sequential"),
         (["--dtype", "int3"], 2, "'int3' is not one of"),
         (["--max-memory", "0=10Gi"], 2, "--max-memory: '10Gi' is not a size"),
         (["--max-memory", "gpu=10GiB"], 2, "--max-memory: 'gpu' is not a device"),
@@ -260,7 +260,7 @@ def test_wrong_options(devctl, args, code, said):
     ("files", "said"),
     [
         ({}, "has no config.json"),
-        ({"config.json": ""}, "broken JSON"),
+        ({"config.json": ""}, "is empty"),
         ({"config.json": '{"model_type": "nonsense"}'}, "does not know the model type 'nonsense'"),
         ({"config.json": '{"model_type": "llama", "architectures": ["Nonsense"]}'}, "has no class 'Nonsense'"),
     ],
@@ -278,7 +278,7 @@ def test_models_that_can_not_be_read(devctl, tmp_path, files, said):
 def test_no_model(devctl):
     done = devctl("plan")
     assert done.code == 2
-    assert "Missing argument 'MODEL'" in done.err
+    assert "MODEL is missing: a folder" in done.err
 
 
 def test_explain_follows_the_summary(devctl):

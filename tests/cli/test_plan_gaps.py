@@ -13,7 +13,8 @@ BOX = ["--overhead", "0B", "--batch-size", "4"]
 
 
 def plan(devctl, box, *args):
-    done = devctl("plan", TINY, "--devices", box, *BOX, *args, "--json")
+    batch = [] if "--batch-size" in args else BOX[2:]
+    done = devctl("plan", TINY, "--devices", box, *BOX[:2], *batch, *args, "--json")
     assert done.code == 0, done.err
     return json.loads(done.out), done.err
 

@@ -173,7 +173,7 @@ def test_options_that_mean_nothing_over_hosts_are_refused(devctl, options, said)
         ("a:1GiB;a:1GiB", "two hosts are called a"),
         ("-o:1GiB;b:1GiB", "'-o' is no name of a host"),
         ("a/b:1GiB;b:1GiB", "'a/b' is no name of a host"),
-        ("a:1GiB;b:nothing", "b: --devices: 'nothing' is no board known here"),
+        ("a:1GiB;b:nothing", "--devices: of host b: 'nothing' is no board known here"),
     ],
 )
 def test_hosts_that_are_none_are_refused(devctl, devices, said):

@@ -86,7 +86,8 @@ def test_help(command):
 
 def test_a_full_disk():
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        for command in (["list"], ["list", "--json"], ["plan", TINY, "--max-memory", "cpu=1GB"]):
+        plan = ["plan", TINY, "--max-memory", "cpu=1GB"]
+        for command in (["list"], ["list", "--json"], plan, ["--help"], ["plan", "--help"]):
             done = subprocess.run([DEVCTL, *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
             assert done.returncode == 1
             assert done.stderr == "devctl: cannot write to standard output: No space left on device\n"

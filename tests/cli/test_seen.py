@@ -101,7 +101,25 @@ def test_two_answers_in_one_file_are_refused(seen, tmp_path):
 def test_a_file_that_can_not_be_written_is_told(seen):
     done = seen("plan", TINY, *BOX, "-o", "/absent/map.json")
     assert (done.code, done.out) == (2, "")
-    assert done.err.endswith("devctl: cannot write /absent/map.json: No such file or directory\n")
+    told = "devctl: cannot write /absent/map.json: No such file or directory\n"
+    assert done.err == f"{told}  make the folder /absent, or give another place for it\n", "before anything is planned"
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--report", "--json prints the plan document"),
+        ("--svg", "write it like --svg plan.svg"),
+        ("--html", "plan.html"),
+    ],
+)
+def test_what_is_written_beside_the_answer_has_a_name(seen, tmp_path, monkeypatch, option, instead):
+    monkeypatch.chdir(tmp_path)
+    done = seen("plan", TINY, *BOX, option, "-")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"devctl: {option} writes a file, and - is standard output\n  ")
+    assert instead in done.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("looked_at", [{}, {"stdout": 80}], ids=["piped", "terminal"])
@@ -232,6 +250,22 @@ def test_an_empty_track_is_seen_without_colour(seen):
 def test_a_terminal_without_blocks_gets_others(seen):
     done = seen("plan", TINY, "--devices", "30MiB,cpu=1GiB", stdout=80, encoding="ascii")
     assert re.search(r"cuda:0 +#{8,9}\.{7,8}  ", done.out)
+
+
+def test_a_stream_without_our_signs_gets_like_ones(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    streams.write_what_can_be_written()
+    streams.answer("8 tokens × 1: …norm → – 模")
+    assert written.getvalue() == b"8 tokens x 1: ~norm -> - ?"
+
+
+def test_no_figure_of_a_table_is_cut_where_the_terminal_is_narrow(seen):
+    done = seen("plan", TINY, "--devices", "30MiB,20MiB,cpu=1GiB", "--compare", stdout=40)
+    assert "cuda:0 " in done.out
+    assert "crossings " in done.out
+    assert "…" not in done.out
 
 
 def test_the_verdict_is_first_and_the_model_and_workload_second(seen):

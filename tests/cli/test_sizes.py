@@ -53,7 +53,7 @@ def test_tokens_and_dtypes_by_their_short_names(devctl):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--dtype", "bf17", "'bf17' is not one of 'auto', 'float32'"),
+        ("--dtype", "bf17", "'bf17' is not one of auto, float32"),
         ("--dtype", "fp8", "'fp8' is no dtype that weights are built in"),
         ("--kv-dtype", "auto", "'auto' is not one of"),
         ("--context-length", "0", "0: it is at least 1"),

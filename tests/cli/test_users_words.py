@@ -85,6 +85,17 @@ def test_none_of_a_board_is_refused():
         (["plan", TINY, "--contxt-length", "4k"], "; did you mean --context-length?"),
         (["check", "--gpu", "2"], "No such option: --gpu; did you mean --gpus?"),
         (["--verison"], "No such option: --verison; did you mean --version?"),
+        (["version"], "No such command 'version'; did you mean --version?"),
+        (["-V"], "No such option: -V; did you mean --version?"),
+        (["help"], "No such command 'help'; did you mean --help?"),
+        (["--list"], "No such option: --list; did you mean list?"),
+        (["--json", "list"], "--json stands in front of the command; write it behind, like `devctl list --json`"),
+        (["plan", TINY, "--max-model-len", "8k"], "No such option: --max-model-len; did you mean --context-length?"),
+        (["plan", TINY, "--gpus", "2xH100"], "No such option: --gpus; did you mean --devices?"),
+        (["load", TINY, "--device", "cpu"], "No such option: --device; did you mean --map?"),
+        (["plan", TINY, "--json=yes"], "--json takes no value"),
+        (["export", "plan.json"], "--to ENGINE is missing: vllm, sglang or llama.cpp"),
+        (["load", TINY, "--load-format", "'x'"], "--load-format: \"'x'\" is not one of auto, dummy"),
         (["plan", TINY, "--strategy", "optimum"], "; did you mean optimal?"),
         (["plan", TINY, "--strategy", "Balanced"], "; did you mean balanced?"),
         (["plan", TINY, "--objective", "latncy"], "; did you mean latency?"),
@@ -92,7 +103,7 @@ def test_none_of_a_board_is_refused():
         (["plan", TINY, "--quantize", "nf-4"], "; did you mean nf4?"),
         (["list", "--only", "gpus"], "; did you mean gpu?"),
         (["load", TINY, "--launch", "prnt"], "; did you mean print?"),
-        (["plan", TINY, "--devices", "2xH10"], "near it are H100"),
+        (["plan", TINY, "--devices", "2xH10"], "did you mean H100 SXM?"),
         (["plan", TINY, "--fits-on", "H100x2"], "'H100x2' is 2 of H100: leave out how many"),
         (["plan", TINY, "--devices", "H100", "--context-length", "64", "--decode", "gredy"], "; did you mean greedy?"),
         (["plan", TINY, "--model-class", "LlamaForCausalML"], "; did you mean LlamaForCausalLM or "),
@@ -101,7 +112,7 @@ def test_none_of_a_board_is_refused():
             "you mean sdpa?",
         ),
         (["plan", TINY, "--batch-size", "x"], "'x' is no whole number"),
-        (["plan", TINY, "--batch-size", "0"], "0: it is at least 1"),
+        (["plan", TINY, "--batch-size", "0"], "--batch-size 0: it is at least 1"),
         (["plan", TINY, "more", "words"], "too many arguments: more words"),
         (["plan", TINY, "--dtype"], "--dtype needs a value behind it"),
         (["plan", TINY, "--context-length", "32kk"], "write it like 4096 or 32k"),
@@ -193,3 +204,37 @@ def test_warnings_of_libraries_are_not_part_of_the_conversation(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "of theirs" not in done.stderr
     assert "[transformers]" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("twice", "said"),
+    [
+        (["plan", TINY, "--devices", "H100", "--devices", "L4"], "--devices is given twice, and only one is read"),
+        (["plan", TINY, "-o", "a.json", "--output=b.json"], "--output is given twice, and only one is read"),
+        (["check", "--ram", "1GiB", "--ram", "1GiB"], "--ram is given twice, and only one is read"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_option_of_which_one_would_be_lost_is_refused(devctl, twice, said):
+    done = devctl(*twice)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "write it once" in done.err
+
+
+def test_what_may_stand_twice_may_and_help_is_given_whatever_stands_beside_it(devctl):
+    twice = devctl("plan", TINY, "--max-memory", "0=1GiB", "--max-memory", "cpu=1GiB", "--json", "--json")
+    assert [use["budget"] for use in json.loads(twice.out)["devices"]][:2] == [2**30, 2**30]
+    assert devctl("plan", "--devices", "H100", "--devices", "L4", "--help").code == 0
+
+
+def test_an_option_without_its_value_names_the_help_of_its_command(devctl):
+    assert "see `devctl plan --help`" in devctl("plan", TINY, "--strategy").err
+
+
+@pytest.mark.parametrize("text", ["cuda:0", "xpu:12", "a:H100;cuda:1"])
+def test_a_device_of_this_machine_is_no_hardware_that_is_elsewhere(devctl, text):
+    done = devctl("plan", TINY, "--devices", text)
+    assert (done.code, done.out) == (2, "")
+    assert "is a device of this machine, and --devices says what is not here" in done.err
+    assert "--visible" in done.err

@@ -1,7 +1,9 @@
 """What may be written at one place of a command line."""
 
 import pytest
+import typer
 
+from devctl.cli import COMMANDS, app
 from devctl.completion.entry import table
 from devctl.completion.offers import Offer, Offers, offers
 
@@ -31,6 +33,17 @@ def test_commands_are_first():
 
 def test_each_command_has_a_line_on_what_it_does():
     assert all(text for _, text in offers(table(), (), "", look).offers)
+
+
+def test_each_value_that_is_offered_is_taken():
+    group = typer.main.get_command(app)
+    for name in COMMANDS:
+        command = group.get_command(None, name)
+        options = {option["names"][-1]: option["values"] for option in table()["commands"][name]["options"]}
+        for param in command.params:
+            for value in options.get(param.opts[-1], ()):
+                param.type_cast_value(None, value)  # which refuses what it does not know
+    assert words("plan", "m", "--engine", "") == ["transformers", "vllm"]
 
 
 def test_the_argument_comes_before_options_which_come_where_none_is_left():

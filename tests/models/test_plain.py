@@ -99,6 +99,13 @@ def test_configs_that_are_right_have_no_suspects():
         assert list(suspects(json.loads(path.read_text()))) == [], path
 
 
+def test_a_word_that_code_looks_for_in_vain_is_named_by_its_key():
+    config = {"model_type": "none", "hidden_act": "gelu", "rope_scaling": {"factor": 2, "type": "nope"}}
+    error = KeyError("nope")
+    assert in_plain_words(error, config) == 'its rope_scaling.type is "nope", which transformers does not know'
+    assert "does not work with a value in it" in in_plain_words(KeyError("absent"), config)
+
+
 def test_where_nothing_is_suspect_the_place_is_named():
     def modeling():
         return {}["x"]

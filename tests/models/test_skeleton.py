@@ -225,7 +225,8 @@ def test_kinds_of_source(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "broken JSON: Expecting value at line 1, column 1"),
+        ("", "is empty"),
+        ("nothing", "broken JSON: Expecting value at line 1, column 1"),
         ('{"model_type": "llama",', "broken JSON"),
         ("[1]", "not a model config: it is a list, not an object"),
         ("{}", "does not say its model_type"),

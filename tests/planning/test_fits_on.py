@@ -101,7 +101,7 @@ def test_without_a_workload_it_is_said_that_weights_are_not_all():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("H2O",), "boards: 'H2O' is no board known here, and no size; near it are H20"),
+        (("H2O",), "boards: 'H2O' is no board known here, and no size; did you mean H20?"),
         (("A100",), "boards: 'A100' may be A100 40GB"),
         (("T4,,L4",), "boards: an entry is empty"),
         (("2xT4",), "boards: '2xT4' is 2 of T4: leave out how many"),

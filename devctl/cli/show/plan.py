@@ -385,7 +385,7 @@ def comparison(found: Comparison, stream: TextIO | None) -> str:
 
     placements = found.placements
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for each in placements:
         table.add_column(each.strategy or "", justify="right", no_wrap=True)
     shown = [u.device for u in placements[0].devices]

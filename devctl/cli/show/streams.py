@@ -8,6 +8,7 @@ Names of boards, processes, tensors and files, what a config, a hub or a plan sa
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -54,6 +55,24 @@ _NOT_A_STYLE = re.compile(
     "\x1b(?!\\[[0-9;]*m)|[\x00-\x09\x0b-\x1a\x1c-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 _ANY_ESCAPE = re.compile("\x1b")
+
+
+_WITHOUT = {"×": "x", "…": "~", "–": "-", "→": "->", "·": ".", "█": "#", "▓": "=", "▒": "+", "░": "-"}
+"""What stands for a character of ours where a stream's encoding has none like it."""
+
+
+def write_what_can_be_written() -> None:
+    """Let stdout and stderr write "x" for "×" and the like, and "?" for what is not ours, where they can't as it is."""
+
+    def instead(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError), "asked where something is written"
+        unknown = error.object[error.start : error.end]
+        return "".join(_WITHOUT.get(character, "?") for character in unknown), error.end
+
+    codecs.register_error("devctl", instead)
+    for stream in (sys.stdout, sys.stderr):  # None where one was closed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="devctl")
 
 
 def clean(text: str) -> str:
@@ -160,11 +179,29 @@ def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
     """
     from rich.console import Console
 
-    terminal, width = is_terminal(stream), room_of(stream) or _PIPE_WIDTH
+    terminal, renderable = is_terminal(stream), _cleaned(renderable)
+    width = max(room_of(stream) or _PIPE_WIDTH, _least_width(renderable))
     text = io.StringIO()
     out = Console(file=text, force_terminal=terminal, width=width, highlight=False, emoji=False, markup=False)
-    out.print(_cleaned(renderable), crop=False)
+    out.print(renderable, crop=False)
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def _least_width(renderable: Any) -> int:
+    """The columns below which rich would cut a figure of a table: "16.4 …" says less than a line that a terminal wraps.
+
+    What a table may fold counts for nothing.
+    """
+    from rich.console import Group
+    from rich.table import Table
+
+    if isinstance(renderable, Group):
+        return max(map(_least_width, renderable.renderables), default=0)
+    if not isinstance(renderable, Table):
+        return 0
+    kept = [column for column in renderable.columns if column.no_wrap]
+    widest = sum(max(cells(str(cell)) for cell in (column.header, *column._cells)) for column in kept)
+    return widest + sum(renderable.padding[1::2]) * (len(renderable.columns) - 1)
 
 
 def _cleaned(renderable: Any) -> Any:

@@ -193,7 +193,10 @@ def read_config(path: Path) -> dict[str, object]:
     except UnicodeDecodeError:
         raise ModelError(f"{path} is not text", hint="give a config.json, or the folder it is in") from None
     except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is broken JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        what = (
+            f"broken JSON: {error.msg} at line {error.lineno}, column {error.colno}" if error.doc.strip() else "empty"
+        )
+        raise ModelError(f"{path} is {what}", hint=WHAT_TO_GIVE) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
         raise ModelError(f"{path} is no config: {first_line(error)}") from None
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Is the shell told how to complete devctl's command line? Where each shell looks is in docs/completion.md."""
+"""Is the shell told how to complete devctl's command line? Where each looks, docs/completion.md says too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ _RC_FILES = {
     "fish": ("~/.config/fish/config.fish",),
     "pwsh": ("~/.config/powershell/Microsoft.PowerShell_profile.ps1", "~/.config/powershell/profile.ps1"),
 }
+_KEPT = {
+    "bash": "add `source <(devctl completion bash)` to ~/.bashrc",
+    "zsh": "add `source <(devctl completion zsh)` to ~/.zshrc, behind compinit",
+    "fish": "write it with `devctl completion fish > ~/.config/fish/completions/devctl.fish`",
+    "pwsh": "add `devctl completion pwsh | Out-String | Invoke-Expression` to $PROFILE",
+}
+"""How each shell is told for good."""
 _MENTIONS = (
     "devctl completion",
     "bash_completions/devctl",
@@ -42,13 +49,7 @@ def judge_completion(environment: Mapping[str, str]) -> list[Finding]:
             text = f"the script that {shell} has is of an older devctl, and offers nothing"
             return [note("completion", text, f"write it anew with `devctl completion {shell}`")]
         return [ok("completion", f"{shell} has it")]
-    return [
-        note(
-            "completion",
-            f"{shell} has none of devctl",
-            f"`devctl completion {shell}`; docs/completion.md says where to",
-        )
-    ]
+    return [note("completion", f"{shell} has none of devctl", _KEPT[shell])]
 
 
 def shell_of(environment: Mapping[str, str]) -> str | None:

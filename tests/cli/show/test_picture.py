@@ -301,4 +301,5 @@ def test_the_files_are_written(devctl, tmp_path):
 def test_a_file_that_can_not_be_written(devctl, option):
     done = devctl("plan", TINY, "--max-memory", "cpu=12MiB", option, "/absent/plan")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "devctl: cannot write /absent/plan: No such file or directory\n"
+    told = "devctl: cannot write /absent/plan: No such file or directory\n"
+    assert done.err == f"{told}  make the folder /absent, or give another place for it\n"

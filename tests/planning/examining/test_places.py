@@ -163,4 +163,13 @@ def test_only_the_users_own_shell_is_judged(home):
     ]
     assert judge_completion({"SHELL": "/bin/sh"}) == judge_completion({}) == []
     (finding,) = judge_completion({"SHELL": "/bin/fish"})
-    assert (finding.level, finding.next_step.partition(";")[0]) == (Level.NOTE, "`devctl completion fish`")
+    assert finding.level is Level.NOTE
+    assert finding.next_step == "write it with `devctl completion fish > ~/.config/fish/completions/devctl.fish`"
+
+
+@pytest.mark.parametrize(("shell", "file"), [("bash", ".bashrc"), ("zsh", ".zshrc")])
+def test_who_does_as_is_said_is_told_so(home, shell, file):
+    (finding,) = judge_completion({"SHELL": f"/bin/{shell}"})
+    assert file in finding.next_step
+    (home / file).write_text(finding.next_step.split("`")[1])
+    assert judge_completion({"SHELL": f"/bin/{shell}"})[0].level is Level.OK
