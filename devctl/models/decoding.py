@@ -44,6 +44,13 @@ _GREEDY: Mapping[str, Any] = {
 }
 _OF_SAMPLING = frozenset({"top_k", *_SHARES} - {"repetition_penalty"})
 _CACHES = ("static", "offloaded", "offloaded_static", "quantized", "dynamic", "hybrid")
+_OLD_CACHES = {
+    "sliding_window": "static",
+    "hybrid_chunked": "static",
+    "offloaded_hybrid": "offloaded_static",
+    "offloaded_hybrid_chunked": "offloaded_static",
+}
+"""Old names that transformers still takes, each with what it is now; "hybrid" is the one that it forgets."""
 _NOT_COUNTED = {
     "prompt_lookup_num_tokens": "prompt lookup",
     "assistant_early_exit": "assisted decoding",
@@ -154,8 +161,8 @@ def _known(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             good = number and 0 <= value < float("inf")
         elif name == "cache_implementation":
             good = isinstance(value, str)
-            if good and value not in _CACHES:
-                continue  # old names; transformers takes its own cache then, or says what is wrong
+            if good and value not in (*_CACHES, *_OLD_CACHES):
+                continue  # transformers says what is wrong
         else:
             continue
         if not good:
@@ -163,7 +170,7 @@ def _known(told: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 f"the generation config's {name} is {str(value)[:80]!r}",
                 hint="it is in generation_config.json, or in config.json where there is none",
             )
-        yield name, value
+        yield name, _OLD_CACHES.get(value, value) if name == "cache_implementation" else value
 
 
 def _uncounted(told: Mapping[str, Any], decode: str) -> Iterator[str]:
@@ -173,7 +180,8 @@ def _uncounted(told: Mapping[str, Any], decode: str) -> Iterator[str]:
             yield what
     if decode == CONFIG and isinstance(groups := told.get("num_beam_groups"), int) and groups > 1:
         yield "groups of beams"
-    if told.get("cache_implementation") in ("static", "offloaded_static"):
+    cache = told.get("cache_implementation")
+    if cache in ("static", "offloaded_static", *_OLD_CACHES):
         yield "torch.compile, which generate uses with a static cache on a GPU"
 
 

@@ -18,7 +18,7 @@ from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
-FORMAT = 8
+FORMAT = 9
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 

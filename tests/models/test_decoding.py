@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers.generation import configuration_utils
 
 from devctl.errors import ModelError, UsageError
 from devctl.models.decoding import checked, decoding, words
@@ -31,6 +32,9 @@ def settings(decode, told):
         ("config", {"cache_implementation": "hybrid", "use_cache": True}, {}),
         ("config", {"cache_implementation": "dynamic"}, {}),
         ("greedy", {"cache_implementation": "static"}, {"cache_implementation": "static"}),
+        ("config", {"cache_implementation": "sliding_window"}, {"cache_implementation": "static"}),
+        ("greedy", {"cache_implementation": "hybrid_chunked"}, {"cache_implementation": "static"}),
+        ("config", {"cache_implementation": "offloaded_hybrid"}, {"cache_implementation": "offloaded_static"}),
         ("config", {"use_cache": False, "num_beams": None}, {"use_cache": False}),
         ("config", {"prefill_chunk_size": 64}, {"prefill_chunk_size": 64}),
         (
@@ -124,3 +128,12 @@ def test_without_one_the_config_is_asked_as_from_pretrained_does(folder):
 @pytest.mark.parametrize("broken", ["", "{", "[]", "7", "[" * 100_000])
 def test_one_that_is_broken_is_passed_over_as_transformers_does(folder, broken):
     assert folder(broken, num_beams=2) == {"num_beams": 2}
+
+
+def test_old_names_of_caches_are_those_that_transformers_takes():
+    """All but "hybrid", which generate forgets: it is what the files of old releases say of a sliding window."""
+    told = configuration_utils.ALL_STATIC_CACHE_IMPLEMENTATIONS
+    found = {name: settings("config", {"cache_implementation": name}).get("cache_implementation") for name in told}
+    assert found.pop("hybrid", None) is None
+    assert all(cache == ("offloaded_static" if "offloaded" in name else "static") for name, cache in found.items())
+    assert all(decoding("config", {"cache_implementation": name}).uncounted for name in found), "it is compiled"

@@ -27,7 +27,7 @@ from devctl.models.tracing.loops import MANY, Loops
 from devctl.models.tracing.loops import standing_in as standing_in_loops
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
-from devctl.models.tracing.recorder import MODEL, Recorder, states, tensors_in
+from devctl.models.tracing.recorder import MODEL, Phase, Recorder, states, tensors_in
 from devctl.models.tracing.requests import requests
 from devctl.models.tracing.segments import least_reserved, most_allocated
 from devctl.models.tracing.sharded import shard
@@ -147,6 +147,7 @@ class FakeModel:
         ended = begun = False
         output = 0
         chunks = None if chunk is None or chunk >= tokens else _chunks(tokens, chunk)
+        stands_for = chunks[0] // chunk if chunks is not None and chunk is not None and len(chunks) > 3 else 0
 
         def end(_: Any, scores: torch.Tensor) -> torch.Tensor:
             nonlocal ended, output
@@ -158,7 +159,8 @@ class FakeModel:
             nonlocal ended, begun
             if ended:
                 ended = False
-                figures = end_step(output)
+                # what the chunks before leave behind of a cache that grows is in the way of the last one
+                figures = end_step(output, after=0 if found else len(parts), stands_for=stands_for)
                 found.append(partial(_chunked, [*parts[-1:], figures]) if parts and not found else figures)
                 if len(found) > steps[-1]:
                     raise _FinishedError
@@ -220,7 +222,10 @@ class FakeModel:
 
     @contextmanager
     def _recorded(self, tokens: int, begin: Callable[..., None]) -> Iterator[Callable[..., _Figures]]:
-        """Follows what happens inside; gives a function that ends a step, and gives one that adds up what it held."""
+        """Follows what happens inside; gives a function that ends a step, and gives one that adds up what it held.
+
+        That function is told how many steps before belong to the same prefill, and what the first of them stands for.
+        """
         weights = [*self._model.parameters(), *self._model.buffers()]
         on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
         recorder = Recorder(
@@ -233,6 +238,7 @@ class FakeModel:
         fewest = self.fewest_rounds
         loops = None if fewest is None else Loops(tokens, lambda: recorder.held, fewest)
         alike_ones = kinds(self._model, self._alike, few=True) if self.in_brief else self._kinds
+        phases: list[tuple[Phase, frozenset[int]]] = []
         with (
             self._entered(loops, recorder),
             standing_in_loops(self._model, loops),
@@ -240,23 +246,31 @@ class FakeModel:
             self._hooked(recorder, begin),
         ):
 
-            def end_step(output: int, *, results: frozenset[int] = frozenset()) -> _Figures:
+            def end_step(
+                output: int, *, results: frozenset[int] = frozenset(), after: int = 0, stands_for: int = 0
+            ) -> _Figures:
                 phase = recorder.next_phase()
                 alike.next_step()
                 survivors = recorder.alive(but=results)
+                phases.append((phase, survivors))
+                followed = tuple(phases[-1 - after :])
                 executed = tuple(dict.fromkeys((MODEL, *recorder.executed)))
                 twins = dict(alike.twins)
 
                 def figures() -> TracedStep:
                     state = states(recorder, survivors, twins)
-                    asked = requests(recorder, phase, survivors, twins) if on_accelerator and not self.in_brief else ()
+                    ways = [((phase, survivors),), followed][: 1 + bool(after)]
+                    if not on_accelerator or self.in_brief:
+                        ways = []
+                    # gaps are a matter of luck: a step that begins without any may leave more than one behind others
+                    asked = [requests(recorder, way, twins, stands_for) for way in ways]
                     return TracedStep(
                         state=state,
                         executed=executed,
                         peaks=peaks(recorder, phase, survivors, state, twins),
                         output=output,
-                        allocated=most_allocated(asked),
-                        reserved=least_reserved(asked),
+                        allocated=max(map(most_allocated, asked), default=0),
+                        reserved=max(map(least_reserved, asked), default=0),
                     )
 
                 return figures
@@ -317,7 +331,8 @@ def _told(workload: Workload) -> dict[str, Any]:
 def _chunks(tokens: int, chunk: int) -> list[int]:
     """Tokens that are read at once, one after the other: so many, but what is long before the last ones in one go.
 
-    The last of each length are those with the peak; one before them frees what only the long one leaves behind.
+    The last of each length are those with the peak; one before them frees what only the long one leaves behind. What
+    the long one stands for asked an allocator for less at once, and more often: two equal chunks tell what that was.
     """
     rest = tokens % chunk or chunk
     before = tokens - rest - 2 * chunk
