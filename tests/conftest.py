@@ -31,6 +31,7 @@ os.environ["TERM"] = "xterm"
 os.umask(0o022)
 # no examples are kept in a folder that may not be ours to write, and nothing fails for being slow
 hypothesis.settings.register_profile("devctl", database=None, deadline=None)
+hypothesis.settings.register_profile("fast", database=None, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("devctl")
 # no test reaches a hub but the one that it starts itself
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -47,6 +48,12 @@ from tests import small_models  # noqa: E402
 
 DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"
+
+
+def pytest_configure(config):
+    """Where the slow tests are left out fewer examples are tried."""
+    if config.option.markexpr == "not slow":
+        hypothesis.settings.load_profile("fast")
 
 
 def pytest_collection_finish():
