@@ -90,7 +90,7 @@ def test_no_placement_is_better(problem):
 
 
 @pytest.mark.slow
-@settings(max_examples=8_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(problems())
 def test_no_placement_is_better_in_many(problem):
     check_against_brute_force(problem)
