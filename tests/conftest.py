@@ -19,10 +19,6 @@ _DECIDING = re.compile(
 )
 """Variables of whoever runs the tests that decide what devctl, its libraries or its children say."""
 
-# while tests are collected, frameworks are imported and all that is made stays: to look for garbage is in vain, and
-# takes a third of the time
-gc.disable()
-
 # before anything is imported that reads them once: a test that is of such a variable sets it itself
 for _name in [n for n in os.environ if _DECIDING.fullmatch(n.upper()) and n != "DEVCTL_WRITE_TABLES"]:
     del os.environ[_name]
@@ -56,10 +52,16 @@ def pytest_configure(config):
         hypothesis.settings.load_profile("fast")
 
 
-def pytest_collection_finish():
-    """From here on garbage is looked for, and not among what has been collected."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Frameworks are imported and all that is made stays: to look for garbage among it is in vain, and takes a third
+    of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
