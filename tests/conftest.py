@@ -19,10 +19,6 @@ _DECIDING = re.compile(
 )
 """Variables of whoever runs the tests that decide what devctl, its libraries or its children say."""
 
-# while tests are collected, frameworks are imported and all that is made stays: to look for garbage is in vain, and
-# takes a third of the time
-gc.disable()
-
 # before anything is imported that reads them once: a test that is of such a variable sets it itself
 for _name in [n for n in os.environ if _DECIDING.fullmatch(n.upper()) and n != "DEVCTL_WRITE_TABLES"]:
     del os.environ[_name]
@@ -31,6 +27,7 @@ os.environ["TERM"] = "xterm"
 os.umask(0o022)
 # no examples are kept in a folder that may not be ours to write, and nothing fails for being slow
 hypothesis.settings.register_profile("devctl", database=None, deadline=None)
+hypothesis.settings.register_profile("fast", database=None, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("devctl")
 # no test reaches a hub but the one that it starts itself
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,10 +46,22 @@ DEVCTL = Path(sys.executable).with_name("devctl")
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def pytest_collection_finish():
-    """From here on garbage is looked for, and not among what has been collected."""
-    gc.freeze()
-    gc.enable()
+def pytest_configure(config):
+    """Where the slow tests are left out fewer examples are tried."""
+    if config.option.markexpr == "not slow":
+        hypothesis.settings.load_profile("fast")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Frameworks are imported and all that is made stays: to look for garbage among it is in vain, and takes a third
+    of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

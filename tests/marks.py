@@ -1,5 +1,6 @@
-"""Marks of single cases."""
+"""Marks of single cases, and how many examples are tried."""
 
+import hypothesis
 import pytest
 
 
@@ -11,14 +12,23 @@ def slow(*values):
 def one_in(count, values, *, whole=False):
     """All of the values, as cases of which one in ``count`` is among the fast tests, the first to begin with.
 
-    A value that is a case already (``slow``) stays what it is, and isn't counted. A tuple is of several, unless it is
-    said to be a value as a ``whole``.
+    A case that is slow already stays so, and isn't counted. A tuple is of several values, unless it is said to be a
+    value as a ``whole``.
     """
     cases, plain = [], 0
     for value in values:
-        if isinstance(value, type(pytest.param())):
+        is_case = isinstance(value, type(pytest.param()))
+        if is_case and value.marks:
             cases.append(value)
             continue
-        cases += slow((value,) if whole else value) if plain % count else [value]
+        if plain % count:
+            cases += slow(value.values if is_case else (value,) if whole else value)
+        else:
+            cases.append(value)
         plain += 1
     return cases
+
+
+def examples(count):
+    """So many examples of hypothesis; of the fast tests alone the share that its profile has of a hundred."""
+    return count * hypothesis.settings().max_examples // 100

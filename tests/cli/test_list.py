@@ -214,7 +214,7 @@ class Watched:
         return code, err
 
 
-@pytest.mark.parametrize("key", [b"q", b"Q", b"\x04"])
+@pytest.mark.parametrize("key", one_in(3, [b"q", b"Q", b"\x04"]))
 def test_a_key_leaves_at_once_and_the_terminal_is_as_it_was(started, key):
     watched = Watched(started, "3600")
     watched.until(b"H100")
@@ -224,7 +224,8 @@ def test_a_key_leaves_at_once_and_the_terminal_is_as_it_was(started, key):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, -3)]
+    ("number", "code"),
+    one_in(2, [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, -3)]),
 )
 def test_whatever_ends_it_leaves_the_terminal_as_it_was(started, number, code):
     watched = Watched(started, "3600")
@@ -315,7 +316,9 @@ def test_a_terminal_gets_bold_headers_unless_told_not_to(started):
     assert "\033[1m" not in seen
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["check", "--gpus", "1"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", one_in(2, [["list"], ["list", "--json"], ["check", "--gpus", "1"], ["check", "--help"]])
+)
 def test_no_framework_is_imported(started, arguments):
     process = started(boxes.eight(), *arguments, env={"PYTHONPROFILEIMPORTTIME": "1"})
     _, err = process.communicate(timeout=30)

@@ -100,5 +100,5 @@ def test_cells_of_a_table_that_hold_without_gaps_alone_have_a_mark(devctl):
     text = devctl("plan", TINY, *box, "--what-if").out
     assert text.count("%*") == len(marked)
     assert f"*: only with {SEGMENTS}" in text.replace("\n", " ")
-    roomy = devctl("plan", TINY, "--devices", "cpu=60MiB", "--what-if").out
+    roomy = devctl("plan", TINY, "--devices", "80GiB", "--overhead", "0B", "--what-if").out
     assert "*" not in roomy

@@ -116,7 +116,9 @@ def test_piped_tables_are_plain_and_whole():
     assert str(os.getcwd()) in out  # noqa: PTH109
 
 
-@pytest.mark.parametrize("command", [["list"], ["plan", str(TINY), "--max-memory", "cpu=12MiB"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", one_in(2, [["list"], ["plan", str(TINY), "--max-memory", "cpu=12MiB"]]), ids=" ".join
+)
 def test_no_color_is_honoured(command):
     _, coloured = in_terminal(*command)
     _, plain = in_terminal(*command, NO_COLOR="1")

@@ -486,9 +486,9 @@ def test_what_is_wrong_with_a_board(values, busy, problems):
     ("facts", "words"),
     [
         ({"ecc": 3}, "3 uncorrected ECC errors"),
-        ({"width": 8, "widest": 16}, "8 of 16 lanes"),
-        ({"sick": 999}, "can't be told"),
         *slow(
+            ({"width": 8, "widest": 16}, "8 of 16 lanes"),
+            ({"sick": 999}, "can't be told"),
             ({"retire": 1}, "to be retired"),
             ({"remap": 1}, "to be remapped"),
             ({"unmapped": 1}, "could not be remapped"),

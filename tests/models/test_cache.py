@@ -15,6 +15,7 @@ from devctl.models.quantised.quantise import Quantize
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing.trace import trace_footprint
 from tests.conftest import CONFIGS
+from tests.marks import examples, one_in
 from tests.test_architecture import HEAVY, modules_after
 from tests.trees import random_trees
 
@@ -42,7 +43,7 @@ def test_trees_survive(tree):
     assert cache.parse_tree(cache.dump_tree(tree)) == tree
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "t5-11b", "whisper-large-v3", "tiny-llama"])
+@pytest.mark.parametrize("name", one_in(2, ["deepseek-v3", "t5-11b", "whisper-large-v3", "tiny-llama"]))
 def test_real_trees_survive(name):
     tree = read_skeleton(resolve(str(CONFIGS / name)), dtype="float16").tree
     assert cache.parse_tree(cache.dump_tree(tree)) == tree
@@ -239,7 +240,7 @@ def test_a_corrupt_or_foreign_entry_is_no_entry(folder, text):
     assert cache.load_tree("k") is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

@@ -10,6 +10,7 @@ from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.explain import explain
 from devctl.placement.placement import Placement
 from devctl.placement.strategy import device_of
+from tests.marks import examples
 from tests.placement.greedy.test_greedy import LIMITS, TIED_TWICE, TIES
 from tests.trees import layers, random_trees, tree
 
@@ -150,7 +151,7 @@ def test_a_map_that_somebody_wrote_is_not_explained():
     assert explain(model, budgets, written).reasons == ()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_every_tensor_has_one_reason_that_names_its_device(model, limits, strategy):
     placement = place(model, limits, strategy)

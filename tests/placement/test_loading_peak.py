@@ -12,6 +12,7 @@ from devctl.models.tree import Module
 from devctl.placement import Budgets, Strategy, place
 from devctl.placement.placement import loaded_beside, make_placement, over_budget, weigh
 from devctl.placement.runtime import Runtime
+from tests.marks import examples
 from tests.placement.test_runtime import footprint
 from tests.trees import layers
 
@@ -122,7 +123,7 @@ def test_optimal_of_weights_alone_finds_a_split_that_loads(sizes, made, room):
     assert all(use.loading <= use.budget for use in found.devices[:2])
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     sizes=st.lists(st.integers(1, 20), min_size=4, max_size=4),
     made=st.lists(st.integers(0, 30), min_size=4, max_size=4),

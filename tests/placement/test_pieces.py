@@ -7,6 +7,7 @@ from devctl.models.tree import is_under, names, tensors
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.pieces import pieces_of
+from tests.marks import examples
 from tests.placement.greedy.test_greedy import LIMITS
 from tests.trees import layers, random_trees, tree
 
@@ -33,7 +34,7 @@ def test_a_block_that_the_map_cuts_through():
     ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_pieces_add_up(model, limits, strategy):
     placement = place(model, limits, strategy)

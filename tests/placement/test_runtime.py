@@ -12,6 +12,7 @@ from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.placement import worth
 from devctl.placement.runtime import Runtime, brought_weights, less, main_of, needs
 from devctl.placement.strategy import OF_TRANSFORMERS
+from tests.marks import examples
 from tests.trees import layers, tree
 
 WORK = Workload(context_length=8, new_tokens=1)
@@ -169,7 +170,7 @@ def test_budgets_without_what_everything_needs():
 NEEDS = st.tuples(st.integers(0, 6), st.integers(0, 9))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
     st.lists(st.integers(10, 90), min_size=1, max_size=3),
@@ -199,7 +200,7 @@ def test_no_device_is_given_more_than_it_has(blocks, gpus, strategy):
         assert all(use.budget is None or use.total <= use.budget for use in placement.devices)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
     st.lists(st.integers(10, 90), min_size=1, max_size=3),
@@ -216,7 +217,7 @@ def test_no_strategy_of_transformers_does_better_than_optimal(blocks, gpus, cpu)
             assert not any("need not be" in note for note in other.notes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), NEEDS), min_size=1, max_size=6),
     st.lists(st.integers(10, 90), min_size=1, max_size=3),

@@ -8,6 +8,7 @@ import transformers.integrations.accelerate as planner
 
 from devctl.models import compared
 from tests.conftest import CONFIGS
+from tests.marks import one_in
 
 TINY = CONFIGS / "tiny-llama"
 NOTE = f"transformers {version('transformers')} plans this otherwise than devctl's transcription: its map is used"
@@ -68,7 +69,7 @@ def test_an_unknown_planner_is_compared_by_the_first_plan(plan, unknown, asked):
 
 
 @pytest.mark.usefixtures("otherwise")
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", one_in(2, [True, False]))
 def test_a_planner_that_plans_otherwise_is_asked_each_time(plan, asked, known, request):
     if not known:
         request.getfixturevalue("unknown")

@@ -16,6 +16,7 @@ from devctl.planning.map_file import read_map_file
 from devctl.planning.model import open_skeleton
 from devctl.planning.request import ModelRequest
 from devctl.units import format_bytes
+from tests.marks import one_in
 
 CPU, GPU = Device.cpu(), Device.gpu(0)
 PARTS = 2 * 8 * 64 * 256 * 2
@@ -82,7 +83,7 @@ def test_the_peak_that_a_load_predicts_of_a_gpu_is_that_of_loading_where_it_is_m
         assert found.predicted_peak == found.predicted + more
 
 
-@pytest.mark.parametrize("with_report", [False, True])
+@pytest.mark.parametrize("with_report", one_in(2, [False, True]))
 def test_a_check_asks_for_what_loading_takes(moe, with_report, tmp_path):
     found = planned(moe, max_memory={0: "100MiB"})
     path = tmp_path / "plan.json"

@@ -18,6 +18,7 @@ from devctl.placement.budget import from_max_memory, parse_max_memory
 from devctl.placement.document import PlannedModel
 from devctl.placement.pieces import Piece, pieces_of
 from tests.conftest import CONFIGS
+from tests.marks import examples
 from tests.placement.greedy.test_greedy import LIMITS
 from tests.trees import layers, random_trees, tree
 
@@ -114,7 +115,7 @@ def test_nothing_is_loaded_from_elsewhere():
         assert set(re.findall(r"url\(([^)]*)\)", without)) == {"#devctl-disk"}
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=examples(70), deadline=None)
 @given(random_trees(), LIMITS, st.sampled_from(Strategy))
 def test_the_strip_is_whole_whatever_the_model(model, limits, strategy):
     drawn = planned(model, limits, strategy)

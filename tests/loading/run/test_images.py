@@ -292,6 +292,7 @@ def test_every_question_counts_the_images_that_are_asked_for(saved, images):
     assert not more.fits
 
 
+@pytest.mark.slow
 def test_the_table_says_which_images_each_sequence_carries(devctl, saved):
     question = ["--devices", "1MiB,disk", "--overhead", "0B", "--what-if", "--images", TWO]
     done = devctl("plan", saved("qwen2-vl"), *question, "--json")

@@ -59,7 +59,7 @@ def same(folder, original):
     return all((folder / path.name).read_bytes() == path.read_bytes() for path in original.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("redirected", [False, True])
+@pytest.mark.parametrize("redirected", one_in(2, [False, True]))
 @pytest.mark.parametrize("name", ["whole", "shards"])
 def test_weights_are_downloaded_once(name, redirected, hub, folders):
     hub.redirected = redirected
@@ -92,7 +92,7 @@ def test_a_download_that_is_cut_is_resumed(hub, folders, tmp_path, monkeypatch):
     assert blobs(tmp_path)[1] == 0
 
 
-@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("reset", one_in(2, [False, True]))
 def test_a_download_that_stays_cut_is_told_and_not_taken_for_whole(reset, hub, folders, tmp_path):
     hub.faults[SECOND] = Fault(keep=0, reset=reset)
     with pytest.raises(ModelError, match=f"the download of {SECOND} of org/shards broke off: ") as raised:

@@ -9,7 +9,6 @@ from tests.benchmarks.published import PUBLISHED, Weighed, weigh, weigh_minilm
 from tests.benchmarks.truth import ROWS, Found, compare
 
 FAST = (
-    "CohereForCausalLM plain",
     "MixtralForCausalLM bf16 experts",
     "SiglipVisionModel image",
 )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from devctl.placement.optimal import latency
 from devctl.placement.optimal.latency import MOVE, fastest
 from devctl.placement.optimal.solve import Row
+from tests.marks import examples
 from tests.placement.optimal.test_optimal import judge
 
 
@@ -18,7 +19,7 @@ def seconds(row, rates, devices):
     return sum(taken) + moves * MOVE
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(st.sampled_from([1000, 3000, 7000]), min_size=1, max_size=6).map(tuple),
     st.lists(st.tuples(st.integers(0, 12_000), st.sampled_from([10**8, 4 * 10**8, 9 * 10**8])), min_size=1, max_size=3),

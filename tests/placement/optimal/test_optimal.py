@@ -16,6 +16,7 @@ from devctl.placement.optimal import solve as row_module
 from devctl.placement.optimal.solve import Row, solve
 from devctl.placement.placement import to_hf, worth
 from devctl.placement.strategy import device_of
+from tests.marks import examples
 from tests.trees import layers, random_trees, tree
 
 
@@ -82,20 +83,20 @@ def check_against_brute_force(problem):
     assert (best.off_bound, best.fraction_bound, best.moves_bound) == (None, None, None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(problems())
 def test_no_placement_is_better(problem):
     check_against_brute_force(problem)
 
 
 @pytest.mark.slow
-@settings(max_examples=8_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(problems())
 def test_no_placement_is_better_in_many(problem):
     check_against_brute_force(problem)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(random_trees(), st.lists(st.integers(0, 80), max_size=3), st.none() | st.integers(0, 80))
 def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
     budgets = {Device.gpu(i): size for i, size in enumerate(gpus)} | ({} if cpu is None else {Device.cpu(): cpu})
@@ -120,7 +121,7 @@ def test_every_tensor_has_a_place_and_ties_share_one(model, gpus, cpu):
             assert worth(placement) <= worth(other) or keeps_no_room(model, other), strategy
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(random_trees(), st.lists(st.integers(0, 80), min_size=1, max_size=3), st.none() | st.integers(0, 80))
 def test_a_greedy_plan_says_how_much_less_optimal_offloads_and_only_then(model, gpus, cpu):
     """Its note is of a search for less alone, which ends early where there is none."""

@@ -9,6 +9,7 @@ from devctl.devices import Device
 from devctl.placement.budget import Budgets
 from devctl.placement.optimal import ways_out as ways
 from devctl.placement.optimal.ways_out import fits, ways_out
+from tests.marks import examples
 from tests.trees import layers
 
 SIZES = st.lists(st.sampled_from([4, 10, 30]), min_size=2, max_size=8)
@@ -19,7 +20,7 @@ def budgets(gpus, cpu=None):
     return Budgets(devices=tuple(devices), given=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SIZES, st.integers(1, 40), st.integers(1, 3))
 def test_larger_gpus(sizes, each, count):
     model = layers(*sizes)
@@ -31,7 +32,7 @@ def test_larger_gpus(sizes, each, count):
     assert not fits(model, budgets([needed - 1] * count), cpu_may_hold=False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @example(sizes=[4, 30, 30, 30, 30, 30], gpus=[30])
 @given(SIZES, st.lists(st.integers(1, 40), min_size=1, max_size=3))
 def test_more_gpus(sizes, gpus):
@@ -63,7 +64,7 @@ def test_beside_a_gpu_that_shares_the_ram_more_of_the_others_are_advised():
     assert "1 more GPU of 30 B would hold the rest, by --strategy optimal" in lines
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SIZES, st.lists(st.integers(0, 40), max_size=2), st.integers(0, 40))
 def test_more_ram(sizes, gpus, cpu):
     model = layers(*sizes)

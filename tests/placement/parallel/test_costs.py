@@ -10,6 +10,7 @@ from devctl.models.footprint import BlockFootprint, peak_beside_weights
 from devctl.models.tree import Module, Tensor, TensorKind
 from devctl.placement.parallel.costs import Costs, Handed, RangeMax
 from devctl.placement.parallel.layers import layers_of
+from tests.marks import examples
 from tests.placement.parallel.models import decoder, footprint
 
 
@@ -84,7 +85,7 @@ def test_every_stage_holds_the_logits_and_what_chooses_a_token():
 SMALL = st.integers(0, 20)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     layers=st.lists(st.tuples(SMALL, SMALL, SMALL, SMALL), min_size=1, max_size=5),
     around=st.tuples(*[st.tuples(SMALL, SMALL)] * 3),

@@ -15,7 +15,7 @@ from devctl.placement.parallel.layers import layers_of
 from devctl.placement.parallel.records import parse_stages
 from devctl.placement.parallel.stages import Board, cut_by, find_stages, groups_of, to_stages
 from devctl.placement.parallel.tensor import Ranks, rank_tree, rank_trees
-from tests.marks import one_in
+from tests.marks import examples, one_in
 from tests.placement.parallel.models import decoder
 from tests.placement.parallel.test_stages import every_cut, host
 from tests.sharded import EXPERTS, SHARDED, local_bytes
@@ -101,7 +101,7 @@ def test_of_unequal_boards_the_smallest_decides_and_each_is_told_with_its_own_bu
 SIZES = st.lists(st.integers(1, 24), min_size=2, max_size=6)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     sizes=SIZES,
     around=st.tuples(*[st.integers(0, 15)] * 3),

@@ -19,6 +19,7 @@ from devctl.placement.parallel.stages import (
     groups_of,
     to_stages,
 )
+from tests.marks import examples
 from tests.placement.parallel.models import decoder, footprint
 
 
@@ -107,7 +108,7 @@ def every_cut(of, hosts):
                         yield list(zip(used, [0, *ends], [*ends, of.count], strict=True))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(sizes=SIZES, around=st.tuples(*[st.integers(0, 15)] * 3), tied=st.booleans(), data=st.data())
 def test_no_cut_leaves_more_room(sizes, around, tied, data):
     embed, norm, head = around
@@ -121,7 +122,7 @@ def test_no_cut_leaves_more_room(sizes, around, tied, data):
     assert found.fullest == fullest(of, found.cut) == min(fullest(of, cut) for cut in every_cut(of, hosts))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     layers=st.lists(st.tuples(*[st.integers(0, 9)] * 4), min_size=2, max_size=6),
     handed=st.integers(0, 9),
@@ -136,7 +137,7 @@ def test_no_cut_leaves_more_room_with_a_workload(layers, handed, output, data):
     assert found.fullest == min(fullest(of, cut) for cut in every_cut(of, hosts))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(sizes=SIZES, budgets=st.lists(BUDGETS, min_size=1, max_size=8))
 def test_stages_follow_each_other_and_have_a_layer_each(sizes, budgets):
     of = costs(*sizes, embed=3, head=5)
