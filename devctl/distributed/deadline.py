@@ -62,7 +62,7 @@ def supervise(seat: Seat, limits: Limits, work: Work) -> Any:
         DevctlError: of this rank, or of the one that failed first; with the same exit code on every rank.
     """
     if not hasattr(os, "fork"):
-        raise RefusedError("ranks need os.fork, which this system lacks")
+        raise RefusedError("ranks need os.fork, which this system lacks", hint="run them on Linux or macOS")
     # before torch is imported: what is wrong with a connection is told by us, without its stack of addresses
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     import torch.distributed  # noqa: F401 - once, for both processes
