@@ -122,6 +122,7 @@ def _several(
         raise RefusedError(
             f"{len(silent)} of {len(found.hosts)} hosts gave no inventory",
             findings=tuple(f"{host.name}: {host.error}" for host in silent),
+            hint="or bring what `devctl list --json` writes there, as NAME.json, and give it with --machine",
         )
 
 

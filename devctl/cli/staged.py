@@ -128,7 +128,10 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     if not is_staged(document) or document.get("kind") != KIND or document["stages"] is None:
         return None
     if document.get("schema") != SCHEMA:
-        raise UsageError(f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}")
+        raise UsageError(
+            f"{origin} is a plan of schema {document.get('schema')!r}; this devctl reads schema {SCHEMA}",
+            hint="every host needs the same devctl as the plan was made with",
+        )
     require_of_transformers(document, argument)
     planned, shared = document.get("model"), document.get("tensor_parallel")
     if isinstance(planned, dict):

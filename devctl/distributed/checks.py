@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 _BOARDS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """Where the drivers of NVIDIA and AMD are spoken to, on a machine, or in a container, that has boards of theirs."""
 
+_ANEW = "plan it anew: `devctl plan MODEL --hosts …`"
+_LOOK = "`devctl doctor` on this host says what is wrong there; or plan it anew with what `devctl list` shows"
+_ELSEWHERE = (
+    "`devctl export PLAN --to vllm`, or sglang, has the lines of an engine that may; or plan it for one machine"
+)
+
 _COMPUTING = (DeviceType.GPU, DeviceType.XPU)
 
 
@@ -81,7 +87,7 @@ class RankRequest:
         ranks = [*self.stages.ranks()]
         good = isinstance(each, list) and len(each) == len(ranks) and all(type(nbytes) is int for nbytes in each)
         if not good or rank.stage.used not in [each[other.rank] for other in ranks if other.stage == rank.stage]:
-            raise UsageError('the plan\'s "bytes_per_rank" are not those of its ranks')
+            raise UsageError('the plan\'s "bytes_per_rank" are not those of its ranks', hint=_ANEW)
         return int(each[rank.rank])
 
 
@@ -99,7 +105,7 @@ def require_run(request: RankRequest, file: str = "FILE") -> None:
     if request.max_new_tokens < 1:
         raise UsageError("--max-new-tokens 0: without a token, nothing of several ranks is proven", hint="leave it out")
     if request.verify_weights and len(stages.hosts) == 1:
-        raise UsageError("one host has the weights once: leave out --verify-weights")
+        raise UsageError("--verify-weights: one host has the weights once", hint="leave it out")
     for rank in stages.ranks():
         request.used(rank)
     reasons = []
@@ -111,16 +117,20 @@ def require_run(request: RankRequest, file: str = "FILE") -> None:
         hint = engines_that_can(file)
     elif request.is_shared and request.shared.get("expert_parallel", 1) != 1:
         reasons.append("experts that are spread over ranks (expert parallel) are not loaded by devctl")
+        hint = "plan it without --ep, and load that"
     elif not request.is_shared and len(stages.stages) == 1:
         reasons.append("the plan has one stage on one accelerator: a plain map loads that")
+        hint = "`devctl plan MODEL > map.json` on that host writes one"
     for stage in stages.stages:
         for name in stage.devices:
             if device_of(name).type not in _COMPUTING:
                 reasons.append(f"stage {stage.stage} is on {name} of {stage.host}: stages are loaded only on GPUs")
+                hint = hint or _ANEW
     if request.batch_size > 1 and request.padding:
         reasons.append("texts that are padded get other tokens in stages, without an error: give --no-padding")
     if request.decode not in (None, decoding.GREEDY, decoding.CONFIG):
         reasons.append(f"--decode {request.decode}: each rank would choose its own tokens, so only greedy is run")
+        hint = hint or "leave out --decode"
     if reasons:
         raise RefusedError("this is not run over several ranks", findings=tuple(reasons), hint=hint)
 
@@ -134,7 +144,7 @@ def device_of(name: str) -> Device:
     try:
         return Device.from_str(name)
     except ValueError:
-        raise UsageError(f"the plan has a stage on {name!r}, which is no device") from None
+        raise UsageError(f"the plan has a stage on {name!r}, which is no device", hint=_ANEW) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +189,9 @@ def check_here(request: RankRequest, link: Link) -> Local:
         padding=False,
     )
     if set(inputs.tensors) - {"input_ids", "attention_mask"}:
-        raise RefusedError(f"only text is run over several ranks, and {skeleton.tree.class_name} takes more")
+        raise RefusedError(
+            f"only text is run over several ranks, and {skeleton.tree.class_name} takes more", hint=_ELSEWHERE
+        )
     device = _usable_device(seat)
     _require_room(request, seat, device)
     return Local(
@@ -222,7 +234,7 @@ def _require_in_stages(request: RankRequest, source: ModelSource, skeleton: Skel
         reasons.append("its generation config samples, or has beams: each rank would choose its own tokens")
     if reasons:
         how = "on ranks that share its layers" if request.is_shared else "in stages"
-        raise RefusedError(f"{tree.class_name} is not run {how}", findings=tuple(reasons))
+        raise RefusedError(f"{tree.class_name} is not run {how}", findings=tuple(reasons), hint=_ELSEWHERE)
 
 
 def _indivisible(config: PreTrainedConfig, ranks: int) -> str | None:
@@ -269,9 +281,9 @@ def _usable_device(seat: Seat) -> str:
     if not (findings := loader.unusable([planned])):
         return str(planned)
     if torch.accelerator.is_available():
-        raise RefusedError("the plan does not hold for this installation of torch", findings=findings)
+        raise RefusedError("the plan does not hold for this installation of torch", findings=findings, hint=_LOOK)
     if any(path.exists() for path in _BOARDS):
-        raise RefusedError("this machine has accelerators that torch can't use", findings=findings)
+        raise RefusedError("this machine has accelerators that torch can't use", findings=findings, hint=_LOOK)
     return "cpu"
 
 

@@ -62,7 +62,7 @@ def supervise(seat: Seat, limits: Limits, work: Work) -> Any:
         DevctlError: of this rank, or of the one that failed first; with the same exit code on every rank.
     """
     if not hasattr(os, "fork"):
-        raise RefusedError("ranks need os.fork, which this system lacks")
+        raise RefusedError("ranks need os.fork, which this system lacks", hint="run them on Linux or macOS")
     # before torch is imported: what is wrong with a connection is told by us, without its stack of addresses
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     import torch.distributed  # noqa: F401 - once, for both processes
@@ -124,6 +124,11 @@ def _failure_of(error: BaseException, seat: Seat) -> Failure:
         hint=error.hint,
         secondary=isinstance(error, SecondaryError),
     )
+
+
+_KILLED = "did the memory of its host run out? the log of its kernel says so (dmesg)"
+_BUSY = "was it stopped? a machine that is so busy needs a longer --step-timeout"
+_GONE = "is that host on, and reachable from here? if it is only busy, give a longer --step-timeout"
 
 
 class _Beats(threading.Thread):
@@ -265,7 +270,8 @@ class _Watch:
                 self._gone()
         now = time.monotonic()
         if not self.gone and not self.done and now - self.alive > self.limits.silence:
-            self.own = self.own or self._mine(f"it gave no sign of life for {self.limits.silence:.3g} s: {self.step}")
+            silent = f"it gave no sign of life for {self.limits.silence:.3g} s: {self.step}"
+            self.own = self.own or self._mine(silent, _BUSY)
 
     def _hear(self, message: dict[str, Any]) -> None:
         self.alive = time.monotonic()
@@ -283,7 +289,8 @@ class _Watch:
             code = os.waitstatus_to_exitcode(self.status)
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
             # NCCL aborts a process that waits for another for too long
-            self.own = replace(self._mine(f"it died ({how}): {self.step}"), secondary=code == -signal.SIGABRT)
+            hint = _KILLED if code == -signal.SIGKILL else ""
+            self.own = replace(self._mine(f"it died ({how}): {self.step}", hint), secondary=code == -signal.SIGABRT)
 
     def _mine(self, message: str, hint: str = "") -> Failure:
         return Failure(rank=self.seat.rank, code=ExitCode.LOAD, message=message, hint=hint)
@@ -338,14 +345,14 @@ class _Watch:
         if not broken and time.monotonic() - self.beats.last <= self.limits.silence:
             return None
         how = "the connection is lost" if broken else f"no answer for {self.limits.silence:.3g} s"
-        return self._theirs(self.seat.ranks[0], f"{how}, at {self._meeting}, where all ranks meet")
+        return self._theirs(self.seat.ranks[0], f"{how}, at {self._meeting}, where all ranks meet", _GONE)
 
     def _silent(self) -> Failure | None:
         last = self.beats.last  # since when nobody is heard, where the store can't be reached
         left = self.beats.done | self.beats.told
         for other in self.seat.others:
             if other.rank not in left and last - self.beats.heard.get(other.rank, last) > self.limits.silence:
-                return self._theirs(other, f"no sign of life for {self.limits.silence:.3g} s")
+                return self._theirs(other, f"no sign of life for {self.limits.silence:.3g} s", _GONE)
         return None
 
     def _end_with(self, failure: Failure) -> Failure:

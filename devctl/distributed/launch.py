@@ -76,12 +76,16 @@ def require_line(run: Run) -> None:
     """
     for name in run.stages.hosts:
         if not _NAME_WITH_USER.fullmatch(name):
-            raise UsageError(f"{name!r} is no host's name that a command can have")
+            raise UsageError(
+                f"{name!r} is no host's name that a command can have", hint="plan with its name on the network"
+            )
     for argument in run.arguments:
         if not argument.isprintable():
             raise UsageError(f"{argument!r} does not go into one line", hint="--launch local takes it")
     if run.address is not None and not (_NAME.fullmatch(run.address) or re.fullmatch(r"[0-9A-Fa-f:]+", run.address)):
-        raise UsageError(f"--master-addr {run.address!r} is no host's name or address")
+        raise UsageError(
+            f"--master-addr {run.address!r} is no host's name or address", hint="write it like node-1 or 10.0.0.1"
+        )
 
 
 def commands(run: Run, launcher: Launcher) -> dict[str, tuple[str, ...]]:
@@ -131,7 +135,14 @@ def notes(run: Run, launcher: Launcher) -> tuple[str, ...]:
         f"all of them have to reach {run.meeting}:{run.port}",
         f"start them within {ceil(run.join)} s of each other, or give a longer --join-timeout",
         "what a host says last is its own: torchrun itself exits with 1 for whatever its ranks exit with",
+        *((_WAITS.format(2 * ceil(run.join)),) if launcher is not Launcher.DEEPSPEED and len(run.counts) > 1 else ()),
     )
+
+
+_WAITS = (
+    "a line whose others are not run ends with torchrun's own words, after up to {} s; it hears no Ctrl-C until then, "
+    "but Ctrl-\\"
+)
 
 
 def _torchrun(run: Run, number: int) -> tuple[str, ...]:

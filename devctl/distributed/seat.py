@@ -67,7 +67,7 @@ def find_seat(stages: Stages, environment: Mapping[str, str], hostname: str = ""
     if not address:
         raise UsageError("--distributed needs a launcher: MASTER_ADDR is not set", hint=_HINT)
     if not 0 < port < 2**16:
-        raise UsageError(f"MASTER_PORT is {port}, and no port")
+        raise UsageError(f"MASTER_PORT is {port}, and no port", hint=_HINT)
     ranks = tuple(stages.ranks())
     me = next((each for each in ranks if (each.host_rank, each.local_rank) == (host_rank, local_rank)), None)
     if me is None:

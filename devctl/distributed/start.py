@@ -73,7 +73,10 @@ def run_local(run: Run, limits: Limits, say: Say, *, port: int | None = None) ->
     meeting = _free_port() if port is None else port
     ranks = tuple(run.stages.ranks())
     if len(ranks) > _MOST_RANKS:
-        raise RefusedError(f"the plan has {len(ranks)} ranks, and no machine has so many accelerators")
+        raise RefusedError(
+            f"the plan has {len(ranks)} ranks, and no machine has so many accelerators",
+            hint="--launch print, or ssh, is for its hosts",
+        )
     counts = run.counts
     started = []
     for rank in ranks:

@@ -244,7 +244,9 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
         lines = [
             f"rank {n.rank} on {n.host}: {line}" for n, lines in zip(seat.ranks, told, strict=True) for line in lines
         ]
-        raise CommonLoadError(f"not what the plan says: {'; '.join(lines)}")
+        raise CommonLoadError(
+            f"not what the plan says: {'; '.join(lines)}", hint="plan it anew from the checkpoint that the hosts have"
+        )
     link.step("running the smoke inference")
     device = torch.device(local.device)
     given = {name: tensor.to(device) for name, tensor in local.inputs.tensors.items()}
@@ -293,7 +295,10 @@ def _require_held(names: frozenset[str], empty: Sequence[str], expected: set[str
         if found
     ]
     if wrong:
-        raise LoadError(f"it does not hold the tensors of its stage: {'; '.join(wrong)}")
+        raise LoadError(
+            f"it does not hold the tensors of its stage: {'; '.join(wrong)}",
+            hint="is the checkpoint whole on that host, and the plan of this model?",
+        )
 
 
 def _load(request: RankRequest, link: Link, local: Local) -> tuple[PreTrainedModel, tuple[str, ...]]:

@@ -145,7 +145,7 @@ def _asked(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
         raise RefusedError(
             f"{len(found.silent)} of {len(found.hosts)} hosts gave no inventory",
             findings=tuple(f"{host.name}: {host.error}" for host in found.silent),
-            hint="plan without them, or see `devctl list --hosts`",
+            hint="plan without them, or with what `devctl list --json` writes there, by --machine NAME.json",
         )
     for host in found.hosts:
         yield checked_name(host.name, "--hosts"), _with_slots(host)

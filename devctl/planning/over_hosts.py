@@ -88,7 +88,7 @@ def plan_over_hosts(
         *(parallel.told_cache(asked.question, runtime, in_stages=True) if asked.is_shared else ()),
         *told,
         *_told_run(runtime),
-        *((_TOLD_ENGINES,) if asked.is_shared and len(found.cut) > 1 else ()),
+        *(_told_shared(asked, found.cut) if asked.is_shared else ()),
     )
     placement = asked.placed(each, found.cut, counted, STAGES, notes)
     refusal = _refusal(asked, costs, counted, placement, runtime)
@@ -210,6 +210,14 @@ _TOLD_ENGINES = (
     "transformers does not load stages that ranks share: `devctl export PLAN --to vllm`, or sglang, writes the lines "
     "of engines that do, which shard by rules of their own"
 )
+
+
+def _told_shared(asked: HostsQuestion, cut: Cut) -> Iterator[str]:
+    """What runs stages that ranks share."""
+    if len(cut) > 1:
+        yield _TOLD_ENGINES
+    else:
+        yield from parallel.told_of_load(asked.model.tree, asked.ranks)
 
 
 def _told_run(runtime: Runtime | None) -> Iterator[str]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from devctl.devices import Device
 from devctl.errors import RefusedError, UntracedError
 from devctl.models.footprint import state_bytes
+from devctl.models.over_ranks import objection
 from devctl.models.sharding import CUTS, KEY_HEADS, Sharding
 from devctl.models.tree import Module, ModuleTree
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of
@@ -53,6 +54,9 @@ RULES = "transformers 5.23"
 
 _UNEVEN = 1.05
 """Times an even share of the model that a rank may have before it is told."""
+
+_ALONE = "leave out --tp: its layers can be placed one after another"
+"""What to do where ranks can't share a model."""
 
 _FEW = 16
 """Tokens that are traced to see whether a rank's part runs."""
@@ -101,6 +105,7 @@ def plan_of_ranks(
         *told_unpacked(model.tree),
         *_told_sharing(model.tree, shared),
         *_told_rules(model.tree),
+        *told_of_load(model.tree, ranks),
         *_told_idle(machine, devices),
         *(
             (f"the most tokens of a sequence: {f'{most.this_map:,}' if most.this_map else 'none'}",)
@@ -170,15 +175,15 @@ def refusal(tree: ModuleTree, ranks: Ranks) -> Refusal | None:
 
 def _no_plan(sharding: Sharding, class_name: str, ranks: Ranks) -> Refusal | None:
     if sharding.refusal is not None:
-        return Refusal(f"{class_name} can't be sharded: {sharding.refusal}")
+        return Refusal(f"{class_name} can't be sharded: {sharding.refusal}", hint=_ALONE)
     if not sharding.tensor:
         why = f"{sharding.release} has no plan for tensor parallelism of {class_name}"
-        return Refusal(why, hint="leave out --tp: its layers can be placed one after another")
+        return Refusal(why, hint=_ALONE)
     if ranks.dispatches and not sharding.experts:
         why = f"{sharding.release} has no plan for expert parallelism of {class_name}"
         return Refusal(why, hint="leave out --ep")
     if unknown := [style for style in sharding.styles(experts=ranks.dispatches) if style not in CUTS]:
-        return Refusal(f"{class_name} is sharded as {unknown[0]!r}, and what that does is not known")
+        return Refusal(f"{class_name} is sharded as {unknown[0]!r}, and what that does is not known", hint=_ALONE)
     return None
 
 
@@ -246,7 +251,7 @@ def runtime_of_rank(question: Question) -> tuple[Runtime | None, tuple[str, ...]
             return None, told
         raise RefusedError(
             f"the model's code does not run on the part of it that a rank has: {error.message}",
-            hint="leave out --tp: its layers can be placed one after another",
+            hint=_ALONE,
         ) from error
     return runtime_of(question)
 
@@ -315,7 +320,7 @@ def _layer_list(tree: ModuleTree) -> Module:
         RefusedError: there is none.
     """
     if (found := largest_list(tree)) is None:
-        raise RefusedError(f"{tree.class_name} has no list of layers")
+        raise RefusedError(f"{tree.class_name} has no list of layers", hint=_ALONE)
     return found
 
 
@@ -360,6 +365,14 @@ def told_sharing_of_stages(tree: ModuleTree, ranks: Ranks, sharded: Sequence[Sty
             if now < most:
                 yield f"with --ep {ranks.size} a rank would have {now / most:.0%} as much: experts are in that plan"
     yield from _told_rules(tree)
+
+
+def told_of_load(tree: ModuleTree, ranks: Ranks) -> Iterator[str]:
+    """Where ``devctl load`` runs no such ranks, so that nothing proves what the plan says of them."""
+    if ranks.dispatches:
+        yield "`devctl load` runs no experts that are spread over ranks: what --ep does is planned, and not proven"
+    elif (why := objection(tree.class_name, versions()["transformers"], shared=True)) is not None:
+        yield f"`devctl load` refuses to run it so: {why}"
 
 
 def _told_rules(tree: ModuleTree) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Plans of models that ranks share: what is said of them, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -9,11 +10,13 @@ import devctl as library
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.parallel.records import parse_stages
 from devctl.placement.parallel.tensor import Ranks, rank_tree
+from devctl.planning import parallel
 from devctl.planning.parallel import COMMUNICATORS
 from tests.cli.test_documents import PLAN, schema
 from tests.conftest import CONFIGS
 from tests.marks import slow
 from tests.sharded import SHARDED
+from tests.trees import tree
 
 GIB = 2**30
 TINY, LLAMA = CONFIGS / "tiny-llama", CONFIGS / "llama-3.1-8b"
@@ -92,7 +95,9 @@ def test_where_sharing_hardly_helps_it_is_said(devctl, small):
     assert "tensor parallelism hardly helps: a rank holds 697 KiB of 713 KiB, an even share would be 356 KiB" in said
     assert "with --ep 2 a rank would hold 423 KiB" in said
     assert "--ep 2 beside --tp 2 fits" in said
+    assert "`devctl load` refuses to run it so: GptOssForCausalLM does not run on ranks that share its layers" in said
     document, _ = planned(devctl, model, "--devices", "2x500KiB", "--tp", "2", "--ep", "2")
+    assert any("`devctl load` runs no experts that are spread over ranks" in note for note in document["notes"])
     assert document["tensor_parallel"]["expert_parallel"] == 2
     assert document["tensor_parallel"]["bytes_per_rank"][0] / 1024 == pytest.approx(423, abs=0.5)
 
@@ -341,8 +346,24 @@ def test_where_no_code_can_be_traced_it_is_said(small, monkeypatch):
 
 def test_an_unknown_style_is_refused_by_name(small, monkeypatch):
     monkeypatch.setattr("devctl.planning.parallel.CUTS", {"colwise": None})
-    with pytest.raises(RefusedError, match="is sharded as 'embedding_rowwise', and what that does is not known"):
+    with pytest.raises(RefusedError, match="is sharded as 'embedding_rowwise', and what that does is not known") as no:
         library.plan(small("llama"), "2x1GiB", tp=2)
+    assert no.value.hint.startswith("leave out --tp")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("LlamaForCausalLM", None),
+        ("YoutuForCausalLM", "makes other tokens"),
+        ("DogeForCausalLM", "does not run"),
+        ("NewForCausalLM", "was not tried"),
+    ],
+)
+def test_what_a_load_refuses_to_run_on_ranks_is_said_of_their_plan(name, told):
+    model = replace(tree({"a": {"w": 1}}), class_name=name)
+    found = list(parallel.told_of_load(model, Ranks(size=2)))
+    assert (not found) if told is None else (told in found[0])
 
 
 def test_names_that_need_several_lines_have_them(devctl, monkeypatch):

@@ -52,19 +52,23 @@ def test_a_rank_that_dies_ends_both(launch, llama, plan):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("do", "number", "said"),
+    ("do", "number", "said", "hint"),
     [
-        *(("killed", number, "it died (killed by SIGKILL)") for number in range(3)),
-        *(("raise", number, "RuntimeError: a kernel failed") for number in range(3)),
-        *(("stop", number, f"it gave no sign of life {SILENCE}") for number in (0, 2)),
+        *(
+            ("killed", number, "it died (killed by SIGKILL)", "did the memory of its host run out?")
+            for number in range(3)
+        ),
+        *(("raise", number, "RuntimeError: a kernel failed", "") for number in range(3)),
+        *(("stop", number, f"it gave no sign of life {SILENCE}", "a longer --step-timeout") for number in (0, 2)),
     ],
 )
-def test_whichever_rank_fails_is_named_on_every_host(launch, llama, number, do, said):
+def test_whichever_rank_fails_is_named_on_every_host(launch, llama, number, do, said, hint):
     plan = plans.document(llama, (1, 2, 1), "abb")
     ranks = launch(llama, plan, *SHORT, own=own(number, faults=[fault("in_generate", do=do)]))
     assert codes(ranks) == [5, 5, 5], ranks
     for rank in ranks:
         assert f"rank {number} on {'abb'[number]}: {said}" in rank.err, rank.err
+        assert hint in rank.err
         assert rank.seconds < 60
 
 
@@ -483,6 +487,7 @@ def test_a_link_that_is_cut_ends_both_hosts(launch, llama, plan, hosts, tmp_path
     ranks = launch(llama, plan, *SHORT, address="10.77.9.1", own={0: on("dvtA"), 1: {**on("dvtB"), "faults": cut}})
     assert codes(ranks) == [5, 5], ranks
     assert f"rank 1 on b: no sign of life {SILENCE}" in ranks[0].err
+    assert "is that host on" in ranks[0].err
     assert f"rank 0 on a: no answer {SILENCE}" in ranks[1].err
     assert all(rank.seconds < 60 for rank in ranks)
 

@@ -1,5 +1,6 @@
 """The lines that start ranks, and starting them from here."""
 
+import ast
 import contextlib
 import json
 import os
@@ -298,6 +299,24 @@ def fake_ssh(folder, script, monkeypatch, path=""):
     made.write_text(f"#!/bin/sh\nfor last; do before=$host; host=$next; next=$last; done\n{script}\n")
     made.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{path or os.environ['PATH']}")
+
+
+ROOMS = ("distributed", "placement/parallel", "cli/staged.py", "planning/parallel.py", "planning/hosts.py")
+
+
+def test_whatever_refuses_a_run_over_hosts_says_what_to_do():
+    package = Path(__file__).parents[2] / "devctl"
+    files = [file for room in ROOMS for file in (sorted((package / room).glob("*.py")) or [package / room])]
+    calls = [
+        (f"{file.name}:{node.lineno}", node)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RefusedError", "UsageError", "Refusal")
+    ]
+    assert len(calls) > 40
+    # where a plan does not fit, the ways that would are among what was found
+    without = [where for where, call in calls if not {"hint", "findings"} & {each.arg for each in call.keywords}]
+    assert not without
 
 
 def test_without_ssh_it_is_said_what_does_without(devctl, llama, staged, tmp_path, monkeypatch):

@@ -202,6 +202,9 @@ class Stages:
         return {"layers_in": self.container, "stages": [stage.to_document() for stage in self.stages]}
 
 
+_ANEW = "write the plan anew: `devctl plan MODEL --hosts …`"
+
+
 def is_staged(data: Any) -> bool:
     """Whether a plan document is one over several hosts, or of tensor parallelism."""
     return isinstance(data, dict) and "stages" in data
@@ -224,13 +227,14 @@ def parse_stages(data: Any, origin: str) -> Stages:
         stages = tuple(_stage(each) for each in data["stages"])
         found = Stages(container=_text(data["layers_in"]), stages=stages)
     except KeyError as error:
-        raise UsageError(f"{origin} has stages that can't be read: {error} is missing") from None
+        raise UsageError(f"{origin} has stages that can't be read: {error} is missing", hint=_ANEW) from None
     except TypeError:
-        raise UsageError(f"{origin} has stages that can't be read: a value of them is of another kind") from None
+        why = "a value of them is of another kind"
+        raise UsageError(f"{origin} has stages that can't be read: {why}", hint=_ANEW) from None
     except ValueError as error:
-        raise UsageError(f"{origin} has stages that can't be read: {error}") from None
-    if why := _fault(found) or _fault_of_ranks(found, data["stages"]):
-        raise UsageError(f"{origin}: {why}")
+        raise UsageError(f"{origin} has stages that can't be read: {error}", hint=_ANEW) from None
+    if fault := _fault(found) or _fault_of_ranks(found, data["stages"]):
+        raise UsageError(f"{origin}: {fault}", hint=_ANEW)
     return found
 
 
