@@ -308,6 +308,20 @@ def test_what_vllm_has_a_model_see_at_its_start_is_a_step_or_the_largest_image_o
     assert found.seen.most(8192, context) == tokens
 
 
+@pytest.mark.parametrize(
+    ("own", "patches"),
+    [
+        ({"downsample_ratio": 0.5, "vision_config": {"image_size": [448, 448]}}, 4),
+        ({"scale_factor": 4, "vision_config": {"image_size": 512, "patch_size": 16}}, 16),
+        ({"vision_config": {"image_size": 336, "pixel_shuffle_ratio": 0.5}}, 4),
+        ({"spatial_merge_size": 2, "vision_config": {"image_size": 1540}}, 4),
+        ({"mm_tokens_per_image": 256, "vision_config": {"image_size": 896}}, 16),
+    ],
+)
+def test_how_many_patches_a_token_has_is_told_by_several_words(own, patches):
+    assert text_model({**CONFIG, **own}, attending(16)).seen.patches == patches
+
+
 def test_a_long_video_takes_from_the_cache():
     found = text_model({**CONFIG, "model_type": "qwen2_5_vl", "vision_config": SEES}, attending(16))
     short, long = (vllm.activations(found, vllm.Ranks(), 8192, 1024, each) for each in (8192, 128000))
