@@ -89,6 +89,13 @@ def test_latents_are_whole_on_every_rank():
     assert one.per_token(range(1)) == 576 * 2 + 132
 
 
+def test_latents_of_sparse_attention_in_8_bits_have_scales():
+    sparse = model(FULL, latent=576, beside_latent=132)
+    assert cache_of(sparse, 8, 1).page == 64 * (656 + 132)
+    assert cache_of(sparse, 8, None).page == 64 * (576 * 2 + 132)
+    assert cache_of(replace(sparse, beside_latent=0), 8, 1).page == 64 * 576
+
+
 def test_a_page_of_the_pool_is_given_to_no_sequence():
     """So many pages as a sequence takes are one too few: it would wait for ever."""
     serving = Serving(utilisation=0.9, batched_tokens=64, sequences=4)
