@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from devctl.units import format_bytes
 _LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
 _NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
 """Of a host: no option of ssh or of an engine, and no variable of a shell."""
+_MOST = 2**63
+_MOST_LAYERS = 10_000
+"""Ten times as many as the deepest model has."""
 _FLAGS = ("expert_parallel", "quantised_while_loading")
 _PARTS = ("used", "state", "activations", "unallocated", "overhead")
 
@@ -73,7 +76,7 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         on_cpu=split.on_cpu,
         cpu_bytes=split.cpu_bytes,
         context_length=_count(workload, "context_length", origin),
-        batch_size=_count(workload, "batch_size", origin) or 1,
+        batch_size=_sequences(workload, origin),
         kv_dtype=_word(workload, "kv_dtype", origin),
         kept_alike=_is_kept_alike(document, split.stages.container, origin),
         expert_parallel=_count(_object(document, "tensor_parallel", origin), "expert_parallel", origin) or 1,
@@ -123,6 +126,7 @@ def _split(
     document: Mapping[str, Any], device_map: Mapping[str, Device], origin: str, *, may_be_on_cpu: bool = False
 ) -> _Split | Unsayable:
     blocks = _names_of_blocks(document, origin)
+    _require_layers((*device_map, *blocks), origin)
     container = _container([*device_map, *blocks])
     uses = _uses(document, origin)
     if may_be_on_cpu and container is not None and set(device_map.values()) == {Device.cpu()}:
@@ -178,6 +182,18 @@ def _reasons_of_devices(device_map: Mapping[str, Device], uses: Mapping[Device, 
         yield f"{format_bytes(told) if told else 'a part'} of the model is left on disk, which no engine runs from"
     if not any(map(is_accelerator, devices)):
         yield "nothing is on an accelerator"
+
+
+def _require_layers(names: Iterable[str], origin: str) -> None:
+    """Refuse numbers of layers that no model has.
+
+    Raises:
+        UsageError: naming one.
+    """
+    for name in names:
+        for part in name.split("."):
+            if part.isdecimal() and (len(part) > 20 or int(part) >= _MOST_LAYERS):
+                raise UsageError(f"{origin} names {name[:80]!r}, and no model has {_MOST_LAYERS:,} layers")
 
 
 def _container(names: list[str]) -> str | None:
@@ -285,10 +301,17 @@ def _word(values: Mapping[str, Any], key: str, origin: str) -> str | None:
     return value
 
 
+def _sequences(workload: Mapping[str, Any], origin: str) -> int:
+    found = _count(workload, "batch_size", origin)
+    if found == 0:
+        raise UsageError(f'{origin}: "batch_size" is 0, and a run has one sequence at least')
+    return 1 if found is None else found
+
+
 def _count(values: Mapping[str, Any], key: str, origin: str) -> int | None:
     value = values.get(key)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
         raise UsageError(f'{origin}: "{key}" is {value!r}, which is no number')
     return value

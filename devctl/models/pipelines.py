@@ -6,11 +6,12 @@ their weights take. No weight is read, and no code of a pipeline is run.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,7 @@ _WITHOUT_WEIGHTS = re.compile(r"\w*(Tokenizer|TokenizerFast|Scheduler|Processor|
 _FILES = ("diffusion_pytorch_model", "model")
 """What files of weights are called: those of diffusers, and those of transformers."""
 _PICKLES = ("diffusion_pytorch_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = frozenset({".safetensors", ".bin"})
 _VARIANTS = ("fp16", "bf16", "fp32")
 """Variants that are asked for where files can't be listed."""
 
@@ -100,11 +102,13 @@ class Pipeline:
         name: the folder or id, as it was asked for.
         class_name: of the pipeline.
         components: in the order of the index.
+        lacking: what diffusers does not make it without, and its index says nothing of, where that is known.
     """
 
     name: str
     class_name: str
     components: tuple[Component, ...]
+    lacking: tuple[str, ...] = ()
 
 
 class Files(Protocol):
@@ -202,10 +206,33 @@ def find_pipeline(name: str, *, on_hub: bool, revision: str | None) -> tuple[Pip
     """
     if not on_hub:
         folder = Path(name).expanduser()
-        return parse_pipeline(name, _read_json(folder / PIPELINE)), InFolder(folder)
+        index, files = _read_json(folder / PIPELINE), InFolder(folder)
+        return _whole(parse_pipeline(name, index), index, files), files
     path = fetch(name, PIPELINE, revision)
     commit = path.parent.name if path.parent.parent.name == "snapshots" else revision
-    return parse_pipeline(name, _read_json(path)), OnHub(name, commit)
+    index, there = _read_json(path), OnHub(name, commit)
+    return _whole(parse_pipeline(name, index), index, there), there
+
+
+def _whole(pipeline: Pipeline, index: Mapping[str, Any], files: Files) -> Pipeline:
+    """``pipeline``, whose index says of every component that it has what it is.
+
+    Raises:
+        ModelError: it says of one what is no class, or nothing: what is left out would not be counted.
+    """
+    known = {each.name for each in pipeline.components}
+    for key, value in index.items():
+        is_said = key in known or isinstance(value, bool | int | float | None) or value in ([None, None], [])
+        if is_said or key.startswith("_") or not _NAME.fullmatch(key):
+            continue
+        if files.path(f"{key}/config.json") is not None:
+            raise _no_component(pipeline.name, key, value)
+    lacking = tuple(key for key in needed_by(pipeline.class_name) or () if key not in index)
+    return replace(pipeline, lacking=lacking)
+
+
+def _no_component(name: str, key: str, value: object) -> ModelError:
+    return ModelError(f"{name} is no pipeline: its {PIPELINE} says {json.dumps(value)[:60]} of {key[:60]!r}")
 
 
 def parse_pipeline(name: str, index: Mapping[str, Any]) -> Pipeline:
@@ -221,8 +248,10 @@ def parse_pipeline(name: str, index: Mapping[str, Any]) -> Pipeline:
     for key, value in index.items():
         if key.startswith("_") or not isinstance(value, list) or value in ([None, None], []):
             continue
+        if all(type(each) in (int, float) for each in value):
+            continue  # layers to take, or means: what the pipeline itself is told
         if len(value) < 2 or not all(isinstance(each, str) for each in value[:2]):
-            raise ModelError(f"{name} is no pipeline: its {PIPELINE} says {json.dumps(value)[:60]} of {key[:60]!r}")
+            raise _no_component(name, key, value)
         library, of_component = value[:2]
         if not _NAME.fullmatch(key) or not of_component.isidentifier():
             raise ModelError(f"{name} is no pipeline: its {PIPELINE} names {key[:60]!r}, which is no component's name")
@@ -276,6 +305,14 @@ def variant_of(component: Component, files: Files) -> str | None:
         if found := files.variants(component.name, file):
             return found[0]
     return None
+
+
+def has_weights(component: Component, files: InFolder) -> bool:
+    """Whether the folder of a component has files of weights, whatever they are called."""
+    try:
+        return any(path.suffix in _WEIGHTS for path in (files.folder / component.name).iterdir())
+    except OSError:
+        return False
 
 
 def _is_there(component: Component, files: Files, file: str) -> bool:
@@ -362,6 +399,18 @@ def offload_order(class_name: str) -> tuple[str, ...] | None:
     if not known:
         return None
     return tuple(order.split("->")) if isinstance(order, str) else ()
+
+
+def needed_by(class_name: str) -> tuple[str, ...] | None:
+    """What a pipeline of diffusers is not made without; None where that is not known."""
+    known, made = _of_class(class_name, "__init__")
+    if not known:
+        return None
+    given = inspect.signature(made).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(
+        each.name for each in given if each.default is each.empty and each.kind in kinds and each.name != "self"
+    )
 
 
 def _of_class(class_name: str, attribute: str) -> tuple[bool, Any]:

@@ -15,6 +15,7 @@ from devctl.models.pipelines import (
     Pipeline,
     Weighed,
     find_pipeline,
+    has_weights,
     offload_order,
     variant_of,
     weigh,
@@ -105,7 +106,7 @@ def plan_pipeline(request: ModelRequest, found: PipelineFoundError, machine: Mac
     sizes = {each.component.name: each.nbytes for each in components if each.nbytes}
     known = all(each.nbytes is not None for each in components)
     variants = {each.variant for each in components if each.nbytes} - {None}
-    notes = [NOT_COUNTED, *(note for each in components for note in each.notes)]
+    notes = [NOT_COUNTED, *_told_lacking(pipeline), *(note for each in components for note in each.notes)]
     if request.dtype == Dtype.AUTO and any(_is_own(each) for each in components):
         notes.append(_IN_FLOAT32)
     notes += [f'of some components there are files of variant="{name}" alone: it has to be given' for name in variants]
@@ -121,6 +122,14 @@ def plan_pipeline(request: ModelRequest, found: PipelineFoundError, machine: Mac
         fits=ways({name: size for name, size in sizes.items() if size}, machine.budgets, order) if known else (),
         notes=(*machine.missing, *machine.budgets.notes, *notes),
     )
+
+
+def _told_lacking(pipeline: Pipeline) -> tuple[str, ...]:
+    """What is not counted, as the index does not name it."""
+    if not pipeline.lacking:
+        return ()
+    named = ", ".join(pipeline.lacking)
+    return (f"not counted: {named}, which {pipeline.class_name} needs and its index does not name: is it whole?",)
 
 
 def require_known(plan: PipelinePlan) -> None:
@@ -166,6 +175,13 @@ def _weighed(component: Component, files: Files, request: ModelRequest, machine:
         return Weighed(component=component, nbytes=None, why=error.message)
 
 
+def _without_weights(component: Component, files: Files) -> tuple[str, ...]:
+    """That a component's weights are not in its folder, where that is known."""
+    if not isinstance(files, InFolder) or has_weights(component, files):
+        return ()
+    return (f"{component.name}: its weights are not there: counted by its config",)
+
+
 def _of_tree(component: Component, files: Files, request: ModelRequest, machine: Machine) -> Weighed:
     config = files.path(f"{component.name}/config.json")
     if config is None:
@@ -186,5 +202,9 @@ def _of_tree(component: Component, files: Files, request: ModelRequest, machine:
         nbytes=model.tree.index.held[""],
         dtypes=(model.tree.quantisation or model.tree.dtype,),
         variant=variant_of(component, files),
-        notes=(*model.tree.notes, *(f"{component.name}: {note}" for note in told_unpacked(model.tree))),
+        notes=(
+            *_without_weights(component, files),
+            *model.tree.notes,
+            *(f"{component.name}: {note}" for note in told_unpacked(model.tree)),
+        ),
     )

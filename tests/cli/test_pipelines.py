@@ -226,6 +226,39 @@ def test_a_component_that_is_not_there_is_named_and_the_others_are_told(devctl, 
     assert f"`devctl plan {own}/text_encoder` plans text_encoder by itself" in result.err
 
 
+@pytest.mark.parametrize("value", ["UNet", {"diffusers": "UNet2DConditionModel"}, [1, 2]])
+def test_a_component_of_which_the_index_says_no_class_is_not_left_out(devctl, own, value):
+    index = json.loads((own / "model_index.json").read_text())
+    (own / "model_index.json").write_text(json.dumps({**index, "unet": value}))
+    result = devctl("plan", own, *BOX)
+    assert (result.code, result.out) == (4, "")
+    assert f"says {json.dumps(value)} of 'unet'" in result.err
+
+
+def test_what_a_pipeline_itself_is_told_is_no_component(devctl, own):
+    index = json.loads((own / "model_index.json").read_text())
+    told = {"layers": [9, 18], "scale": 0.5, "schedule": "linear", "settings": {"a": 1}}
+    before = sizes(json.loads(devctl("plan", own, *BOX, "--json").out))
+    (own / "model_index.json").write_text(json.dumps({**index, **told}))
+    assert sizes(json.loads(devctl("plan", own, *BOX, "--json").out)) == before
+
+
+def test_what_an_index_lacks_is_said_not_to_be_counted(devctl, own):
+    index = json.loads((own / "model_index.json").read_text())
+    del index["unet"]
+    (own / "model_index.json").write_text(json.dumps(index))
+    said = " ".join(devctl("plan", own, *BOX).err.split())
+    assert "not counted: unet, which StableDiffusionPipeline needs and its index does not name: is it whole?" in said
+
+
+def test_a_part_of_transformers_without_weights_is_counted_by_its_config_and_said_so(devctl, own):
+    assert "its weights are not there" not in devctl("plan", own, *BOX).err
+    (own / "text_encoder" / "model.safetensors").unlink()
+    result = devctl("plan", own, *BOX)
+    assert result.code == 0
+    assert "text_encoder: its weights are not there: counted by its config" in " ".join(result.err.split())
+
+
 def test_files_of_a_component_that_are_broken_end_in_a_no(devctl, own):
     weights = own / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()

@@ -6,6 +6,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
+from devctl.errors import UsageError
 from devctl.export.read import exportable
 from tests.conftest import CONFIGS
 
@@ -50,6 +51,33 @@ def test_a_plan_of_two_gpus_is_said_with_its_layers_and_its_work(devctl, planned
     done = devctl("export", file, "--to", "vllm")
     assert done.out == command["line"] + "\n"
     assert command["host"] is None
+
+
+@pytest.mark.parametrize("number", ["10000", "999999999", "9" * 5000])
+def test_a_layer_that_no_model_has_is_refused_at_once(number):
+    with pytest.raises(UsageError, match="no model has 10,000 layers"):
+        exportable({"model.layers.0": 0, f"model.layers.{number}": 0}, "map.json", "m")
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"batch_size": 0}, '"batch_size" is 0, and a run has one sequence at least'),
+        ({"context_length": 10**30}, "which is no number"),
+    ],
+)
+def test_a_plan_of_a_run_that_can_not_be_is_refused(own, said):
+    document = {"kind": "devctl.plan", "schema": 1, "model": {"name": "m"}, "device_map": {"": 0}, "workload": own}
+    with pytest.raises(UsageError, match=said):
+        exportable(document, "plan.json")
+
+
+def test_a_map_of_other_layers_than_the_model_has_is_refused(devctl, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps({"model.layers.0": 0, "model.layers.1": 1}))
+    done = devctl("export", tmp_path / "map.json", CONFIGS / "tiny-llama", "--to", "vllm")
+    assert (done.code, done.out) == (3, "")
+    assert "the map is of 2 layers, and" in done.err
+    assert "tiny-llama has 8" in done.err
 
 
 def test_layers_that_keep_windows_are_seen_in_a_plan():

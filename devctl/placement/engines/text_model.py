@@ -359,8 +359,9 @@ def _seen(config: Mapping[str, Any], tree: ModuleTree) -> Seen | None:
         return None
     patch = _or(vision, 14, "patch_size")
     side = _side(vision)
-    merged = _or(vision, _or(config, 1, "spatial_merge_size"), "spatial_merge_size") ** 2
-    if isinstance(ratio := vision.get("pixel_shuffle_ratio"), (int, float)) and 0 < ratio <= 1:
+    merged = _or(vision, _or(config, 1, "spatial_merge_size", "scale_factor"), "spatial_merge_size") ** 2
+    ratio = vision.get("pixel_shuffle_ratio", config.get("downsample_ratio"))
+    if isinstance(ratio, (int, float)) and 0 < ratio <= 1:
         merged = round(1 / ratio**2)
     if tokens := _or(config, 0, "mm_tokens_per_image"):
         merged = max(1, (side // patch) ** 2 // tokens)

@@ -16,6 +16,8 @@ from devctl.placement.engines.text_model import LATENT_PAGE, Kept, TextModel
 
 _PAGE = 16
 """Tokens of a page of most backends."""
+_PACKED_LATENT = 656
+"""Bytes of a latent in 8 bits, of sparse attention: with scales, and what is rotated in 16 bits (``fp8_ds_mla``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,8 @@ def cache_of(model: TextModel, ranks: int, kept_in: int | None) -> Cache:
     item = kept_in or model.item
     if model.latent:
         # every rank has it whole
-        size, block_size = model.latent * item + model.beside_latent, LATENT_PAGE
+        latent = _PACKED_LATENT if item == 1 and model.beside_latent else model.latent * item
+        size, block_size = latent + model.beside_latent, LATENT_PAGE
     else:
         size, block_size = 2 * max(1, model.kv_heads // ranks) * model.head_dim * item, _PAGE
     state = -(-model.recurrent // ranks)

@@ -90,6 +90,13 @@ def test_latents_are_whole_on_every_rank():
     assert one.per_token(range(1)) == 576 * 2 + 132
 
 
+def test_latents_of_sparse_attention_in_8_bits_have_scales():
+    sparse = model(FULL, latent=576, beside_latent=132)
+    assert cache_of(sparse, 8, 1).page == 64 * (656 + 132)
+    assert cache_of(sparse, 8, None).page == 64 * (576 * 2 + 132)
+    assert cache_of(replace(sparse, beside_latent=0), 8, 1).page == 64 * 576
+
+
 def test_a_page_of_the_pool_is_given_to_no_sequence():
     """So many pages as a sequence takes are one too few: it would wait for ever."""
     serving = Serving(utilisation=0.9, batched_tokens=64, sequences=4)
@@ -307,6 +314,20 @@ def test_what_vllm_has_a_model_see_at_its_start_is_a_step_or_the_largest_image_o
     found = text_model({**CONFIG, **own}, attending(16))
     assert not isinstance(found, str), found
     assert found.seen.most(8192, context) == tokens
+
+
+@pytest.mark.parametrize(
+    ("own", "patches"),
+    [
+        ({"downsample_ratio": 0.5, "vision_config": {"image_size": [448, 448]}}, 4),
+        ({"scale_factor": 4, "vision_config": {"image_size": 512, "patch_size": 16}}, 16),
+        ({"vision_config": {"image_size": 336, "pixel_shuffle_ratio": 0.5}}, 4),
+        ({"spatial_merge_size": 2, "vision_config": {"image_size": 1540}}, 4),
+        ({"mm_tokens_per_image": 256, "vision_config": {"image_size": 896}}, 16),
+    ],
+)
+def test_how_many_patches_a_token_has_is_told_by_several_words(own, patches):
+    assert text_model({**CONFIG, **own}, attending(16)).seen.patches == patches
 
 
 def test_a_long_video_takes_from_the_cache():
