@@ -236,7 +236,7 @@ def _inventory(out: bytes, said: bytes, code: int, remote: str) -> Inventory:
         lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
         why = lines[-1][:200] if lines else "without a word"
         if code == _OF_SSH:
-            raise ValueError(f"ssh: {why}")
+            raise ValueError(f"ssh: {why.removeprefix('ssh: ')}")
         if code == _NOT_FOUND:
             raise ValueError(f"there is no devctl in its PATH ({why}): say where with --remote-command")
         raise ValueError(f"{remote!r} ended with {code}: {why}")
