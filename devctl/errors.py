@@ -138,13 +138,19 @@ _MOST_MEANT = 3
 _LONGEST_WORD = 100
 
 
+_ERRNO = re.compile(r"\[Errno -?[0-9]+\] ")
+
+
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line (two joined where the first only announces); its class if it says nothing."""
+    """What an exception says, on one line (two joined where the first only announces); its class if it says nothing.
+
+    The number of an operating system's error is left out, which tells nothing beside its words.
+    """
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - that of a library in C may hold what is no text
         text = ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [_ERRNO.sub("", line.strip(), count=1) for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

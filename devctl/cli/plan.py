@@ -338,7 +338,8 @@ def _write(plan: "Plan", output: OutputOptions) -> None:
 
     pieces = pieces_of(plan.tree, plan.placement)
     counted = show.counted(None if plan.runtime is None else plan.runtime.footprint.workload)
+    verdict = show.verdict_of(plan)
     if output.svg is not None:
-        write_whole(output.svg, plan_svg(plan.model, plan.placement, pieces, counted))
+        write_whole(output.svg, plan_svg(plan.model, plan.placement, pieces, counted, verdict))
     if output.html is not None:
-        write_whole(output.html, plan_html(plan.model, plan.placement, pieces, counted))
+        write_whole(output.html, plan_html(plan.model, plan.placement, pieces, counted, verdict))

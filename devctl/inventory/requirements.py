@@ -29,6 +29,19 @@ def _parsed(name: str, parse: Callable[[str], _T], value: _T | str | None) -> _T
         raise UsageError(f"--{name.replace('_', '-')}: {error}") from None
 
 
+def _capability(text: str) -> tuple[int, ...]:
+    """A compute capability like "9.0"; "90", as compilers write it, would be one that no board has.
+
+    Raises:
+        ValueError: it is none.
+    """
+    version = parse_version(text)
+    if len(version) == 1 and version[0] >= 20:
+        digits = str(version[0])
+        raise ValueError(f"{text!r} is no compute capability; write it like {digits[:-1]}.{digits[-1]}")
+    return version
+
+
 def _bytes(name: str, value: Size | None) -> int | None:
     """What is asked for, in bytes: an integer is that already."""
     size = _parsed(name, parse_size, value)
@@ -96,7 +109,7 @@ def _in_numbers(wanted: Requirements) -> _Asked:
             gpus=wanted.gpus,
             select=wanted.select,
             gpu_memory=_bytes("gpu_memory", wanted.gpu_memory),
-            compute_capability=_parsed("compute_capability", parse_version, wanted.compute_capability),
+            compute_capability=_parsed("compute_capability", _capability, wanted.compute_capability),
             idle=wanted.idle,
             healthy=wanted.healthy,
             p2p=wanted.p2p,

@@ -138,6 +138,8 @@ def test_selecting_a_mig_instance(machine, ran):
         (["--disk", "/data"], "PATH=SIZE"),
         (["--disk", "=5GiB"], "PATH=SIZE"),
         (["--disk", "/data=x"], "--disk: 'x' is not a size"),
+        (["--compute-capability", "90"], "--compute-capability: '90' is no compute capability; write it like 9.0"),
+        (["--compute-capability", "120"], "write it like 12.0"),
         (["--cuda", "twelve"], "--cuda: 'twelve' is not a version"),
         (["--compute-capability", "sm_80"], "--compute-capability"),
         (["--gpus", "-1"], "--gpus"),

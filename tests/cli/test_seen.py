@@ -240,6 +240,10 @@ def test_lines_are_broken_behind_blanks_and_dots_alone(width):
         assert len(number) > width or any(number in line for line in lines)
 
 
+def test_a_factor_stays_with_what_it_multiplies():
+    assert streams.in_lines("placed by auto, 400 tokens × 1", 29) == ["placed by auto, 400", "tokens × 1"]
+
+
 def test_an_empty_track_is_seen_without_colour(seen):
     done = seen("plan", TINY, "--devices", "30MiB,cpu=1GiB", stdout=80)
     gpu, cpu = (next(line for line in done.out.splitlines() if line.startswith(name)) for name in ("cuda:0", "cpu"))

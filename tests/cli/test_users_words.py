@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from devctl.errors import did_you_mean
+from devctl.errors import did_you_mean, first_line
 from devctl.inventory.hypothetical import parse_devices
 from devctl.models.quantised.quantise import Quantize
 from devctl.planning.request import Dtype, KvDtype, ModelRequest, not_one
@@ -230,6 +230,11 @@ def test_what_may_stand_twice_may_and_help_is_given_whatever_stands_beside_it(de
 
 def test_an_option_without_its_value_names_the_help_of_its_command(devctl):
     assert "see `devctl plan --help`" in devctl("plan", TINY, "--strategy").err
+
+
+def test_no_number_of_an_operating_system_is_told():
+    assert first_line(OSError(-2, "Name or service not known")) == "Name or service not known"
+    assert first_line(RuntimeError("no: [Errno 5] Input/output error")) == "no: Input/output error"
 
 
 @pytest.mark.parametrize("text", ["cuda:0", "xpu:12", "a:H100;cuda:1"])

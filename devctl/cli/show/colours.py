@@ -75,9 +75,11 @@ def shown_between(first: int, last: int | None) -> str:
 
 def stylesheet() -> str:
     """CSS for a picture; no variables, which not every program that shows SVG knows."""
-    between = "".join(
-        f"@media(max-width:{point - 0.02}px){{.devctl .from{point}{{display:none}}}}"
-        f"@media(min-width:{point}px){{.devctl .to{point}{{display:none}}}}"
+    # where @media is not known, as to librsvg, the labels of a wide window are shown, and not all over each other
+    narrow = ",".join(f".devctl .to{point}" for point in _BREAKPOINTS)
+    between = f"{narrow}{{display:none}}" + "".join(
+        f"@media(max-width:{point - 0.02}px){{.devctl .{kind}{point}{{display:{display}}}}}"
+        for kind, display in (("to", "inline"), ("from", "none"))
         for point in _BREAKPOINTS
     )
     return (

@@ -27,11 +27,14 @@ _STYLE = (
 )
 
 
-def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "") -> str:
+def plan_html(
+    model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "", verdict: str = ""
+) -> str:
     """The page as a file of its own.
 
     Args:
         counted: the workload that is counted, in a few words, or empty.
+        verdict: whether it fits, as the summary says it, or empty.
     """
     devices = tuple(use.device for use in placement.devices)
     rows = [
@@ -41,7 +44,7 @@ def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece]
         f'width="100%" height="100%" rx="2"/></svg>{clean(str(piece.device))}</td></tr>'
         for number, piece in enumerate(pieces, 1)
     ]
-    facts = "".join(f"<p>{clean(fact)}</p>" for fact in facts_of(model, placement, counted))
+    facts = "".join(f"<p>{clean(fact)}</p>" for fact in facts_of(model, placement, counted, verdict))
     notes = [f"<li>{clean(note)}</li>" for note in placement.notes]
     lines = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -49,7 +52,7 @@ def plan_html(model: PlannedModel, placement: Placement, pieces: Sequence[Piece]
         f"<title>{clean(title_of(model, counted))}</title>",
         f"<style>{_STYLE}</style>\n</head>\n<body>",
         f"<header><h1>{clean(model.name)}</h1>{facts}</header>",
-        svg(figure(placement, pieces), model, placement, page=False, counted=counted).rstrip(),
+        svg(figure(placement, pieces), model, placement, page=False, counted=counted, verdict=verdict).rstrip(),
         "<main>",
         *(["<h2>notes</h2>", "<ul>", *notes, "</ul>"] if notes else []),
         f"<h2>all {len(pieces)} blocks, in the order of the model</h2>",

@@ -36,19 +36,24 @@ def summary_of(plan: Plan, stream: TextIO | None) -> str:
     """The summary of a plan: whether it fits, what is counted, what is where, and what it holds for."""
     stages = plan.stages
     how = "" if stages is None else in_stages(stages)
-    verdict = verdict_line(plan.placement, plan.room)
-    if verdict.startswith("fits") and plan.engine.endswith(_WITHOUT_IMAGE):
-        verdict += f", {_WITHOUT_IMAGE.replace('of', 'for', 1)}"
     return plan_summary(
         plan.model,
         plan.placement,
-        verdict,
+        verdict_of(plan),
         run_line(plan.run),
         plan.engine,
         how,
         counted=counted(plan.runtime.footprint.workload if plan.runtime is not None else None),
         stream=stream,
     )
+
+
+def verdict_of(plan: Plan) -> str:
+    """Whether the plan fits, and what is left: the first line of all that shows it."""
+    verdict = verdict_line(plan.placement, plan.room)
+    if verdict.startswith("fits") and plan.engine.endswith(_WITHOUT_IMAGE):
+        verdict += f", {_WITHOUT_IMAGE.replace('of', 'for', 1)}"
+    return verdict
 
 
 def in_stages(found: Stages) -> str:

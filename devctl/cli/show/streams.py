@@ -270,7 +270,7 @@ def in_lines(text: str, width: int | None) -> list[str]:
         return [text]
     lines: list[str] = []
     line: str | None = None
-    for word in text.split(" "):
+    for word in _BLANK.split(text):
         longer = word if line is None else f"{line} {word}"
         if cells(longer) <= width:
             line = longer
@@ -282,6 +282,8 @@ def in_lines(text: str, width: int | None) -> list[str]:
     return [*lines, *([] if line is None else [line.rstrip()])]
 
 
+_BLANK = re.compile("(?<!×) (?!×)")
+"""A blank that a line may end at: "400 tokens × 1" keeps its factor."""
 _JOINT = re.compile(r"(?<=[./])(?:(?<![0-9][./])|(?![0-9]))")
 """Behind a dot or a slash that is no part of a number."""
 

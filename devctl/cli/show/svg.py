@@ -52,25 +52,30 @@ class Drawing:
     height: int
 
 
-def plan_svg(model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "") -> str:
+def plan_svg(
+    model: PlannedModel, placement: Placement, pieces: Sequence[Piece], counted: str = "", verdict: str = ""
+) -> str:
     """The picture as a file of its own: a title, the layers, the devices and the notes.
 
     Args:
         counted: the workload that is counted, in a few words, or empty.
+        verdict: whether it fits, as the summary says it, or empty.
     """
     title = [(line, "title ink", 26) for line in wrapped(_in_letters([model.name], 132), 38)]
     facts = [
         (line, "sub muted", 18)
-        for fact in facts_of(model, placement, counted)
+        for fact in facts_of(model, placement, counted, verdict)
         for line in wrapped(fact, _LINE_LETTERS - 8)
     ]
     notes = [(line, "small muted", 16) for note in placement.notes for line in wrapped(f"note: {note}", _LINE_LETTERS)]
     parts = [_text_lines([*title, *facts]), figure(placement, pieces)]
     parts += [_text_lines(notes)] if notes else []
-    return ascii_only(svg(_stacked(parts), model, placement, page=True, counted=counted))
+    return ascii_only(svg(_stacked(parts), model, placement, page=True, counted=counted, verdict=verdict))
 
 
-def svg(drawing: Drawing, model: PlannedModel, placement: Placement, *, page: bool, counted: str = "") -> str:
+def svg(
+    drawing: Drawing, model: PlannedModel, placement: Placement, *, page: bool, counted: str = "", verdict: str = ""
+) -> str:
     """``drawing`` as an SVG element that says in words what it shows."""
     height = drawing.height + 16
     said = [f"{use.device} holds {_used_of(use)}" for use in placement.devices if use.used]
@@ -78,7 +83,7 @@ def svg(drawing: Drawing, model: PlannedModel, placement: Placement, *, page: bo
         f'<svg xmlns="http://www.w3.org/2000/svg" class="devctl" width="100%" height="{height}" role="img" '
         'aria-labelledby="devctl-title devctl-desc">',
         f'<title id="devctl-title">{clean(title_of(model, counted))}</title>',
-        f'<desc id="devctl-desc">{clean("; ".join((*facts_of(model, placement, counted), *said)))}.</desc>',
+        f'<desc id="devctl-desc">{clean("; ".join((*facts_of(model, placement, counted, verdict), *said)))}.</desc>',
         f"<style>{canvas() if page else ''}{stylesheet()}</style>",
         '<defs><pattern id="devctl-disk" width="8" height="8" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><rect class="weave" width="8" height="8"/>'
@@ -116,11 +121,12 @@ def title_of(model: PlannedModel, counted: str) -> str:
     return f"{model.name}: where its layers go" + (f", {counted}" if counted else "")
 
 
-def facts_of(model: PlannedModel, placement: Placement, counted: str = "") -> tuple[str, ...]:
-    """What is planned, the workload that is counted, and what that leaves off the devices that compute."""
+def facts_of(model: PlannedModel, placement: Placement, counted: str = "", verdict: str = "") -> tuple[str, ...]:
+    """Whether it fits, what is planned, the workload that is counted, and what is left off the devices that compute."""
     how = f"placed by {placement.strategy}" if placement.strategy else "placed by the given map"
     first = f"{model.class_name}, {format_bytes(model.nbytes)} in {model.dtype}, {how}"
-    return (first, *([f"counted: {counted}"] if counted else []), offload_line(placement))
+    said = (verdict, first, f"counted: {counted}" if counted else "", offload_line(placement))
+    return tuple(fact for fact in said if fact)
 
 
 def edges(pieces: Sequence[Piece]) -> list[int]:

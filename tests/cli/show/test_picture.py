@@ -252,6 +252,21 @@ def test_the_name_of_a_long_host_leaves_room_for_its_numbers():
         assert "cuda:0" in name[3]
 
 
+def test_the_verdict_is_on_the_picture_and_the_page(devctl, tmp_path):
+    svg, page = tmp_path / "plan.svg", tmp_path / "plan.html"
+    done = devctl("plan", TINY, "--max-memory", "0=9MiB,cpu=1GiB", "--svg", svg, "--html", page)
+    verdict = done.err.splitlines()[0]
+    assert " on cpu, " in verdict
+    assert [text.text for text in parsed(svg.read_text()).iter(f"{SVG}text")][1] == verdict
+    assert f"<p>{verdict}</p>" in page.read_text()
+
+
+def test_labels_of_narrow_windows_are_hidden_where_windows_are_not_known():
+    style = re.sub(r"@media[^{]*\{([^{}]*\{[^{}]*\})*\}", "", colours.stylesheet())
+    hidden = style.partition("{display:none}")[0].rpartition("}")[2].split(",")
+    assert {f".devctl .to{point}" for point in colours._BREAKPOINTS} == set(hidden)
+
+
 def test_the_workload_is_in_the_title():
     drawn = planned(layers(10, 10), memory("0=100B"), name="org/model")
     svg, page = plan_svg(*drawn, "32,768 tokens × 4"), plan_html(*drawn, "32,768 tokens × 4")
