@@ -13,7 +13,7 @@ from devctl.models.footprint import Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
-from devctl.placement.placement import DeviceUse, tight
+from devctl.placement.placement import DeviceUse, Load, tight
 from devctl.placement.plan import Case, MostTokens, Room, WayToRun
 from devctl.placement.runtime import brought_weights, main_of, needs, unallocated
 from devctl.planning.question import Question
@@ -293,10 +293,22 @@ def what_if(question: Question) -> tuple[Case, ...]:
     def fullest(context: int, batch: int) -> tuple[float, bool] | None:
         workload = replace(question.workload, context_length=context, batch_size=batch)
         placement = question.best(workload, allowed.offloaded, scaled=True)
+        if any(use.budget is not None and is_close(use, use.budget) for use in placement.devices):
+            placement = question.best(workload, allowed.offloaded)
         fits = spare(placement, allowed) >= 0
         return (float(placement.fullest), not tight(placement.devices)) if fits else None
 
     return tuple(cases(question, fullest))
+
+
+_OF_PEAK, _OF_GAPS = 500, 2
+"""Parts by which a peak on a line may be below the traced one, and gaps, as a part of what runs beside the weights."""
+
+
+def is_close(load: Load, budget: int) -> bool:
+    """Whether a batch that was not traced fits, and one that takes what it may really take would not."""
+    left, by_default = budget - load.total, budget - load.with_gaps
+    return 0 <= left < load.total // _OF_PEAK or 0 <= by_default < (load.state + load.activations) // _OF_GAPS
 
 
 def cases(question: Question, fullest: Callable[[int, int], tuple[float, bool] | None]) -> Iterator[Case]:

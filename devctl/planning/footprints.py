@@ -105,9 +105,11 @@ class Footprints:
         straight = between(one, two, far)
         # where images are what is many, fewer were traced than there are, and tell whether the line holds
         beyond = workload.batch_size > far and far != most
-        if beyond or is_met(straight, many):
-            return between(one, two, workload.batch_size)
-        return between(two, many, workload.batch_size)
+        ends = (one, two) if beyond or is_met(straight, many) else (two, many)
+        found = between(*ends, workload.batch_size)
+        # what a few sequences fit into without a gap, many may not
+        gaps = -(-many.unallocated * workload.batch_size // many.workload.batch_size)
+        return replace(found, unallocated=max(found.unallocated, gaps))
 
     def least_context(self, workload: Workload) -> int:
         """Tokens of the shortest context that has room for the images that are asked for, and a token of text.

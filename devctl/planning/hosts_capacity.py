@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from devctl.models.footprint import Footprint
 from devctl.placement.parallel.places import devices_of
-from devctl.placement.parallel.stages import Cut, find_stages, fits_within
+from devctl.placement.parallel.stages import Cut, Found, find_stages, fits_within
+from devctl.placement.placement import Load
 from devctl.placement.plan import Case, MostTokens, Refusal, Room
 from devctl.planning import capacity
 from devctl.planning.hosts_question import HostsQuestion
@@ -80,13 +81,19 @@ def what_if(asked: HostsQuestion) -> tuple[Case, ...]:
     """Which contexts and batch sizes fit in the best stages for each."""
     question = asked.question
 
+    def staged(footprint: Footprint) -> tuple[Found, list[tuple[int, Load]]]:
+        costs = asked.costs(footprint)
+        found = find_stages(costs, asked.hosts)
+        cut = found.cut if found.fullest <= 1 else ()
+        return found, [(board.budget, costs.load(first, end, board.overhead)) for board, first, end in cut]
+
     def fullest(context: int, batch: int) -> tuple[float, bool] | None:
         workload = replace(question.workload, context_length=context, batch_size=batch)
-        costs = asked.costs(question.footprints.scaled(workload))
-        found = find_stages(costs, asked.hosts)
+        found, loads = staged(question.footprints.scaled(workload))
+        if any(capacity.is_close(load, budget) for budget, load in loads):
+            found, loads = staged(question.footprints.of(workload))
         if found.fullest > 1:
             return None
-        loads = [(board.budget, costs.load(first, end, board.overhead)) for board, first, end in found.cut]
         return float(found.fullest), all(load.with_gaps <= budget for budget, load in loads)
 
     return tuple(capacity.cases(question, fullest))

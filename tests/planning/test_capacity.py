@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import devctl
 from devctl.models.footprint import BlockFootprint, Footprint, Kernels, Workload
-from devctl.planning.capacity import nearest
-from devctl.planning.footprints import between, is_met
+from devctl.placement.placement import Load
+from devctl.planning.capacity import is_close, nearest
+from devctl.planning.footprints import Footprints, between, is_met
 from devctl.planning.model import open_model
 from devctl.planning.request import ModelRequest
 from tests import small_models
@@ -60,6 +61,31 @@ def test_many_sequences_take_no_more_than_is_counted_without_a_trace(folder):
         workload = Workload(context_length=96, batch_size=batch, padded=True, kernels=Kernels.ACCELERATOR)
         counted, traced = footprints.scaled(workload), footprints.of(workload)
         assert is_met(counted, traced), batch
+
+
+def footprint_of(batch, gaps):
+    block = BlockFootprint(name="a", prefill=100 * batch)
+    workload = Workload(context_length=8, batch_size=batch, new_tokens=1)
+    return Footprint(workload=workload, blocks=(block,), unallocated=gaps)
+
+
+def test_gaps_that_a_few_sequences_do_not_leave_are_those_of_many(monkeypatch):
+    footprints = open_model(ModelRequest(model=str(TINY), cache=False)).footprints
+    traced = {1: 0, 2: 3, 64: 2000}
+    monkeypatch.setattr(Footprints, "_exact", lambda _, asked: footprint_of(asked.batch_size, traced[asked.batch_size]))
+    found = footprints.scaled(Workload(context_length=8, batch_size=33, new_tokens=1))
+    assert found.blocks[0].prefill == 3300
+    assert found.unallocated == -(-2000 * 33 // 64)
+
+
+@pytest.mark.parametrize(
+    ("budget", "close"),
+    [(999, False), (1000, True), (1001, True), (1002, False), (1099, False), (1100, True), (1249, True), (1250, False)],
+)
+def test_what_was_not_traced_is_looked_at_again_where_little_is_left(budget, close):
+    # of 1000 bytes 300 run beside the weights, with gaps of 100
+    load = Load(used=600, state=100, activations=200, overhead=100, unallocated=100)
+    assert is_close(load, budget) is close
 
 
 @pytest.mark.parametrize(
