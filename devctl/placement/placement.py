@@ -344,7 +344,7 @@ def tight(uses: Collection[DeviceUse]) -> tuple[str, ...]:
     some = ", ".join(map(str, [*lacking][:_MOST_NAMED]))
     more = f" and {len(lacking) - _MOST_NAMED} more" if len(lacking) > _MOST_NAMED else ""
     return (
-        f"what is on {some}{more} holds only with {SEGMENTS}; by default torch's allocator reserves up to "
+        f"what is on {some}{more} fits only with {SEGMENTS}; by default torch's allocator reserves up to "
         f"{format_bytes(reserved)} in gaps, {format_bytes(lacking[worst])} more than is left on {worst}",
     )
 

@@ -27,7 +27,9 @@ def test_gaps_are_told_beside_the_total_and_are_no_part_of_it(devctl):
     tight = gpu["used"] + gpu["state"] + gpu["activations"]
     document, said = plan(devctl, f"{tight}B", "--context-length", "1000")
     assert said.startswith(f"fits only with {SEGMENTS}")
-    assert any(note.startswith(f"what is on cuda:0 holds only with {SEGMENTS}; by default") for note in document["notes"])
+    assert any(
+        note.startswith(f"what is on cuda:0 fits only with {SEGMENTS}; by default") for note in document["notes"]
+    )
     roomy, said = plan(devctl, f"{tight + gpu['unallocated']}B", "--context-length", "1000")
     assert not any(SEGMENTS in note for note in roomy["notes"])
 

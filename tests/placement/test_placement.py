@@ -286,7 +286,7 @@ def with_gaps(gap):
 def test_a_device_with_room_for_tensors_and_not_for_gaps_between_them_is_told():
     assert with_gaps(15) == ()
     (said,) = with_gaps(16)
-    assert "holds only with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True;" in said
+    assert "fits only with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True;" in said
     assert "up to 16 B in gaps, 1 B more than is left on cuda:0" in said
 
 
