@@ -10,6 +10,7 @@ from devctl.errors import RefusedError, UsageError
 from tests import quantised
 from tests.cli.test_documents import PLAN, schema
 from tests.conftest import CONFIGS
+from tests.marks import one_in
 
 GIB = 2**30
 LLAMA, LLAMA_70B, GEMMA = CONFIGS / "llama-3.1-8b", CONFIGS / "llama-3.1-70b", CONFIGS / "gemma-2-27b"
@@ -233,7 +234,7 @@ def test_a_block_that_is_quantised_together_is_of_one_rank(devctl, quantised_in_
     planned(devctl, quantised_in_blocks, "--devices", "80GiB", "--context-length", "64")
 
 
-@pytest.mark.parametrize("name", ["int4 groups", "float8 channels", "nvfp4"])
+@pytest.mark.parametrize("name", one_in(3, ["int4 groups", "float8 channels", "nvfp4"]))
 def test_packed_weights_are_counted_packed(devctl, tmp_path, name):
     config = json.loads((LLAMA / "config.json").read_text())
     config["quantization_config"] = quantised.COMPRESSED[name]

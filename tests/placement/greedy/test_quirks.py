@@ -9,6 +9,7 @@ from devctl.models.skeleton import read_skeleton
 from devctl.placement import Strategy, place
 from devctl.placement.budget import from_max_memory, parse_max_memory
 from tests.conftest import CONFIGS
+from tests.marks import one_in
 
 GIB = 2**30
 
@@ -24,15 +25,18 @@ def box(number, size):
 
 @pytest.mark.parametrize(
     ("model", "machine", "strategy", "spilled"),
-    [
-        # the share of each GPU ignores that one is larger
-        ("llama-3.1-70b", "0=141GiB,1=24GiB,cpu=200GiB", Strategy.AUTO, 41.8),
-        # room for the largest offloaded layer is kept, though nothing need be offloaded
-        ("llama-3.1-8b", box(2, 8), Strategy.AUTO, 0.98),
-        # balanced_low_0 sizes the first GPU exactly, and then reserves from it
-        ("llama-3.1-70b", box(2, 80), Strategy.BALANCED_LOW_0, 3.55),
-        ("llama-3.1-405b", box(8, 100), Strategy.BALANCED_LOW_0, 45.5),
-    ],
+    one_in(
+        2,
+        [
+            # the share of each GPU ignores that one is larger
+            ("llama-3.1-70b", "0=141GiB,1=24GiB,cpu=200GiB", Strategy.AUTO, 41.8),
+            # room for the largest offloaded layer is kept, though nothing need be offloaded
+            ("llama-3.1-8b", box(2, 8), Strategy.AUTO, 0.98),
+            # balanced_low_0 sizes the first GPU exactly, and then reserves from it
+            ("llama-3.1-70b", box(2, 80), Strategy.BALANCED_LOW_0, 3.55),
+            ("llama-3.1-405b", box(8, 100), Strategy.BALANCED_LOW_0, 45.5),
+        ],
+    ),
 )
 def test_what_spills_and_need_not(model, machine, strategy, spilled):
     budgets = from_max_memory(parse_max_memory([machine]))

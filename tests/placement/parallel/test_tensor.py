@@ -52,7 +52,7 @@ def test_every_tensor_of_every_rank_is_as_transformers_shards_it(name, ranks, tr
         )
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", one_in(3, EXPERTS))
 def test_so_it_is_where_experts_are_shared_out(name, tree_of):
     for rank in range(2):
         model_class, config = SHARDED[name]()

@@ -53,7 +53,7 @@ def test_what_an_import_does_to_its_process_is_the_fault_of_that_import(script, 
 
 
 @pytest.mark.parametrize(
-    "script", ["", "print('rubbish')", "print('mark:{}')", "import sys; sys.stdout.buffer.write(b'\\xff')"]
+    "script", one_in(3, ["", "print('rubbish')", "print('mark:{}')", "import sys; sys.stdout.buffer.write(b'\\xff')"])
 )
 def test_a_process_that_answers_rubbish_answered_nothing(script):
     found = asked(script)
@@ -132,15 +132,21 @@ def really_asked(folder):
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [
-        ("raise ImportError('libtorch_cuda.so: undefined symbol: ncclCommShrink')", "ImportError: libtorch_cuda.so"),
-        ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
-        ("raise SystemExit(0)", "SystemExit: 0"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("x = (", "SyntaxError"),
-        ("print('rubbish'); import ctypes; ctypes.string_at(0)", "crashed (SIGSEGV)"),
-        ("__version__ = '0.0'", "AttributeError"),
-    ],
+    one_in(
+        3,
+        [
+            (
+                "raise ImportError('libtorch_cuda.so: undefined symbol: ncclCommShrink')",
+                "ImportError: libtorch_cuda.so",
+            ),
+            ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+            ("raise SystemExit(0)", "SystemExit: 0"),
+            ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+            ("x = (", "SyntaxError"),
+            ("print('rubbish'); import ctypes; ctypes.string_at(0)", "crashed (SIGSEGV)"),
+            ("__version__ = '0.0'", "AttributeError"),
+        ],
+    ),
 )
 def test_a_torch_that_can_not_be_imported_is_told_by_the_very_script(tmp_path, text, fault):
     package(tmp_path, "torch", text)
