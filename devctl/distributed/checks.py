@@ -105,7 +105,7 @@ def require_run(request: RankRequest, file: str = "FILE") -> None:
     if request.max_new_tokens < 1:
         raise UsageError("--max-new-tokens 0: without a token, nothing of several ranks is proven", hint="leave it out")
     if request.verify_weights and len(stages.hosts) == 1:
-        raise UsageError("--verify-weights: one host has the weights once", hint="leave it out")
+        raise UsageError("one host has the weights once", hint="leave out --verify-weights")
     for rank in stages.ranks():
         request.used(rank)
     reasons = []

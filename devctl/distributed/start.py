@@ -262,7 +262,7 @@ def _bad(name: str, code: int, told: int | None, *, by_ssh: bool) -> LoadError:
     known = {int(each) for each in ExitCode} - {int(ExitCode.DONE)}
     if code < 0:
         return LoadError(f"{name} died: killed by {signal.Signals(-code).name}")
-    if by_ssh and told is None and code not in known - {ExitCode.BUG}:  # no rank's code, but that of what starts them
+    if by_ssh and told is None:  # the code of what starts ranks, and none of theirs
         return LoadError(
             f"{name} ended with exit code {code}, as it says above", hint=_OF_SSH.get(code, "").format(name)
         )

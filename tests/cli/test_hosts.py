@@ -53,6 +53,7 @@ def test_a_silent_host_is_a_no_where_all_are_required_or_none_answers(devctl, ss
     assert done.code == 3
     assert len(holds(done.out, CLUSTER)["hosts"]) == 2
     assert "1 of 2 hosts gave no inventory" in done.err and "denied: ssh: denied" in done.err
+    assert "give it with --machine" in done.err
     assert devctl("list", "--hosts", "denied,none").code == 3
     assert devctl("list", "--hosts", "a", "--require-all").code == 0
 

@@ -329,7 +329,12 @@ def test_without_ssh_it_is_said_what_does_without(devctl, llama, staged, tmp_pat
 
 @pytest.mark.parametrize(
     ("code", "hint"),
-    [(255, "`ssh -o BatchMode=yes b true` has to work"), (127, "`ssh b torchrun --version` has to work"), (1, "")],
+    [
+        (255, "`ssh -o BatchMode=yes b true` has to work"),
+        (127, "`ssh b torchrun --version` has to work"),
+        (1, ""),
+        (2, ""),
+    ],
 )
 def test_a_host_whose_line_is_not_started_is_named_with_what_to_try(
     devctl, llama, staged, tmp_path, monkeypatch, code, hint

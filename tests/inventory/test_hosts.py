@@ -29,7 +29,7 @@ echo "$@" >> "{folder}/asked"
 case "$5" in
   banner*) echo "Welcome to {{the}} cluster"; echo; cat "{folder}/answer"; echo bye ;;
   denied) echo "Warning: Permanently added" >&2; echo "denied: Permission denied (publickey)." >&2; exit 255 ;;
-  absent) echo "ssh: Could not resolve hostname absent: Name or service not known" >&2; exit 255 ;;
+  away) echo "ssh: Could not resolve hostname away: Name or service not known" >&2; exit 255 ;;
   none) echo "sh: 1: devctl: not found" >&2; exit 127 ;;
   broken) echo "Traceback" >&2; echo "ImportError: no numpy" >&2; exit 1 ;;
   quiet) exit 3 ;;
@@ -95,11 +95,11 @@ def test_another_command_may_be_run(ssh):
 
 
 def test_a_host_that_fails_is_told_and_the_others_are_there(ssh):
-    said = errors("a", "denied", "absent", "none", "broken", "quiet", "garbage", "empty", "newer", "other")
+    said = errors("a", "denied", "away", "none", "broken", "quiet", "garbage", "empty", "newer", "other")
     assert said == {
         "a": None,
         "denied": "ssh: denied: Permission denied (publickey).",
-        "absent": "ssh: Could not resolve hostname absent: Name or service not known",
+        "away": "ssh: Could not resolve hostname away: Name or service not known",
         "none": "there is no devctl in its PATH (sh: 1: devctl: not found): say where with --remote-command",
         "broken": "'devctl list --json' ended with 1: ImportError: no numpy",
         "quiet": "'devctl list --json' ended with 3: without a word",
