@@ -272,9 +272,9 @@ def _show(plan: "Plan", output: OutputOptions) -> None:
     exported = None
     if output.to is not None:  # before anything is written: an engine may refuse
         from devctl.export.engines import export
-        from devctl.export.read import exportable
+        from devctl.planning.exporting import as_exportable
 
-        exported = export(exportable(plan.to_document(), "the plan"), output.to)
+        exported = export(as_exportable(plan.to_document(), "the plan"), output.to)
     _write(plan, output)
     if exported is not None:
         from devctl.cli.export import print_export

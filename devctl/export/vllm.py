@@ -64,8 +64,8 @@ def export(plan: Exportable) -> Export | Unsayable:
         # windows are freed only once a step is over, and a page is as large as the largest that a layer keeps
         notes.insert(
             0,
-            "its layers keep unlike caches, which vLLM pages by rules of its own: it takes 0.92 of each GPU; "
-            "`devctl plan --engine vllm` counts what it holds",
+            "its layers keep windows or unlike caches, which vLLM pages by rules of its own: it takes 0.92 of each "
+            "GPU; `devctl plan --engine vllm` counts what it holds",
         )
     commands = SERVER.commands(plan, words, joined)
     if plan.serving is not None:

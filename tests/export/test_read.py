@@ -8,6 +8,7 @@ import pytest
 
 from devctl.errors import UsageError
 from devctl.export.read import exportable
+from devctl.planning.exporting import as_exportable
 from tests.conftest import CONFIGS
 from tests.marks import one_in
 
@@ -79,6 +80,30 @@ def test_a_map_of_other_layers_than_the_model_has_is_refused(devctl, tmp_path):
     assert (done.code, done.out) == (3, "")
     assert "the map is of 2 layers, and" in done.err
     assert "tiny-llama has 8" in done.err
+
+
+@pytest.mark.parametrize(
+    ("own", "tokens", "alike"),
+    [
+        ({"sliding_window": 512}, 2048, False),
+        ({"sliding_window": 512}, 512, True),
+        ({"sliding_window": 512, "use_sliding_window": False}, 2048, True),
+        ({"sliding_window": 512, "layer_types": ["full_attention"] * 2}, 2048, True),
+        ({"sliding_window": None}, 2048, True),
+        ({"text_config": {"sliding_window": 512}}, 2048, False),
+    ],
+)
+def test_windows_of_all_layers_are_seen_in_the_config(tmp_path, own, tokens, alike):
+    """vLLM wants room for all tokens of a step beside the window: less would not start."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **own}))
+    document = {
+        "kind": "devctl.plan",
+        "schema": 1,
+        "model": {"name": str(tmp_path)},
+        "device_map": {"": 0},
+        "workload": {"context_length": tokens, "blocks": [{"name": f"model.layers.{at}", "state": 5} for at in (0, 1)]},
+    }
+    assert as_exportable(document, "plan.json").kept_alike is alike
 
 
 def test_layers_that_keep_windows_are_seen_in_a_plan():

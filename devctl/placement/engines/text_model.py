@@ -20,7 +20,7 @@ LATENT_PAGE = 64
 _FUSED = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|qkv|c_attn)\.(weight|qweight|weight_packed)$")
 _KEYS = re.compile(r"\.k_proj\.(weight|qweight|weight_packed)$")
 _VISION = re.compile(r"vision|visual|audio|image")
-_GATED = re.compile(r"(vision|visual)\b.*\.(gate_proj|gate_up_proj)\.")
+_GATED = re.compile(r"(vision|visual).*\.(gate_proj|gate_up_proj)\.")
 _HEARD = re.compile(r"^(audio|speech|sound|encoder).*_config$")
 
 _LARGEST_IMAGE = 16384
@@ -356,6 +356,8 @@ def _seen(config: Mapping[str, Any], tree: ModuleTree) -> Seen | None:
         raise _UnseenError(f"its config has {heard[0]}")
     vision = config.get("vision_config")
     if not isinstance(vision, dict):
+        if tower := next((tensor.name for tensor in tree.index.tensors if _VISION.search(tensor.name)), None):
+            raise _UnseenError(f"its config has no vision_config, and it has {tower[:60]}")
         return None
     patch = _or(vision, 14, "patch_size")
     side = _side(vision)

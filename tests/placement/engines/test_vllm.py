@@ -351,6 +351,26 @@ def test_towers_that_are_not_known_are_refused(own, why):
     assert why in found
 
 
+def test_a_tower_that_the_config_does_not_tell_of_is_refused():
+    tower = replace(attending(16).index.tensors[0], name="vision.a.weight")
+    whole = replace(attending(16), root=replace(attending(16).root, parameters=(tower,)))
+    assert "its config has no vision_config, and it has vision.a.weight" in text_model(CONFIG, whole)
+
+
+def test_a_tower_with_gates_holds_a_third_of_its_widest_layer_more():
+    gate = Tensor(
+        name="vision_tower.layers.0.mlp.gate_proj.weight",
+        kind=TensorKind.PARAMETER,
+        nbytes=2,
+        shape=(1, 1),
+        dtype="bfloat16",
+    )
+    config = {**CONFIG, "vision_config": {"image_size": 28, "hidden_size": 8, "intermediate_size": 100}}
+    whole = replace(attending(16), root=replace(attending(16).root, parameters=(gate,)))
+    assert text_model(config, attending(16)).seen.within == 2 * 100 + 4 * 8
+    assert text_model(config, whole).seen.within == 3 * 100 + 4 * 8
+
+
 def test_what_a_model_sees_with_is_on_every_stage():
     names = ("visual.blocks.0.attn.qkv.weight", "multi_modal_projector.linear_1.weight")
     assert [_part_of(name, "language_model.layers.") for name in names] == [TOWERS, TOWERS]
