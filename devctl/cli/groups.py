@@ -74,10 +74,11 @@ def _refuse_repeated(found: list[Any]) -> None:
         if param.param_type_name != "option" or param.multiple or param.is_flag:
             continue
         if param.name in seen:
+            from devctl.cli.helps import value_of
+
             name = param.opts[-1]
-            raise UsageError(
-                f"{name} is given twice, and only one is read", hint=f"write it once: {name} {param.metavar}"
-            )
+            hint = f"write it once: {name} {value_of(param)}"
+            raise UsageError(f"{name} is given twice, and only one is read", hint=hint)
         seen.add(param.name)
 
 

@@ -211,19 +211,19 @@ def _is_argument(param: Any) -> bool:
 
 
 def _in_usage(argument: Any) -> str:
-    name = _takes(argument)
+    name = value_of(argument)
     return name if argument.required else f"[{name}]"
 
 
 def _name(param: Any) -> str:
     """How an option is written, short names first, and what it takes."""
     if _is_argument(param):
-        return _takes(param)
+        return value_of(param)
     names = ", ".join([*sorted(param.opts, key=len), *param.secondary_opts])
-    return names if param.is_flag or param.count else f"{names} {_takes(param)}"
+    return names if param.is_flag or param.count else f"{names} {value_of(param)}"
 
 
-def _takes(param: Any) -> str:
+def value_of(param: Any) -> str:
     """What stands for the value of ``param``."""
     if param.metavar:
         return str(param.metavar)

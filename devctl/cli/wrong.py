@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from devctl.cli.helps import value_of
 from devctl.completion.entry import table
 from devctl.errors import did_you_mean
 
@@ -64,7 +65,7 @@ def explained(error: Any, commands: Iterable[str]) -> str:
 
 def _missing(param: Any) -> str:
     """What the command line lacks, and what may be given."""
-    name = param.metavar or str(param.name).upper()
+    name = value_of(param)
     if param.param_type_name == "option":
         name = f"{param.opts[0]} {name}"
     said = (param.help or "").rstrip(".")

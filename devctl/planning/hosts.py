@@ -122,7 +122,7 @@ def _requests(request: HostsRequest) -> Iterator[tuple[str, MachineRequest]]:
                 raise UsageError(
                     f"--devices: {entry.strip()!r} is not HOST:DEVICES", hint="write it like 'a:4xH100;b:2xA100'"
                 )
-            if rest.isdecimal() and name in tuple(DeviceType):
+            if rest.isdecimal() and name in (DeviceType.GPU, DeviceType.XPU, DeviceType.MPS):
                 raise UsageError(
                     f"--devices: {entry.strip()!r} is a device of this machine, and --devices says what is not here",
                     hint=f"leave it out for all of this machine, or choose of it with --visible {rest}",

@@ -212,6 +212,7 @@ def test_warnings_of_libraries_are_not_part_of_the_conversation(tmp_path):
         (["plan", TINY, "--devices", "H100", "--devices", "L4"], "--devices is given twice, and only one is read"),
         (["plan", TINY, "-o", "a.json", "--output=b.json"], "--output is given twice, and only one is read"),
         (["check", "--ram", "1GiB", "--ram", "1GiB"], "--ram is given twice, and only one is read"),
+        (["list", "--only", "cpu", "--only", "gpu"], "write it once: --only gpu|cpu|disk"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
