@@ -26,6 +26,7 @@ from devctl.distributed.link import Limits
 from devctl.distributed.start import run_local, run_ssh
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json, require_of_transformers
+from devctl.placement.document_shape import require_shape
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
 from devctl.planning.map_file import read_text, require_loadable
@@ -129,10 +130,12 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     planned, shared = document.get("model"), document.get("tensor_parallel")
     if isinstance(planned, dict):
         require_loadable(planned, origin)
+    stages = parse_stages(document, origin)
+    require_shape(document, origin, may_lack=True)
     return StagedPlan(
         path=argument,
         text=text,
-        stages=parse_stages(document, origin),
+        stages=stages,
         model=planned if isinstance(planned, dict) else {},
         shared=shared if isinstance(shared, dict) else {},
     )
