@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from importlib import import_module
 from typing import Annotated, Any
@@ -72,7 +71,7 @@ class _Devctl(TyperGroup):
         except DevctlError as error:
             signals.exit_if_ended()
             if os.environ.get("DEVCTL_DEBUG"):
-                traceback.print_exc()
+                streams.trace(error)
             streams.error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -84,13 +83,14 @@ class _Devctl(TyperGroup):
             raise typer.Exit(ExitCode.BUG) from None
         except (typer.Exit, typer.Abort):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told, whatever it is
             signals.exit_if_ended()
             if _is_typers(error):
                 _explain(error, ctx)
                 raise typer.Exit(ExitCode.USAGE) from None
             if os.environ.get("DEVCTL_DEBUG"):
-                raise
+                streams.trace(error)
+                raise typer.Exit(ExitCode.BUG) from None
             streams.message(
                 f"unexpected failure: {type(error).__name__}: {first_line(error)}",
                 "this is a bug in devctl; please report it with the traceback that DEVCTL_DEBUG=1 shows",

@@ -27,6 +27,7 @@ from devctl.distributed.report import parse_report
 from devctl.distributed.start import Ended, run_local, run_ssh
 from devctl.errors import LoadError, RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, parse_json, require_of_transformers
+from devctl.placement.document_shape import require_shape
 from devctl.placement.parallel.records import Stages, is_staged, parse_stages
 from devctl.planning import clashes
 from devctl.planning.map_file import bare_device, parse_map_file, read_text, require_loadable
@@ -136,10 +137,12 @@ def read_staged(argument: str | None) -> StagedPlan | None:
     planned, shared = document.get("model"), document.get("tensor_parallel")
     if isinstance(planned, dict):
         require_loadable(planned, origin)
+    stages = parse_stages(document, origin)
+    require_shape(document, origin, may_lack=True)
     return StagedPlan(
         path=argument,
         text=text,
-        stages=parse_stages(document, origin),
+        stages=stages,
         model=planned if isinstance(planned, dict) else {},
         shared=shared if isinstance(shared, dict) else {},
     )

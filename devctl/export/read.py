@@ -15,6 +15,7 @@ from devctl.export.records import Exportable, Unsayable
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import KIND, SCHEMA, map_of
+from devctl.placement.document_shape import require_shape
 from devctl.placement.engines.records import Serving
 from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
 from devctl.units import format_bytes
@@ -66,7 +67,7 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
     for each in split.stages.hosts:
         if not _NAME.fullmatch(each):
             raise UsageError(f"{origin} names a host {each!r}, which is no host's name")
-    return Exportable(
+    found = Exportable(
         model=name,
         revision=_word(about, "revision", origin),
         dtype=_word(about, "dtype", origin),
@@ -83,6 +84,9 @@ def exportable(data: Any, origin: str, model: str | None = None) -> Exportable |
         class_name=_word(about, "class", origin),
         serving=_serving(document.get("engine"), origin),
     )
+    if document:
+        require_shape(document, origin, may_lack=True)
+    return found
 
 
 def _serving(engine: Any, origin: str) -> Serving | None:

@@ -10,8 +10,8 @@ from typing import Any
 from devctl.devices import Device
 from devctl.errors import RefusedError, UsageError
 from devctl.placement.document import KIND, SCHEMA, map_of, normal, of_gguf, parse_json
+from devctl.placement.document_shape import require_shape
 from devctl.placement.strategy import Strategy
-from devctl.planning.document_shape import require_shape
 from devctl.planning.plan_facts import PlanFacts, parse_facts
 from devctl.planning.planned_run import Run, parse_run
 from devctl.reading import MOST_TEXT, read_document

@@ -193,6 +193,8 @@ def test_a_map_that_no_engine_can_run_is_refused_with_its_reason(devctl, tmp_pat
             ({"model": 7}, '"model" is no object'),
             ({"workload": {"context_length": "long"}}, "no number"),
             ({"workload": {"blocks": 7}}, "no list of names"),
+            ({"workload": {"context_length": 10**400}}, '"workload.context_length" is larger than anything'),
+            ({"notes": 7}, '"notes" is 7, not a list'),
             ({"layers_in": "model.layers", "stages": []}, "there is no stage"),
             ({"stages": "none"}, "can't be read"),
         ],

@@ -16,8 +16,8 @@ from devctl.inventory.probes import disk
 from devctl.inventory.probes.nvidia_health import Answer, parse_health
 from devctl.inventory.records import HOST_POOL, Accelerator, Health, Hidden, Host, Inventory, MigInstance, Process
 from devctl.inventory.requirements import Requirements, disk_use, judge
+from devctl.placement.document_shape import require_shape
 from devctl.planning import checking
-from devctl.planning.document_shape import require_shape
 from devctl.planning.map_file import parse_map_file
 from devctl.planning.plan_facts import contradictions, parse_facts
 from tests.conftest import CONFIGS
@@ -284,6 +284,17 @@ def test_a_plan_is_held_against_all_it_says_before_it_is_loaded(devctl, tmp_path
     done = devctl("load", TINY, "--load-format", "dummy", "--map", tmp_path / "plan.json")
     assert (done.code, done.out) == (3, "")
     assert words in done.err
+
+
+@pytest.mark.parametrize("change", [{"notes": 7}, {"crossings": -1}, {"workload": {"context_length": 10**400}}])
+def test_a_plan_over_hosts_of_another_shape_is_wrong_usage(devctl, tmp_path, change):
+    use = {"used": 1, "state": 0, "activations": 0, "unallocated": 0, "overhead": 0, "budget": 9}
+    stage = {"stage": 0, "host": "a", "devices": ["cuda:0"], "layers": [0, 8], **use}
+    document = {"schema": 1, "kind": "devctl.plan", "layers_in": "model.layers", "stages": [stage], **change}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    done = devctl("load", TINY, "--map", tmp_path / "plan.json", "--launch", "print")
+    assert (done.code, done.out) == (2, "")
+    assert next(iter(change)) in done.err
 
 
 def test_a_plain_map_says_that_room_was_not_asked(devctl, tmp_path):

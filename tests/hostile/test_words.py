@@ -245,6 +245,16 @@ def test_what_libraries_log(capsys):
     require_harmless(capsys.readouterr().err, "\n")
 
 
+def test_tracebacks(devctl, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVCTL_DEBUG", "1")
+    config = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": HOSTILE, "model_type": HOSTILE}))
+    done = devctl("plan", tmp_path, "--devices", "1GiB")
+    assert (done.code, done.out) == (4, "")
+    assert "Traceback" in done.err
+    require_harmless(done.err, done.err)  # whose lines are those of the code
+
+
 def test_plan_documents(devctl, tmp_path):
     document = {
         "schema": 1,

@@ -172,6 +172,14 @@ def error(error: DevctlError) -> None:
     say("".join(f"{line}\n" for line in (*lines, *([f"  {clean(error.hint)}"] if error.hint else []))))
 
 
+def trace(error: BaseException) -> None:
+    """The traceback of ``error``, for who looks for a bug: what it quotes of others is as harmless as in a message."""
+    import traceback
+
+    lines = "".join(traceback.format_exception(error)).split("\n")
+    say("\n".join(map(clean, lines)))
+
+
 def to_text(renderable: RenderableType, stream: TextIO | None) -> str:
     """``renderable`` as ``stream`` should show it: colours where a terminal looks, no wrapping where a pipe listens.
 

@@ -29,7 +29,7 @@ _KINDS = {
 }
 
 
-def require_shape(document: Mapping[str, Any], origin: str) -> None:
+def require_shape(document: Mapping[str, Any], origin: str, *, may_lack: bool = False) -> None:
     """Refuse a plan document with a value of another kind than ``plan`` writes there, or without one of its keys.
 
     Keys that are not known are left alone: a newer devctl may have more. How names, devices and other words are
@@ -37,22 +37,21 @@ def require_shape(document: Mapping[str, Any], origin: str) -> None:
 
     Args:
         origin: where it came from, for messages.
+        may_lack: whether a key may be missing, as in a plan of an earlier devctl, where the reader does without.
 
     Raises:
         UsageError: it is malformed; the message says where.
     """
     schema = _schema()
-    problem = next(_problems(document, schema, "", schema["$defs"], complete=not document.keys() <= _BY_HAND), None)
+    complete = not (may_lack or document.keys() <= _BY_HAND)
+    problem = next(_problems(document, schema, "", schema["$defs"], complete=complete), None)
     if problem is not None:
         raise UsageError(f"{origin}: {problem}", hint="write it anew with `devctl plan MODEL --report FILE`")
 
 
 @cache
 def _schema() -> dict[str, Any]:
-    import devctl.placement
-
-    text = Path(devctl.placement.__file__).with_name("schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
+    schema: dict[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
     return schema
 
 
@@ -117,5 +116,5 @@ def _kind(value: Any) -> str:
     """What JSON Schema calls the kind of a JSON value; a number that is none (NaN) has no kind."""
     if isinstance(value, float):
         return "number" if math.isfinite(value) else ""
-    names = {dict: "object", list: "array", str: "string", int: "integer", bool: "boolean", type(None): "null"}
-    return names[type(value)]
+    kinds = ((bool, "boolean"), (str, "string"), (int, "integer"), ((list, tuple), "array"), (dict, "object"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "null")
