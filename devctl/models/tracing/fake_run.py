@@ -159,8 +159,9 @@ class FakeModel:
             nonlocal ended, begun
             if ended:
                 ended = False
-                # what the chunks before leave behind of a cache that grows is in the way of the last one
-                figures = end_step(output, after=0 if found else len(parts), stands_for=stands_for)
+                # what chunks, or a step, leave behind of a cache that grows or is reordered is in the way of the next
+                after = int(len(found) > 1) if found else len(parts)
+                figures = end_step(output, after=after, stands_for=0 if found else stands_for)
                 found.append(partial(_chunked, [*parts[-1:], figures]) if parts and not found else figures)
                 if len(found) > steps[-1]:
                     raise _FinishedError

@@ -321,6 +321,14 @@ def test_the_allocator_meets_the_requests_of_blocks_that_did_not_run():
     assert trace_footprint(skeleton, replace(workload, kernels=Kernels.CPU)).unallocated == 0
 
 
+def test_a_step_leaves_gaps_to_the_next_where_beams_copy_the_cache():
+    """The last step alone, on a device without a gap, would leave 26 MiB."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 1024, "num_attention_heads": 8, "vocab_size": 512}
+    skeleton = built(transformers.LlamaForCausalLM, transformers.LlamaConfig(num_hidden_layers=3, **sizes))
+    workload = Workload(context_length=40, batch_size=300, new_tokens=36, generation=(("num_beams", 4),))
+    assert trace_footprint(skeleton, workload).unallocated > 60 << 20
+
+
 def test_a_model_that_cannot_be_traced_says_why_in_a_line():
     with pytest.raises(UntracedError, match="SegGptModel can't be traced") as caught:
         trace_footprint(built(transformers.SegGptModel, transformers.SegGptConfig()), Workload(context_length=8))
