@@ -2,8 +2,10 @@
 
 import json
 import shlex
+from importlib.resources import files as files_of
 
 import gguf
+import jsonschema
 import pytest
 
 from devctl.export.llama_cpp import device_of
@@ -212,6 +214,9 @@ def test_load_and_check_say_what_it_is_and_what_works(devctl, llama, folder):
 def test_its_plan_is_checked_against_a_machine_and_loaded_by_nothing(devctl, llama, tmp_path, checkpoint):
     plan = tmp_path / "plan.json"
     assert devctl("plan", llama, "--max-memory", "cpu=64MiB", "--context-length", "1k", "--report", plan).code == 0
+    jsonschema.validate(
+        json.loads(plan.read_text()), json.loads((files_of("devctl.placement") / "schema.json").read_text())
+    )
     assert devctl("check", "--map", plan).code == 0
     done = devctl("check", "--map", plan, llama)
     assert done.code == 2

@@ -67,7 +67,7 @@ def test_a_dtype_of_the_text_alone_is_that_of_a_config_alone(tmp_path, key):
     tree = read(multimodal(tmp_path, text_config={key: "bfloat16"})).tree
     assert tree.dtype == "bfloat16"
     assert tree.notes == (
-        "the config names a dtype for its text_config alone, and no checkpoint is at hand: planned in bfloat16",
+        "the config names a dtype only for its text_config, and no checkpoint is at hand: planned in bfloat16",
     )
 
 
