@@ -185,6 +185,8 @@ class Watched:
         self.resize(rows)
         self.modes = termios.tcgetattr(self.end)
         box = boxes.system() + boxes.board()
+        # of a group of its own, whose parent is of another in the same session: one whose parents are gone never stops
+        options = {"process_group": 0, **options}
         self.process = started(
             box, "list", "--watch", *arguments, stdin=self.end, stdout=self.end, text=False, **options
         )
