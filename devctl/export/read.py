@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from devctl.as_json import shown_as_json
 from devctl.devices import Device, DeviceType
 from devctl.errors import UsageError
 from devctl.export.llama_cpp import GGUF
@@ -316,6 +317,8 @@ def _count(values: Mapping[str, Any], key: str, origin: str) -> int | None:
     value = values.get(key)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST:
-        raise UsageError(f'{origin}: "{key}" is {value!r}, which is no number')
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f'{origin}: "{key}" is {shown_as_json(value)}, which is no number')
+    if value >= _MOST:
+        raise UsageError(f'{origin}: "{key}" is larger than anything of a machine')
     return value
