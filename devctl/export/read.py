@@ -16,7 +16,7 @@ from devctl.export.records import Exportable, Unsayable
 from devctl.placement.budget import is_accelerator
 from devctl.placement.device_map import FrozenMap
 from devctl.placement.document import KIND, SCHEMA, map_of
-from devctl.placement.document_shape import require_shape
+from devctl.placement.document_shape import MOST, require_shape
 from devctl.placement.engines.records import Serving
 from devctl.placement.parallel.records import Stage, Stages, is_staged, parse_stages
 from devctl.units import format_bytes
@@ -24,7 +24,6 @@ from devctl.units import format_bytes
 _LAYER = re.compile(r"^(?P<container>.*?)\.(?P<number>\d+)(?:\.|$)")
 _NAME = re.compile(r"[A-Za-z0-9._:@][A-Za-z0-9._:@-]*")
 """Of a host: no option of ssh or of an engine, and no variable of a shell."""
-_MOST = 2**63
 _MOST_LAYERS = 10_000
 """Ten times as many as the deepest model has."""
 _FLAGS = ("expert_parallel", "quantised_while_loading")
@@ -319,6 +318,6 @@ def _count(values: Mapping[str, Any], key: str, origin: str) -> int | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise UsageError(f'{origin}: "{key}" is {shown_as_json(value)}, which is no number')
-    if value >= _MOST:
+    if value >= MOST:
         raise UsageError(f'{origin}: "{key}" is larger than anything of a machine')
     return value

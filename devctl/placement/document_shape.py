@@ -15,7 +15,7 @@ from devctl.errors import UsageError
 _BY_HAND = {"schema", "kind", "model", "device_map", "devices"}
 """A document of these keys alone is one that somebody wrote, who need not say all; what it says counts."""
 
-_MOST = 2**63
+MOST = 2**63
 """No machine has as many of anything."""
 
 _KINDS = {
@@ -85,7 +85,7 @@ def _problems(
 def _problems_of_number(value: float, schema: Mapping[str, Any], where: str) -> Iterator[str]:
     if value < schema.get("minimum", value):
         yield f'"{where}" is {shown_as_json(value)}, not at least {schema["minimum"]}'
-    elif not abs(value) < _MOST:
+    elif not abs(value) < MOST:
         yield f'"{where}" is larger than anything of a machine'
 
 
