@@ -168,6 +168,7 @@ def _counting(devices: Iterable[Device]) -> Iterator[tuple[Device, Any]]:
 def forget_peaks(devices: Iterable[Device]) -> None:
     """Let torch count the peaks of ``devices`` anew, from now on."""
     for device, part in _counting(devices):
+        part.init()  # before its first use torch knows no device, and refuses every number: "Invalid device argument"
         part.reset_peak_memory_stats(device.id)
 
 

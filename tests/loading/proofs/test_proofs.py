@@ -394,10 +394,16 @@ def test_the_peak_of_a_process():
 
 
 def test_the_peaks_of_accelerators(monkeypatch):
-    reset = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    reset, begun = [], []
+
+    def forget(index):
+        assert len(begun) > len(reset), "before it is initialised, torch knows no device: Invalid device argument"
+        reset.append(index)
+
+    for part in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(part, "init", lambda: begun.append(True))
+        monkeypatch.setattr(part, "reset_peak_memory_stats", forget)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: 100 + index)
-    monkeypatch.setattr(torch.xpu, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(torch.xpu, "max_memory_allocated", lambda index: 200 + index)
     devices = [Device.gpu(1), Device.from_str("xpu:0"), Device.from_str("mps")]
     measure.forget_peaks(devices)
