@@ -18,7 +18,7 @@ from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
-FORMAT = 9
+FORMAT = 10
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -31,7 +31,16 @@ class Kernels(StrEnum):
 
     ACCELERATOR = "accelerator"
     """CUDA's: flash or memory-efficient attention where these tensors allow it, experts' weights gathered in decode."""
+    ACCELERATOR_CUDNN = "accelerator-cudnn"
+    """The same, but that cuDNN's attention is tried first, as on Hopper and Blackwell."""
+    ACCELERATOR_BEFORE_8 = "accelerator-before-8"
+    """The same of boards of a compute capability below 8: they have no flash attention, and no other in bfloat16."""
     CPU = "cpu"
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether it is none of the CPU's."""
+        return self is not Kernels.CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from devctl.inventory.document import from_document
 from devctl.inventory.missing import missing
 from devctl.inventory.records import HOST_POOL
 from devctl.inventory.subset import parse_ids, show_only, variable
+from devctl.models.whose_kernels import Build, parse_release, shuns_cudnn
 from devctl.placement import Budgets
 from devctl.placement.budget import (
     as_here,
@@ -40,6 +41,7 @@ class Machine:
         speeds: of memory, link and disk, where they were asked for.
         named_whole: whether a request names all that there is, so that what it doesn't name, like a disk, is not there.
         missing: why accelerators that it has can't be planned with, a line for each reason.
+        build: what torch is there; None of a machine that is not this one.
     """
 
     inventory: Inventory
@@ -47,6 +49,7 @@ class Machine:
     speeds: Speeds | None
     named_whole: bool
     missing: tuple[str, ...] = ()
+    build: Build | None = None
 
     @property
     def of_host(self) -> frozenset[Device]:
@@ -83,6 +86,20 @@ def open_machine(request: MachineRequest) -> Machine:
         speeds=None if request.speed is None else _speeds(request.speed, limits, inventory, why_missing),
         named_whole=named_whole,
         missing=why_missing,
+        build=_build_here() if inventory.accelerators and request.is_here else None,
+    )
+
+
+def _build_here() -> Build:
+    import os
+
+    from devctl.planning.examining.packages import version_of
+
+    cudnn = next(filter(None, map(version_of, ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"))), None)
+    return Build(
+        torch=parse_release(version_of("torch")),
+        cudnn=parse_release(cudnn),
+        shuns_cudnn=shuns_cudnn(os.environ),
     )
 
 

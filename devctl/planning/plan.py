@@ -9,7 +9,7 @@ from devctl import __version__
 from devctl.devices import Device
 from devctl.errors import UntracedError, UsageError
 from devctl.models import attention
-from devctl.models.footprint import IMAGES_NOT_COUNTED, Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, Kernels, Workload
 from devctl.placement import Placement, Strategy, place
 from devctl.placement.budget import as_here
 from devctl.placement.optimal.latency import Speeds
@@ -258,6 +258,11 @@ def _told_attention(question: Question) -> tuple[str, ...]:
         return (f"what {name} takes is not known: counted as flash attention",)
     if name == attention.FLEX:
         return ("what the kernels that torch compiles for flex_attention take for themselves is not counted",)
+    if question.workload.kernels is Kernels.ACCELERATOR_BEFORE_8 and name == "sdpa":
+        return (
+            "a board below compute capability 8 has no flash attention: torch may make all scores there, of every "
+            "token with every other, in float32",
+        )
     return ()
 
 

@@ -13,6 +13,7 @@ from devctl.models.files.processor import limited
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.images import Images
 from devctl.models.tree import ModuleTree
+from devctl.models.whose_kernels import kernels_on
 from devctl.placement import Placement, place_within
 from devctl.placement.budget import NUMBERED, Budgets, accelerators_of, is_accelerator
 from devctl.placement.finding import OwnMaps
@@ -83,7 +84,7 @@ class Question:
         Such a plan says the same whatever is kept; what is kept saves it the frameworks.
         """
         context = min(REFERENCE, self.made_for or REFERENCE)
-        workload = Workload(context_length=context, new_tokens=min(1, context - 1), kernels=_kernels(self.budgets))
+        workload = Workload(context_length=context, new_tokens=min(1, context - 1), kernels=self.workload.kernels)
         self.footprints.keep_prefill(workload)
 
     def best(self, workload: Workload, offloaded: int | None = None, *, scaled: bool = False) -> Placement:
@@ -135,7 +136,7 @@ def question_of(model: Model, machine: Machine, asked: WorkloadRequest, *, count
             batch_size=asked.batch_size,
             new_tokens=new,
             kv_dtype=None if asked.kv_dtype is None else str(asked.kv_dtype),
-            kernels=_kernels(machine.budgets),
+            kernels=kernels_of(machine),
             padded=asked.padding,
             generation=tuple(settings.items()),
             prefill_chunk=asked.prefill_chunk_size or (None if chunk is None else int(chunk)),
@@ -203,6 +204,7 @@ def _usual_overhead(device: Device, compute_capability: str | None) -> int:
     return OVERHEAD.get(compute_capability or "", MOST_OVERHEAD)
 
 
-def _kernels(budgets: Budgets) -> Kernels:
-    """Whose kernels run on these devices."""
-    return Kernels.ACCELERATOR if accelerators_of(budgets) else Kernels.CPU
+def kernels_of(machine: Machine) -> Kernels:
+    """Whose kernels run on the accelerators that may hold something."""
+    here = {gpu.device: gpu.compute_capability for gpu in machine.inventory.accelerators}
+    return kernels_on([here.get(device) for device in accelerators_of(machine.budgets)], machine.build)

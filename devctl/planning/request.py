@@ -181,6 +181,11 @@ class MachineRequest:
         if sum(each is not None for each in (self.devices, self.file, self.inventory)) > 1:
             raise UsageError("--devices and --machine both say what to plan for: leave out one")
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return self.devices is None and self.file is None and self.inventory is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadRequest:

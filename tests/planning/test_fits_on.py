@@ -95,7 +95,9 @@ def test_boards_together_that_have_too_little_are_not_placed(monkeypatch):
 
 def test_without_a_workload_it_is_said_that_weights_are_not_all():
     assert WEIGHTS_ALONE in devctl.fits_on(devctl.open_model(TINY), "T4").notes
-    assert devctl.fits_on(devctl.open_model(TINY), "T4", context_length=64).notes == ()
+    assert devctl.fits_on(devctl.open_model(TINY), "L4", context_length=64).notes == ()
+    (note,) = devctl.fits_on(devctl.open_model(TINY), "T4", context_length=64).notes
+    assert "has no flash attention" in note
 
 
 @pytest.mark.parametrize(
@@ -116,12 +118,14 @@ def test_what_is_no_board(arguments, said):
 
 
 def test_a_row_a_board(devctl, monkeypatch):
-    done = devctl("plan", LLAMA, "--fits-on", "T4, 24GiB,T4,RTX 3070,M4 16GB", "--context-length", 8192)
+    done = devctl("plan", LLAMA, "--fits-on", "A2, 24GiB,A2,RTX 3070,T4,M4 16GB", "--context-length", 8192)
     assert done.code == 0, done.err
     head, *rows, run, tail, by_default, _ = done.out.splitlines()
     assert head == "LlamaForCausalLM 15.0 GiB in bfloat16, placed by auto: 8,192 tokens × 1"
-    assert [row.split("  ")[0] for row in rows] == ["BOARD", "T4", "24GiB", "RTX 3070", "M4 16GB"]
+    assert [row.split("  ")[0] for row in rows] == ["BOARD", "A2", "24GiB", "RTX 3070", "T4", "M4 16GB"]
     assert rows[1].split()[1] == "2"
+    # without flash attention all scores of 8,192 tokens are made, which no number of such boards has room for
+    assert "none" in rows[4]
     assert "none" in rows[-1]
     assert run == "run: greedy, attention sdpa"
     assert tail.startswith("LEAST: ")

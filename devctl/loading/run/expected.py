@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.models.footprint import Footprint, Kernels, Workload, peak_bytes
 from devctl.models.tree import ModuleTree
+from devctl.models.whose_kernels import Build, kernels_on, parse_cudnn, parse_release, shuns_cudnn
 from devctl.placement.budget import is_accelerator
 from devctl.placement.runtime import main_of, needs, unallocated
 
@@ -30,8 +32,9 @@ def workloads(
     Args:
         attention: how the model is asked to attend; None for what transformers chooses.
     """
-    on_accelerator = is_accelerator(main_of(device_map))
-    forward = _forward(inputs, Kernels.ACCELERATOR if on_accelerator else Kernels.CPU, attention)
+    main = main_of(device_map)
+    on_accelerator = is_accelerator(main)
+    forward = _forward(inputs, _kernels(main), attention)
     if not (on_accelerator and _generates(skeleton, inputs, new_tokens)):
         return (forward,)
     return forward, _generate(forward, inputs, new_tokens)
@@ -52,6 +55,20 @@ def generate_on_cpu(
     if is_accelerator(main_of(device_map)) or not inputs.generation or not _generates(skeleton, inputs, new_tokens):
         return None
     return _generate(_forward(inputs, Kernels.CPU, attention), inputs, new_tokens)
+
+
+def _kernels(device: Device) -> Kernels:
+    """Whose kernels run on a device of this machine."""
+    if not is_accelerator(device):
+        return Kernels.CPU
+    import torch
+
+    if device.type is not DeviceType.GPU or torch.version.cuda is None or not torch.cuda.is_available():
+        return Kernels.ACCELERATOR
+    major, minor = torch.cuda.get_device_capability(device.id)
+    cudnn = parse_cudnn(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    build = Build(torch=parse_release(torch.__version__), cudnn=cudnn, shuns_cudnn=shuns_cudnn(os.environ))
+    return kernels_on([f"{major}.{minor}"], build)
 
 
 def _generates(skeleton: Skeleton, inputs: Inputs, new_tokens: int) -> bool:

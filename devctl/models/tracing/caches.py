@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from devctl.models.decoding import CACHE_BITS
-from devctl.models.footprint import BlockFootprint, Footprint, Kernels, state_bytes
+from devctl.models.footprint import BlockFootprint, Footprint, state_bytes
 from devctl.units import format_bytes
 
 TRACED = {"static": "static", "offloaded_static": "static"}
@@ -25,7 +25,7 @@ def with_cache(footprint: Footprint, itemsize: int) -> Footprint:
     kind = told.get("cache_implementation")
     if kind == "quantized":
         return _packed(footprint, itemsize, int(told.get(CACHE_BITS, 4)))
-    if footprint.workload.kernels is not Kernels.ACCELERATOR:
+    if not footprint.workload.kernels.on_accelerator:
         return footprint  # it is in RAM already
     if kind == "offloaded":
         return _offloaded(footprint)

@@ -18,7 +18,7 @@ from transformers import GenerationMixin
 from devctl.errors import first_line
 from devctl.models.attention import of_config, without_packages
 from devctl.models.decoding import CACHE_BITS
-from devctl.models.footprint import Kernels, Workload
+from devctl.models.footprint import Workload
 from devctl.models.tracing.adapters import with_adapters
 from devctl.models.tracing.attention import standing_in
 from devctl.models.tracing.caches import TRACED
@@ -228,7 +228,7 @@ class FakeModel:
         That function is told how many steps before belong to the same prefill, and what the first of them stands for.
         """
         weights = [*self._model.parameters(), *self._model.buffers()]
-        on_accelerator = self._workload.kernels is Kernels.ACCELERATOR
+        on_accelerator = self._workload.kernels.on_accelerator
         recorder = Recorder(
             weights,
             length=tokens,
@@ -425,7 +425,7 @@ def _settle(model: Any, workload: Workload) -> None:
     for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
         setattr(settings, name, None)
     model._has_unfinished_sequences = lambda *_, **__: True  # beams end by scores, which are not real
-    if workload.kernels is Kernels.ACCELERATOR:
+    if workload.kernels.on_accelerator:
         model._optimize_model_for_decode = lambda: _gathered_experts(model)
 
 

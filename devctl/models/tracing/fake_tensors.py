@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 
 from devctl.models.footprint import Kernels, Workload
 from devctl.models.tracing.cpu_scratch import of_product
+from devctl.models.tracing.fused_attention import attention
 from devctl.models.tracing.loops import JOINS, Loops
 from devctl.models.tracing.recorder import Recorder, operands
 
@@ -228,8 +229,7 @@ _STOOD_IN_FOR = {
 class KernelsOf(TorchFunctionMode):
     """Replaces operations whose real kernels allocate otherwise than the fake ones, or that have no fake one.
 
-    - Attention on an accelerator: flash, memory-efficient or plain. The choice is torch 2.13's (``sdp_utils.cpp``), by
-      dtype, mask and sizes of the heads.
+    - Attention on an accelerator (`fused_attention`).
     - Softmax on an accelerator: a half-precision input is not copied to float32 first.
     - The grouped matrix product on every device: the fake one takes bfloat16 only.
     - A product in half precision on a CPU: oneDNN takes blocks, and packs an expert's weights.
@@ -239,7 +239,8 @@ class KernelsOf(TorchFunctionMode):
     def __init__(self, kernels: Kernels, guesses: Guesses, loops: Loops | None = None) -> None:
         super().__init__()
         self._guesses = guesses
-        self._accelerator = kernels is Kernels.ACCELERATOR
+        self._kernels = kernels
+        self._accelerator = kernels.on_accelerator
         self._loops = loops
 
     def __torch_function__(
@@ -267,7 +268,7 @@ class KernelsOf(TorchFunctionMode):
             self._take(of_product(args[0].dtype, rows, inner, columns))
         if self._accelerator:
             if func is torch.nn.functional.scaled_dot_product_attention:
-                return _attention(*args, **kwargs)
+                return attention(self._kernels, *args, **kwargs)
             if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
                 return torch.empty(args[0].shape, dtype=torch.float32)
         return func(*args, **kwargs)
@@ -277,77 +278,6 @@ class KernelsOf(TorchFunctionMode):
         if nbytes:
             self._guesses.bounded = max(self._guesses.bounded, nbytes)
             torch.empty(nbytes, dtype=torch.float8_e4m3fn)  # no integers: those are real
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    leading = query.shape[:-2] if enable_gqa else key.shape[:-2]
-    batch = torch.broadcast_shapes(query.shape[:-2], leading)  # type: ignore[no-untyped-call]
-    shape = (*batch, query.shape[-2], value.shape[-1])
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    alike = query.shape[-1] == value.shape[-1]
-    if query.dim() == 4 and half and attn_mask is None and alike and value.shape[-1] <= 256:
-        return _flash(query, key, value, shape)
-    unit = 8 if half else 4
-    aligned = query.shape[-1] % unit == 0 and value.shape[-1] % unit == 0
-    if query.dim() == 4 and not enable_gqa and aligned and query.is_floating_point():
-        return _memory_efficient(query, attn_mask, shape)
-    return _plain(query, key, value, attn_mask, is_causal, enable_gqa)
-
-
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    padding = -value.shape[-1] % 8
-    if padding:
-        query, key, value = (torch.nn.functional.pad(t, (0, padding)) for t in (query, key, value))
-    batch, heads, length, size = shape
-    # the output is laid out token by token, so that the heads can be joined afterwards without a copy
-    out = query.new_empty((batch, length, heads, size + padding)).transpose(1, 2)
-    query.new_empty((batch, heads, length), dtype=torch.float32)  # the log-sum-exp
-    return out[..., :size]
-
-
-def _memory_efficient(query: torch.Tensor, mask: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = mask.new_empty(mask.shape, dtype=query.dtype)
-        if mask.shape[-1] % 16:
-            mask = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 16))
-    batch, heads, length, size = shape
-    return query.new_empty((batch, length, heads, size)).transpose(1, 2)
-
-
-def _plain(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    dtype = query.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        query, key, value = query.float(), key.float(), value.float()
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    if is_causal:
-        mask = query.new_empty((query.shape[-2], key.shape[-2]), dtype=torch.bool)
-    if mask is not None and mask.dtype == torch.bool:
-        mask = mask.new_empty(mask.shape, dtype=query.dtype)
-    scores = (query * 0.5) @ (key * 0.5).transpose(-2, -1)
-    if mask is not None:
-        scores.add_(mask)
-    weights = torch.ops.aten._safe_softmax(scores, -1)
-    out: torch.Tensor = weights @ value
-    return out.to(dtype)
 
 
 class FakeWorld:
