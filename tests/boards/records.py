@@ -236,6 +236,7 @@ TARGETS: Mapping[str, str] = {
     "equal": "the same figure",
     "peak": f"at most {OVER:.0%} over what is measured, and {UNDER:.0%} under it",
     "process": f"within {PROCESS // MIB} MiB",
+    "enough": f"no less than is measured, and at most {PROCESS // MIB} MiB more",
     "edge": f"runs, and {EDGE:.0%} more does not",
     "holds": "holds",
 }
