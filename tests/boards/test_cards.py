@@ -9,7 +9,7 @@ import pytest
 
 from tests.boards import cards
 from tests.boards.asking import Ask
-from tests.boards.cards import CudaCard, Held
+from tests.boards.cards import CudaCard, Held, NoSegmentsError
 from tests.boards.pretended import PretendedCard
 from tests.boards.records import MIB, Board, Verdict
 from tests.boards.steps import overhead
@@ -35,12 +35,17 @@ def cuda(monkeypatch):
         "memory_reserved": lambda index: 7,
         "max_memory_reserved": lambda index: 11,
         "reset_peak_memory_stats": lambda index: told.append(("forget", index)),
+        "memory_stats": lambda index: {"num_alloc_retries": 13},
+        "memory_snapshot": lambda: [{"device": 0, "is_expandable": False}, {"device": 1, "is_expandable": True}],
         "empty_cache": lambda: told.append(("empty",)),
         "synchronize": lambda index: told.append(("wait", index)),
         "set_per_process_memory_fraction": lambda share, index: told.append(("share", round(share, 3), index)),
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", lambda text: told.append(("set", text)))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **keys: told.append(("tried", device)) or empty(0))
     return told
 
 
@@ -49,6 +54,7 @@ def test_a_card_asks_torch_by_its_number():
     card = CudaCard(1)
     assert (card.place, card.total(), card.free()) == ("cuda:1", TOTAL, 70 * GIB)
     assert (card.allocated(), card.peak(), card.reserved_now(), card.reserved_peak()) == (3, 5, 7, 11)
+    assert card.retries() == 13
     assert card.overhead() == 720 << 20
 
 
@@ -56,6 +62,34 @@ def test_a_limit_is_a_share_of_the_board_and_ends(cuda):
     with pytest.raises(RuntimeError), CudaCard(1).limited(TOTAL // 4):
         raise RuntimeError("out of memory")
     assert cuda == [("empty",), ("share", 0.25, 1), ("share", 1.0, 1)]
+
+
+def test_segments_that_grow_are_tried_and_none_is_left_to_what_comes_next(cuda):
+    with pytest.raises(RuntimeError), CudaCard(1).segments(expandable=True):
+        cuda.append("within")
+        raise RuntimeError("out of memory")
+    assert cuda == [
+        ("empty",),
+        ("set", "expandable_segments:True"),
+        ("tried", "cuda:1"),
+        ("empty",),
+        "within",
+        ("set", "expandable_segments:False"),
+        ("empty",),
+    ]
+
+
+def test_by_default_is_set_too(cuda):
+    with CudaCard(0).segments(expandable=False):
+        pass
+    off = ("set", "expandable_segments:False")
+    assert cuda == [("empty",), off, off, ("empty",)]
+
+
+def test_a_system_without_segments_that_grow_says_so_and_is_left_as_it_was(cuda):
+    with pytest.raises(NoSegmentsError, match="no expandable segments on this system"):
+        CudaCard(0).segments(expandable=True).__enter__()
+    assert cuda[-2:] == [("set", "expandable_segments:False"), ("empty",)]
 
 
 @pytest.mark.usefixtures("cuda")

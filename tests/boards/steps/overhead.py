@@ -27,7 +27,7 @@ def context(ask: Ask) -> Iterator[Row]:
             make()
             card.wait()
             held, free, workspaces = card.held(), card.free(), card.allocated()
-            # all that torch's allocator holds is taken off, and what it gave to libraries is put back: no tensor is there
+            # what torch's allocator holds is taken off, and what it gave to libraries is put back: no tensor is there
             by_driver = None if held.nbytes is None else held.nbytes - card.reserved_now()
             by_torch = card.room() - free - card.reserved_now()
             yield told("a process", f"{title}, by the driver", by_driver, unit="B", why=_BESIDE.format(held.how))
