@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -104,6 +105,9 @@ class Card(Protocol):
 
     def warm(self, dtypes: tuple[torch.dtype, ...]) -> None:
         """Let the libraries take what they keep, as a first product of matrices does."""
+
+    def workspaces(self) -> int:
+        """What torch allocates for libraries with a first product of matrices."""
 
     def held(self) -> Held:
         """What this process holds, its context and libraries too."""
@@ -247,6 +251,13 @@ class CudaCard:
             heads = one.view(1, 1, 128, 128)
             torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
         self.wait()
+
+    def workspaces(self) -> int:
+        import torch
+
+        gc.collect()  # what cells before held
+        self.warm((torch.bfloat16, torch.float32))
+        return self.allocated()
 
     def held(self) -> Held:
         board = look(self.index)

@@ -110,6 +110,9 @@ class PretendedCard:
     def warm(self, dtypes: tuple[torch.dtype, ...]) -> None:
         """The CPU's kernels keep nothing there."""
 
+    def workspaces(self) -> int:
+        return 0
+
     def held(self) -> Held:
         return Held(nbytes=self.peak() + CONTEXT, how="made up")
 
