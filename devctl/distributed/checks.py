@@ -12,7 +12,7 @@ from devctl.devices import Device, DeviceType
 from devctl.distributed.link import Link
 from devctl.distributed.pipeline import tensors_of_stages
 from devctl.distributed.seat import Seat
-from devctl.errors import RefusedError, UsageError
+from devctl.errors import RefusedError, UsageError, first_line
 from devctl.loading.run.inputs import Inputs
 from devctl.loading.run.inputs import prepare as prepare_inputs
 from devctl.loading.weights import loader
@@ -300,7 +300,12 @@ def _require_room(request: RankRequest, seat: Seat, device: str) -> None:
         here = [request.used(rank) for rank in seat.ranks if rank.host == seat.me.host]
         need, free = sum(here), int(psutil.virtual_memory().available)
     elif device.startswith("cuda"):
-        need, free = seat.me.stage.total, int(torch.cuda.mem_get_info(torch.device(device))[0])
+        try:
+            need, free = seat.me.stage.total, int(torch.cuda.mem_get_info(torch.device(device))[0])
+        except RuntimeError as error:  # no memory for a context, or a board that is for one process alone
+            raise RefusedError(
+                f"{device} can't be used now: {first_line(error)}", hint="end what else runs there, or plan anew"
+            ) from error
     else:
         return
     if need > free:

@@ -30,6 +30,7 @@ from devctl.distributed.pipeline import Made, cut, difference, generate, held_by
 from devctl.distributed.report import Compared, DistributedReport, RankRow
 from devctl.distributed.seat import Seat
 from devctl.errors import DevctlError, ExitCode, LoadError, RefusedError
+from devctl.loading.measure import device_peaks
 from devctl.loading.proofs.reference import fits_in_ram
 from devctl.loading.run.out_of_memory import is_out_of_memory
 from devctl.loading.weights import loader
@@ -251,7 +252,7 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
     device = torch.device(local.device)
     given = {name: tensor.to(device) for name, tensor in local.inputs.tensors.items()}
     made = generate(model, given, request.max_new_tokens, link.progress)
-    on_gpu = device.type != "cpu"
+    at = device_of(local.device)
     row = RankRow(
         rank=rank.rank,
         host=rank.host,
@@ -262,7 +263,8 @@ def _loaded_and_run(request: RankRequest, link: Link, local: Local) -> tuple[Ran
         used=request.used(rank),
         measured=held.nbytes,
         total=stage.total,
-        peak=int(torch.accelerator.max_memory_allocated(device)) if on_gpu else None,
+        # torch.accelerator counts no memory before torch 2.9
+        peak=device_peaks([at]).get(at),
         tensors=len(held.names),
         load_seconds=load_seconds,
         seconds=made.seconds,

@@ -41,6 +41,9 @@ DESCRIBING = 120
 ENDING = 20
 """Seconds in which a process ends that was told to."""
 
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Variables that change how torch's allocator takes memory: what is claimed is of its default, or says otherwise."""
+
 MOST_MINUTES = 24 * 60
 MOST_SAID = 16 * 2**20
 _SAID = 300
@@ -52,10 +55,11 @@ def child(*arguments: str, on: str) -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Of such a process: with this checkout, no network, and a cache that is none of the user's."""
+    """Of such a process: with this checkout, no network, torch's allocator as by default, and a cache of its own."""
+    given = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "DEVCTL_CACHE_DIR": str(cache)}
-    return {**os.environ, **ours, "TOKENIZERS_PARALLELISM": "false"}
+    return {**given, **ours, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_apart(command: Sequence[str], seconds: float, environment: dict[str, str]) -> tuple[Exit, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,13 +12,18 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from devctl.devices import Device
+from devctl.errors import DevctlError
 from devctl.models.footprint import Kernels
-from tests.boards.records import Board, Box
+from tests.boards.records import MIB, Board, Box
 
 if TYPE_CHECKING:
     import torch
 
     from devctl.inventory import Accelerator
+
+
+class NoSegmentsError(DevctlError):
+    """torch's allocator has no segments here that grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +87,27 @@ class Card(Protocol):
     def wait(self) -> None:
         """Until all that was asked for is done."""
 
+    def retries(self) -> int:
+        """How often the allocator has given back what it kept, as memory was short."""
+
     def limited(self, nbytes: int) -> AbstractContextManager[None]:
-        """Within, no more than this may be held."""
+        """Within, the allocator may hold no more than this."""
+
+    def segments(self, *, expandable: bool) -> AbstractContextManager[None]:
+        """Within, the allocator takes memory in segments that grow, or as by default; afterwards as by default.
+
+        Raises:
+            NoSegmentsError: it has none that grow.
+        """
 
     def running(self) -> AbstractContextManager[None]:
         """Within, models run."""
 
     def warm(self, dtypes: tuple[torch.dtype, ...]) -> None:
         """Let the libraries take what they keep, as a first product of matrices does."""
+
+    def workspaces(self) -> int:
+        """What torch allocates for libraries with a first product of matrices."""
 
     def held(self) -> Held:
         """What this process holds, its context and libraries too."""
@@ -177,6 +197,35 @@ class CudaCard:
 
         torch.cuda.synchronize(self.index)
 
+    def retries(self) -> int:
+        import torch
+
+        return int(torch.cuda.memory_stats(self.index).get("num_alloc_retries", 0))
+
+    @contextmanager
+    def segments(self, *, expandable: bool) -> Iterator[None]:
+        import torch
+
+        torch.cuda.empty_cache()  # or what comes would go into segments of the other kind
+        _set_segments(expandable)
+        try:
+            if expandable and not self._grows():
+                raise NoSegmentsError("torch's allocator has no expandable segments on this system")
+            yield
+        finally:
+            _set_segments(False)
+            torch.cuda.empty_cache()
+
+    def _grows(self) -> bool:
+        """Whether what is allocated now goes into a segment that grows: where the driver can't, torch only warns."""
+        import torch
+
+        tried = torch.empty(32 * MIB, dtype=torch.uint8, device=self.place)
+        there = [each for each in torch.cuda.memory_snapshot() if each["device"] == self.index]
+        del tried
+        torch.cuda.empty_cache()
+        return any(each.get("is_expandable") for each in there)
+
     @contextmanager
     def limited(self, nbytes: int) -> Iterator[None]:
         import torch
@@ -203,6 +252,13 @@ class CudaCard:
             torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
         self.wait()
 
+    def workspaces(self) -> int:
+        import torch
+
+        gc.collect()  # what cells before held
+        self.warm((torch.bfloat16, torch.float32))
+        return self.allocated()
+
     def held(self) -> Held:
         board = look(self.index)
         if board is not None and (own := mine(board)) is not None:
@@ -214,6 +270,16 @@ class CudaCard:
 
     def tame(self, model: Any) -> None:
         """It can do all."""
+
+
+def _set_segments(expandable: bool) -> None:
+    """Set what PYTORCH_CUDA_ALLOC_CONF would set; what is allocated stays where it is."""
+    import torch
+
+    with warnings.catch_warnings():
+        # its successor in torch._C is not in every torch
+        warnings.simplefilter("ignore")
+        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{expandable}")
 
 
 def look(index: int) -> Accelerator | None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.loading.run.out_of_memory import is_out_of_memory, release
+from devctl.placement.placement import DeviceUse, tight
 from devctl.planning.building import experts_per_token, made_for
 from devctl.planning.footprints import Footprints
 from devctl.planning.machine import open_machine
 from devctl.planning.model import Model, open_skeleton
 from devctl.planning.question import Question, question_of
 from devctl.planning.request import MachineRequest, ModelRequest, WorkloadRequest
-from tests.boards.cards import Card, devctl_device
-from tests.boards.records import MIB, Row, Verdict, equal, failed, holds, near_peak, near_process, told
+from tests.boards.cards import Card, NoSegmentsError, devctl_device
+from tests.boards.records import MIB, Row, Verdict, equal, failed, holds, near_peak, near_process, skipped, told
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,11 @@ class Predicted:
     """Bytes that a plan counts on one card.
 
     Attributes:
-        unallocated: what the allocator reserves by default beside what it gives out; no part of ``whole``.
+        whole: of tensors and libraries.
+        process: of the whole process, by `process_bytes`.
+        unallocated: what the allocator has to reserve by default beside what it gives out; no part of ``whole``.
         fits: whether it says that they go there.
+        expandable: whether it says that they do so only with expandable segments.
         beside_cache: the state counts more than a cache holds: what an encoder hands on, or what was made of images.
     """
 
@@ -57,10 +61,21 @@ class Predicted:
     state: int
     peak: int
     whole: int
+    process: int
     unallocated: int = 0
     fits: bool
+    expandable: bool = False
     beside_cache: bool = False
     notes: tuple[str, ...] = ()
+
+
+def process_bytes(use: DeviceUse, *, expandable: bool = False) -> int:
+    """What a plan says that a process holds of a device: tensors, libraries, and what its allocator reserves beside.
+
+    By default that last part is the least, to which the allocator comes when memory is short; with expandable segments
+    a plan counts none.
+    """
+    return use.total if expandable else use.with_gaps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +86,10 @@ class Measured:
         base: what was allocated before a model was there, which libraries keep.
         peak: the most that was allocated beside that.
         reserved: the most that the allocator held.
-        process: what the whole process held, by the driver.
-        how: that was told.
+        process: what the whole process held after the run, by the driver.
+        kept: of that, what the allocator held beside ``base`` and ``peak``: it gives it back when memory is short.
+        was_short: memory was, and it did.
+        how: ``process`` was told.
     """
 
     state: int | None
@@ -80,7 +97,14 @@ class Measured:
     peak: int
     reserved: int
     process: int | None
+    kept: int
+    was_short: bool
     how: str
+
+    @property
+    def needed(self) -> int | None:
+        """What the process held without what its allocator kept."""
+        return None if self.process is None else self.process - self.kept
 
 
 @dataclass(slots=True)
@@ -128,13 +152,16 @@ class Subject:
         device = devctl_device(card)
         placement = asked.on({"": device}, asked.workload)
         use = next(use for use in placement.devices if use.device == device)
+        expandable = placement.fits and bool(tight(placement.devices))
         return Predicted(
             weights=use.used,
             state=use.state,
             peak=use.used + use.state + use.activations,
             whole=use.total,
+            process=process_bytes(use, expandable=expandable),
             unallocated=use.unallocated,
             fits=placement.fits,
+            expandable=expandable,
             beside_cache=self.model.has_encoder or asked.footprints.of(asked.workload).image_tokens > 0,
             notes=placement.notes,
         )
@@ -166,12 +193,14 @@ class Loaded:
 
     Attributes:
         base: bytes that were allocated before.
+        kept: bytes that the allocator held for them.
         weights: bytes of its parameters and buffers, each storage once.
     """
 
     subject: Subject
     card: Card
     base: int
+    kept: int
     module: Any = field(repr=False)
     weights: int = 0
 
@@ -219,7 +248,7 @@ def load(subject: Subject, card: Card, attention: str | None = None) -> Loaded:
         card.warm(tuple(dict.fromkeys((getattr(torch, subject.dtype), torch.float32))))
         gc.collect()
         card.empty()
-        base = card.allocated()
+        base, kept = card.allocated(), card.reserved_now()
         device_map = {"": devctl_device(card)}
         module, _ = loader.load(
             subject.source,
@@ -231,7 +260,7 @@ def load(subject: Subject, card: Card, attention: str | None = None) -> Loaded:
         )
         card.tame(module)
         measured = dict(find_places(module, device_map).measured)
-    return Loaded(subject, card, base, module, measured.get(devctl_device(card), 0))
+    return Loaded(subject, card, base, kept, module, measured.get(devctl_device(card), 0))
 
 
 def run(loaded: Loaded, job: Job) -> Measured:
@@ -254,20 +283,24 @@ def run(loaded: Loaded, job: Job) -> Measured:
             gc.collect()
             card.empty()
             card.forget()
+            before = card.retries()
             # a step more than tokens: generate does not run the model on its last one
             work(loaded.module, inputs, card.place, job.new + 1)
             card.wait()
-            held = card.held()
+            held, reserved_now = card.held(), card.reserved_now()
             state = sum(storages(caches).values()) if caches else None
     finally:
         hook.remove()
         caches.clear()
+    peak = card.peak()
     return Measured(
         state=state,
         base=loaded.base,
-        peak=card.peak() - loaded.base,
+        peak=peak - loaded.base,
         reserved=card.reserved_peak(),
         process=held.nbytes,
+        kept=reserved_now - peak,
+        was_short=card.retries() > before,
         how=held.how,
     )
 
@@ -343,20 +376,49 @@ def rows_of(subject: str, predicted: Predicted, measured: Measured, weights: int
     yield near_peak(subject, "peak", predicted.peak, measured.peak, why)
     beside = (predicted.peak - predicted.weights, measured.peak - weights)
     yield told(subject, "peak beside weights", beside[1], predicted=beside[0], unit="B")
-    yield near_process(subject, "process", predicted.whole, measured.process, measured.how)
+    yield from _of_process(subject, predicted, measured)
+
+
+def _of_process(subject: str, predicted: Predicted, measured: Measured) -> Iterator[Row]:
+    """The whole process.
+
+    What it needs is judged: the driver's figure without what the allocator reserved and gave to no tensor. How much it
+    keeps so depends on the memory that is left: a plan knows the least, to which it comes when memory is short. Whether
+    there is room for that least is what the longest contexts under a limit are for.
+    """
+    kept = f"less {measured.kept / MIB:.0f} MiB that the allocator reserved and gave to no tensor"
+    yield near_process(subject, "process", predicted.whole, measured.needed, f"{measured.how}, {kept}")
+    if predicted.expandable:
+        when = "with expandable segments, of which a plan counts no gaps"
+    elif measured.was_short:
+        when = "memory was short: predicted is the least that is reserved then"
+    else:
+        when = "memory was not short: predicted is the least that is reserved when it is"
+    if measured.process is not None:
+        yield told(
+            subject,
+            "process, with what is reserved for no tensor",
+            measured.process,
+            predicted=predicted.process,
+            unit="B",
+            why=when,
+        )
     lost = measured.reserved - measured.peak - measured.base
-    yield told(
+    share = f"{lost / measured.reserved:.1%} of what was reserved; " if measured.reserved else ""
+    row = told(
         subject,
-        "reserved and not allocated",
+        "reserved for no tensor",
         lost,
-        predicted=predicted.unallocated,
+        predicted=0 if predicted.expandable else predicted.unallocated,
         unit="B",
-        why=f"{lost / measured.reserved:.1%} of what was reserved" if measured.reserved else "",
+        why=f"{share}{when}",
     )
+    # the least is no forecast of what is kept while there is room
+    yield row if measured.was_short and not predicted.expandable else replace(row, error=None)
 
 
 def try_job(loaded: Loaded, title: str, job: Job) -> Iterator[Row]:
-    """One job: planned, then run, whatever the plan says.
+    """One job: planned, then run, whatever the plan says; with expandable segments where it says that it needs them.
 
     A plan that says no is right where it runs out of memory. Where it runs all the same, the figures say by how much
     the plan was wrong.
@@ -364,7 +426,11 @@ def try_job(loaded: Loaded, title: str, job: Job) -> Iterator[Row]:
     card, subject = loaded.card, loaded.subject
     predicted = subject.predict(card, job)
     try:
-        measured: Measured | None = run(loaded, job)
+        with card.segments(expandable=predicted.expandable):
+            measured: Measured | None = run(loaded, job)
+    except NoSegmentsError as error:
+        yield skipped(title, "fits or not", f"the plan says {ONLY_EXPANDABLE}, and {error.message}")
+        return
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -373,14 +439,20 @@ def try_job(loaded: Loaded, title: str, job: Job) -> Iterator[Row]:
     yield from judged(title, predicted, measured, loaded.weights, room=card.room())
 
 
+ONLY_EXPANDABLE = "that it fits only with expandable segments"
+
+
 def judged(title: str, predicted: Predicted, measured: Measured | None, weights: int, *, room: int) -> Iterator[Row]:
     """The rows of a job; ``measured`` is None where memory ran out."""
     if measured is None:
         says = f"the plan needs {predicted.whole // MIB} MiB of {room // MIB} MiB"
+        says += ", with expandable segments" if predicted.expandable else ""
         yield holds(title, "fits or not", not predicted.fits, why=f"out of memory; {says}")
         return
     near = predicted.peak <= measured.peak * 1.05
-    why = "it ran" if predicted.fits else f"the plan says no, and it ran: {predicted.whole // MIB} of {room // MIB} MiB"
+    why = f"it ran{', with expandable segments, as the plan says' if predicted.expandable else ''}"
+    if not predicted.fits:
+        why = f"the plan says no, and it ran: {predicted.whole // MIB} of {room // MIB} MiB"
     yield holds(title, "fits or not", predicted.fits or near, why=why)
     yield from rows_of(title, predicted, measured, weights)
 

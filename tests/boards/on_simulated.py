@@ -125,7 +125,8 @@ def wrong_plan(ask: Ask) -> Iterable[Row]:
 
 
 def of_edge(ask: Ask) -> Iterable[Row]:
-    return edge.edge(ask, "llama", TINY["llama"], dtype="float32", beside=6 * MIB)
+    for expandable in (False, True):
+        yield from edge.edge(ask, "llama", TINY["llama"], expandable=expandable, dtype="float32", beside=6 * MIB)
 
 
 def of_placement(ask: Ask, name: str) -> Iterable[Row]:

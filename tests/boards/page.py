@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from tests.boards.records import SECTIONS, TARGETS, Evidence, Row, Status, Tried, Value, Verdict
+from tests.boards.records import SECTIONS, TARGETS, Evidence, Row, Status, Value, Verdict
 
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def page(evidence: Evidence) -> str:
-    """What was found, section by section; what was missed in full, and why the rest was not run."""
+    """What was found in all and section by section; what was missed in full, and why the rest was not run."""
     return "\n".join(_lines(evidence)) + "\n"
 
 
@@ -27,32 +27,83 @@ def _lines(evidence: Evidence) -> Iterator[str]:
         ((board.name, size(board.memory), board.compute_capability or "–") for board in evidence.box.boards),
     )
     yield from _table(("what", "version"), sorted(evidence.box.versions.items()))
-    counts = evidence.counts
-    yield "## In all"
-    yield ""
-    yield from _table(tuple(counts), [tuple(str(count) for count in counts.values())])
-    yield "A figure is met where it meets its target; one without a target is told."
-    yield ""
-    yield from _table(("target", "what it means"), TARGETS.items())
-    for section, title in SECTIONS.items():
-        steps = [step for step in evidence.steps if step.section == section]
-        if any(step.rows for step in steps):
-            yield from _section(title, steps)
+    by_section = {
+        title: rows
+        for section, title in SECTIONS.items()
+        if (rows := [row for step in evidence.steps if step.section == section for row in step.rows])
+    }
+    yield from _in_all(evidence, by_section)
+    for title, rows in by_section.items():
+        yield from _section(title, rows)
     yield from _not_run(evidence)
 
 
-def _section(title: str, steps: list[Tried]) -> Iterator[str]:
-    rows = [row for step in steps for row in step.rows]
+WRONG = (Verdict.MISSED, Verdict.FAILED)
+JUDGED = (Verdict.MET, *WRONG)
+_MOST_NAMED = 6
+
+
+def _in_all(evidence: Evidence, by_section: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """What was met and what was missed, by how much and of what."""
+    counts = evidence.counts
+    judged = sum(counts[verdict] for verdict in JUDGED)
+    done = sum(step.status is Status.DONE for step in evidence.steps)
+    yield "## In all"
+    yield ""
+    yield (
+        f"Of {judged:,} claims that have a target, {counts[Verdict.MET]:,} were met and {counts[Verdict.MISSED]:,} "
+        f"missed; {counts[Verdict.FAILED]:,} could not be tried to their end, and {counts[Verdict.SKIPPED]:,} were "
+        f"skipped. {counts[Verdict.TOLD]:,} figures without a target are told. {done} of {len(evidence.steps)} steps "
+        "ran to their end."
+    )
+    yield ""
+    yield from _table(("part", *JUDGED), ((title, *_counts(rows)) for title, rows in by_section.items()))
+    wrong = [line for title, rows in by_section.items() for line in _missed(title, rows)]
+    if wrong:
+        yield "Missed or failed, by claim:"
+        yield ""
+        yield from _table(("part", "claim", *JUDGED, *_ERRORS, "missed or failed by"), wrong)
+    yield "An error is by how much what was predicted is above what was measured; with a minus, below it."
+    yield ""
+    yield from _table(("target", "it is met where"), TARGETS.items())
+
+
+_ERRORS = ("error from", "to")
+
+
+def _missed(title: str, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """A line for each claim of a section that was missed or failed: how often, by how much, and by what."""
+    for claim in dict.fromkeys(row.claim for row in rows if row.verdict in WRONG):
+        of_it = [row for row in rows if row.claim == claim]
+        names = [*dict.fromkeys(row.subject.partition(",")[0] for row in of_it if row.verdict in WRONG)]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        yield title, claim, *_counts(of_it), *_errors(of_it), ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _counts(rows: Sequence[Row], verdicts: Iterable[Verdict] = JUDGED) -> tuple[str, ...]:
+    return tuple(f"{sum(row.verdict is verdict for row in rows):,}" for verdict in verdicts)
+
+
+def _errors(rows: Sequence[Row]) -> tuple[str, str]:
+    """The lowest and the highest; empty where no row has one."""
+    errors = [row.error for row in rows if row.error is not None]
+    return (f"{min(errors):+.1%}", f"{max(errors):+.1%}") if errors else ("", "")
+
+
+def _section(title: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"## {title}"
     yield ""
-    yield from _table(
-        ("claim", "met", "missed", "told", "skipped", "failed", "least error", "most error"),
-        (
-            _summary(claim, [row for row in rows if row.claim == claim])
-            for claim in dict.fromkeys(r.claim for r in rows)
-        ),
-    )
-    wrong = [row for row in rows if row.verdict in (Verdict.MISSED, Verdict.FAILED)]
+    claims = {claim: [row for row in rows if row.claim == claim] for claim in dict.fromkeys(r.claim for r in rows)}
+    tried = {claim: of_it for claim, of_it in claims.items() if any(row.verdict is not Verdict.TOLD for row in of_it)}
+    if tried:
+        verdicts = (*JUDGED, Verdict.SKIPPED)
+        lines = ((claim, *_counts(of_it, verdicts), *_errors(of_it)) for claim, of_it in tried.items())
+        yield from _table(("claim", *verdicts, *_ERRORS), lines)
+    compared = {c: of_it for c, of_it in claims.items() if c not in tried and any(r.error is not None for r in of_it)}
+    if compared:
+        lines = ((claim, f"{len(of_it):,}", *_errors(of_it)) for claim, of_it in compared.items())
+        yield from _table(("told beside a prediction, without a target", "rows", *_ERRORS), lines)
+    wrong = [row for row in rows if row.verdict in WRONG]
     if wrong:
         yield "Missed or failed:"
         yield ""
@@ -67,20 +118,30 @@ def _section(title: str, steps: list[Tried]) -> Iterator[str]:
     yield ""
 
 
-def _summary(claim: str, rows: list[Row]) -> tuple[str, ...]:
-    errors = [row.error for row in rows if row.error is not None]
-    ends = (f"{min(errors):+.1%}", f"{max(errors):+.1%}") if errors else ("", "")
-    counts = (str(sum(row.verdict is verdict for row in rows)) for verdict in Verdict)
-    return (claim, *counts, *ends)
-
-
-_HEAD = ("of", "claim", "verdict", "predicted", "measured", "error", "target", "why")
+_HEAD = ("of", "claim", "verdict", "predicted", "measured", "predicted - measured", "error", "target", "why")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    figures = (value(row.predicted, row.unit), value(row.measured, row.unit))
     error = "" if row.error is None else f"{row.error:+.1%}"
-    return (row.subject, row.claim, str(row.verdict), *figures, error, row.target or "", row.why)
+    return (row.subject, row.claim, str(row.verdict), *_figures(row), apart(row), error, row.target or "", row.why)
+
+
+def _figures(row: Row) -> tuple[str, str]:
+    """What was predicted and what was measured: bytes of both in one unit, that of the larger."""
+    both = [each for each in (row.predicted, row.measured) if isinstance(each, int) and row.unit == "B"]
+    if len(both) < 2:
+        return value(row.predicted, row.unit), value(row.measured, row.unit)
+    largest = max(map(abs, both))
+    predicted, measured = (size(each, like=largest) for each in both)
+    return predicted, measured
+
+
+def apart(row: Row) -> str:
+    """By how much what was predicted is above what was measured, with its sign; empty where nothing is, or both are."""
+    if row.error is None or not isinstance(row.predicted, int | float) or not isinstance(row.measured, int | float):
+        return ""
+    difference = row.predicted - row.measured
+    return f"{'+' if difference > 0 else ''}{value(difference, row.unit)}" if difference else ""
 
 
 def _not_run(evidence: Evidence) -> Iterator[str]:
@@ -118,10 +179,10 @@ def value(given: Value, unit: str | None) -> str:
     return f"{shown} {unit}" if unit else shown
 
 
-def size(nbytes: int) -> str:
-    """Bytes in a unit in which they have few digits."""
+def size(nbytes: int, *, like: int | None = None) -> str:
+    """Bytes in a unit in which they have few digits, or others that are ``like`` so many."""
     for factor, unit in _UNITS:
-        if abs(nbytes) >= factor:
+        if abs(nbytes if like is None else like) >= factor:
             return f"{nbytes / factor:,.2f} {unit}"
     return f"{nbytes:,} B"
 

@@ -80,10 +80,17 @@ class PretendedCard:
         self._memory.begin()
 
     def empty(self) -> None:
-        """Nothing is kept."""
+        self._memory.begin()
 
     def wait(self) -> None:
         """All is done at once."""
+
+    def retries(self) -> int:
+        return 0
+
+    @contextmanager
+    def segments(self, *, expandable: bool) -> Iterator[None]:
+        yield  # this account has no gaps
 
     @contextmanager
     def limited(self, nbytes: int) -> Iterator[None]:
@@ -102,6 +109,9 @@ class PretendedCard:
 
     def warm(self, dtypes: tuple[torch.dtype, ...]) -> None:
         """The CPU's kernels keep nothing there."""
+
+    def workspaces(self) -> int:
+        return 0
 
     def held(self) -> Held:
         return Held(nbytes=self.peak() + CONTEXT, how="made up")

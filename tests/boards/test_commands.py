@@ -50,6 +50,13 @@ def test_a_report_of_a_load_is_told_row_by_row():
     assert decode_rate({"smoke": {"generated": None}}) is None
 
 
+def test_what_torch_allocated_for_libraries_is_no_tensor_of_a_load():
+    done = Done(code=0, out=json.dumps(REPORT), err="")
+    peak = next(row for row in of_load("x", done, workspaces=32 * MIB) if row.claim == "peak of a load")
+    assert (peak.predicted, peak.measured) == (990 * MIB, 968 * MIB)
+    assert peak.why == "cuda:0, less 32 MiB of workspaces"
+
+
 def test_a_load_without_a_report_is_told_by_its_last_words():
     done = Done(code=5, out="", err="first\ndevctl: out of memory on cuda:0\n")
     (row,) = of_load("x", done)

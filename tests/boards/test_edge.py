@@ -2,8 +2,13 @@
 
 import pytest
 
+from devctl.placement.plan import MostTokens
+from tests.boards.asking import Ask
+from tests.boards.cards import NoSegmentsError
+from tests.boards.pretended import PretendedCard
 from tests.boards.records import Verdict
-from tests.boards.steps.edge import bisect, rows
+from tests.boards.steps import edge
+from tests.boards.steps.edge import STEPS, answer, bisect, rows
 
 
 def edge_at(most, planned):
@@ -48,3 +53,29 @@ def test_an_answer_that_does_not_run_or_is_far_short_is_missed():
     assert verdicts(10_100, 10_000, exact=False, more=False) == [Verdict.MISSED, Verdict.MET, Verdict.MISSED]
     assert verdicts(9_000, 10_000, exact=True, more=True) == [Verdict.MET, Verdict.MISSED, Verdict.MISSED]
     assert verdicts(9_000, None, exact=False, more=False)[-1] is Verdict.FAILED
+
+
+def test_each_way_to_allocate_is_held_against_its_own_answer():
+    most = MostTokens(this_map=27_325, optimal=27_325, by_default=23_400)
+    assert [answer(most, expandable=expandable) for expandable in (False, True)] == [23_400, 27_325]
+    assert answer(MostTokens(this_map=5, optimal=5), expandable=False) is None
+
+
+def test_each_model_is_tried_by_default_and_with_expandable_segments_in_cells_of_their_own(tmp_path):
+    ask = Ask(cards=(PretendedCard(0),), folder=tmp_path, checkout=tmp_path)
+    for step in STEPS:
+        name = step.name.removeprefix("edge/")
+        cells = list(step.cells(ask))
+        assert [cell.subject for cell in cells] == [f"{name}, by default", f"{name}, expandable segments"]
+        assert [cell.work.keywords["expandable"] for cell in cells] == [False, True]
+
+
+def test_without_expandable_segments_their_answer_is_not_tried(monkeypatch, tmp_path):
+    def none(self, *, expandable):
+        raise NoSegmentsError("none here")
+
+    monkeypatch.setattr(PretendedCard, "segments", none)
+    monkeypatch.setattr(edge, "open_subject", lambda *_: None)
+    ask = Ask(cards=(PretendedCard(0),), folder=tmp_path, checkout=tmp_path)
+    (row,) = edge.edge(ask, "llama", None, expandable=True)
+    assert (row.verdict, row.why) == (Verdict.SKIPPED, "none here")

@@ -105,6 +105,15 @@ def test_a_folder_that_can_not_be_written_to_is_refused_before_anything_runs(com
     assert "it can't be written to" in err
 
 
+def test_steps_run_with_torchs_allocator_as_by_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:32")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = boards.environment(tmp_path)
+    assert not {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & set(found)
+    assert found["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 def test_ctrl_c_while_the_box_is_looked_at_ends_quietly(command, monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from tests.boards import __main__ as boards
-from tests.boards.page import page, size, value
+from tests.boards.page import apart, page, size, value
 from tests.boards.records import (
     MIB,
     Board,
@@ -130,7 +130,7 @@ def test_a_constant_for_the_table_stands_in_the_page_as_it_is_meant(tmp_path):
 def test_the_page_tells_what_was_missed_and_what_was_not_run():
     text = page(EVIDENCE)
     assert "# devctl on 2x NVIDIA L4" in text
-    assert "| peak | 1 | 1 | 0 | 0 | 0 | -3.0% | +3.0% |" in text
+    assert "| peak | 1 | 1 | 0 | 0 | -3.0% | +3.0% |" in text
     assert "Missed or failed:" in text
     assert "| edge/some | some | there was no time for it yet: run 'python -m tests.boards' again |" in text
     assert "| placement/some | some | it needs 2 boards, and there is 1 |" in text
@@ -138,10 +138,44 @@ def test_the_page_tells_what_was_missed_and_what_was_not_run():
     assert "Simulated: no board was there" in page(replace(EVIDENCE, box=replace(BOX, simulated=True)))
 
 
+def test_the_page_begins_with_what_was_missed_by_how_much_and_by_what():
+    more = tuple(near_peak(f"{name}, bfloat16", "peak", 89, 100) for name in "abcdefg")
+    text = page(replace(EVIDENCE, steps=(tried(*ROWS), tried(*more), tried(section="edge"))))
+    top = text[: text.index("## Weights, state and peaks")]
+    assert (
+        "Of 14 claims that have a target, 4 were met and 9 missed; 1 could not be tried to their end, and 2 were "
+        "skipped. 1 figures without a target are told. 3 of 3 steps ran to their end." in top
+    )
+    assert "| Weights, state and peaks | 4 | 9 | 1 |" in top
+    assert "| Weights, state and peaks | peak | 1 | 8 | 0 | -11.0% | +3.0% | llama, a, b, c, d, e and 2 more |" in top
+    assert "| Weights, state and peaks | process | 0 | 1 | 0 | +344.4% | +344.4% | llama |" in top
+    assert "| Weights, state and peaks | runs | 0 | 0 | 1 |  |  | gemma |" in top
+    assert "state |" not in top, "what was met throughout is in its own part"
+    assert "Missed" not in page(replace(EVIDENCE, steps=(tried(ROWS[0]),)))
+
+
+def test_a_row_tells_by_how_much_and_both_figures_in_one_unit():
+    row = near_peak("bloom", "peak", 1_124_302_880, 990_086_656)
+    told_ = "| bloom | peak | missed | 1.05 GiB | 0.92 GiB | +128.00 MiB | +13.6% | peak |  |"
+    assert told_ in page(replace(EVIDENCE, steps=(tried(row),)))
+    under = replace(near_peak("gpt2", "peak", 209_881_120, 215_125_504), why="x")
+    told_ = "| gpt2 | peak | missed | 200.16 MiB | 205.16 MiB | -5.00 MiB | -2.4% | peak | x |"
+    assert told_ in page(replace(EVIDENCE, steps=(tried(under),)))
+    assert [apart(each) for each in (equal("x", "code", 0, 1), equal("x", "weights", 5, 5, unit="B"))] == ["", ""]
+
+
+def test_figures_that_are_told_without_a_prediction_are_in_no_sum():
+    compared = told("llama", "peak beside weights", 50, predicted=60, unit="B")
+    alone = told("a process", "context, by the driver", 610 * MIB, unit="B")
+    text = page(replace(EVIDENCE, steps=(tried(compared, alone),)))
+    assert "| peak beside weights | 1 | +20.0% | +20.0% |" in text
+    assert text.count("context, by the driver") == 1, "in the rows"
+
+
 def test_text_that_is_not_ours_makes_no_columns_or_tags():
     (line,) = [line for line in page(EVIDENCE).splitlines() if "RuntimeError" in line][:1]
     assert "CUDA error \\| at 'x' &lt;b>" in line
-    assert line.count(" | ") == 7
+    assert line.count(" | ") == 8
 
 
 def test_figures_are_told_as_a_person_reads_them():

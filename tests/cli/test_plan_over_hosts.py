@@ -107,8 +107,8 @@ def test_what_stages_take_is_what_one_device_does_but_for_what_each_has(devctl):
 def test_communicators_count_where_there_are_several_boards(devctl):
     options = ["--context-length", "64"]
     one, two = (planned(devctl("plan", TINY, "--devices", d, *options)) for d in ("a:H100", "a:2xH100"))
-    assert one["stages"][0]["overhead"] == 672 * 2**20
-    assert [stage["overhead"] for stage in two["stages"]] == [(672 + 816) * 2**20] * 2
+    assert one["stages"][0]["overhead"] == 720 * 2**20
+    assert [stage["overhead"] for stage in two["stages"]] == [(720 + 816) * 2**20] * 2
     note = "816 MiB on each board are counted for communicators; --overhead says better"
     assert note in two["notes"] and note not in one["notes"]
     assert not any("measured only on H100s" in each for each in two["notes"])

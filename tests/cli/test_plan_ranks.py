@@ -48,7 +48,7 @@ def test_a_plan_of_ranks_is_a_document_of_one_stage(devctl):
     assert document["device_map"] == {"": ",".join(stage.devices)}
     assert "shared by 8 ranks" in said
     assert said.count("cuda:0 to cuda:7") == 1, "equal ranks are one row"
-    assert document["devices"][0]["overhead"] == COMMUNICATORS + 672 * 2**20
+    assert document["devices"][0]["overhead"] == COMMUNICATORS + 720 * 2**20
 
 
 def test_of_weights_alone_nothing_else_is_counted(devctl):

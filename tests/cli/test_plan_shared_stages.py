@@ -64,7 +64,7 @@ def test_every_rank_has_its_share_of_the_cache_and_its_communicators(devctl):
     gibibyte = sum(stage["state"] for stage in whole["stages"])
     assert gibibyte == 2**30
     assert [stage["state"] * 4 * 32 for stage in document["stages"]] == [gibibyte * count for count in layers]
-    assert {row["overhead"] for row in document["devices"]} == {(672 + 1600) * 2**20}
+    assert {row["overhead"] for row in document["devices"]} == {(720 + 1600) * 2**20}
     assert any("1.56 GiB of the overhead are for the communicators" in note for note in document["notes"])
     assert document["tensor_parallel"]["state_per_rank"] == [
         stage["state"] for stage in document["stages"] for _ in range(4)

@@ -178,6 +178,32 @@ def test_a_machine_whose_boards_torch_can_not_use_runs_no_rank_on_its_cpu(llama,
         _usable_device(seat)
 
 
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        ((5, 10), "cuda:0 would hold .*, and has 5 B free"),
+        (
+            RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nmore"),
+            "cuda:0 can't be used now",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "cuda:0 can't be used now: CUDA error: out of memory"),
+    ],
+)
+def test_a_board_that_has_no_room_for_a_rank_is_refused(llama, monkeypatch, free, said):
+    def told(device):
+        assert str(device) == "cuda:0"
+        if isinstance(free, Exception):
+            raise free
+        return free
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", told)
+    launcher = {"GROUP_RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    seat = find_seat(parse_stages(plans.document(llama, (2, 2), "ab"), "it"), launcher)
+    with pytest.raises(RefusedError, match=said) as refused:
+        checks._require_room(None, seat, "cuda:0")
+    assert "\n" not in refused.value.message
+
+
 def test_interfaces_lead_to_the_other_hosts(llama, monkeypatch):
 
     class At:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 from devctl.devices import Device, DeviceType
 from devctl.errors import LoadError, first_line
@@ -45,7 +45,7 @@ def parse(text: str) -> tuple[Device | None, int | None]:
     return device, None if asked is None else int(float(asked[1]) * 1024 ** _UNITS[asked[2]])
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_device(doing: str, predicted: Mapping[Device, int]) -> Iterator[None]:
     """Turn out of memory into a line that says where, how much was asked for, and what was expected there.
 
@@ -88,7 +88,10 @@ def describe(error: BaseException, doing: str, predicted: Mapping[Device, int]) 
 
 
 def release(error: BaseException) -> None:
-    """Let go of what the frames of a failed call hold, here and on the accelerators."""
+    """Let go of what the frames of a failed call hold, here and on the accelerators.
+
+    An accelerator that answers no more gives nothing back, and the failure that is told stays the first one.
+    """
     import torch
 
     seen: BaseException | None = error
@@ -96,7 +99,10 @@ def release(error: BaseException) -> None:
         traceback.clear_frames(seen.__traceback__)
         seen = seen.__cause__ or seen.__context__
     gc.collect()
-    if torch.cuda.is_available():
+    # those of CUDA and XPU do nothing where no tensor was there yet, nor in a build without
+    with contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
-    if torch.xpu.is_available():
+    with contextlib.suppress(RuntimeError):
         torch.xpu.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

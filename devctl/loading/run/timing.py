@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from devctl.devices import Device
 
@@ -38,7 +39,19 @@ def synchronize(device: Device) -> None:
         module = getattr(torch, device.type.value)
         for index in range(module.device_count()):
             # waiting for one that holds nothing of ours would only make a context on it, of some hundred MiB
-            if module.memory_reserved(index):
+            if _reserved(module, index):
                 module.synchronize(index)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def _reserved(module: Any, index: int) -> int:
+    """Bytes that torch's allocator holds of an accelerator; 0 of one that is counted and not there.
+
+    torch up to 2.12 counts the boards that NVML shows, of which CUDA has fewer where they are in MIG mode, and its
+    allocator refuses the number of such a one: "Invalid device argument".
+    """
+    try:
+        return int(module.memory_reserved(index))
+    except RuntimeError:
+        return 0

@@ -54,19 +54,40 @@ Progress = Callable[[int], None]
 
 
 def unusable(devices: Collection[Device]) -> tuple[str, ...]:
-    """Why torch can't use some of ``devices``, which the machine has; a line each."""
+    """Why torch can't use some of ``devices``, which the machine has; a line each.
+
+    It begins CUDA where they are of it, as what comes after does, and makes a context on none.
+    """
     import torch
 
-    count = {DeviceType.GPU: torch.cuda.device_count, DeviceType.XPU: torch.xpu.device_count}
-    found = []
-    for device in devices:
-        if device.type in count:
-            usable = (device.id or 0) < count[device.type]()
-        else:
-            usable = device.type is not DeviceType.MPS or torch.backends.mps.is_available()
-        if not usable:
-            found.append(f"torch {torch.__version__} can't use {device}: is it a build for this hardware?")
-    return tuple(found)
+    faults = ((device, _fault_of(device)) for device in devices)
+    return tuple(f"torch {torch.__version__} can't use {device}: {fault}" for device, fault in faults if fault)
+
+
+_OTHER_BUILD = "is it a build for this hardware?"
+
+
+def _fault_of(device: Device) -> str | None:
+    """Why torch can't use ``device``; None where it can."""
+    import torch
+
+    parts: dict[DeviceType, Any] = {DeviceType.GPU: torch.cuda, DeviceType.XPU: torch.xpu}
+    if (part := parts.get(device.type)) is None:
+        usable = device.type is not DeviceType.MPS or torch.backends.mps.is_available()
+        return None if usable else _OTHER_BUILD
+    index = device.id or 0
+    if index >= part.device_count():
+        return _OTHER_BUILD
+    try:
+        part.init()
+    except (RuntimeError, AssertionError) as error:  # a driver that is too old, or that does not answer
+        return first_line(error)
+    try:
+        # torch may count the boards that NVML shows, of which CUDA has fewer: of all that are in MIG mode, one instance
+        part.get_device_properties(index)
+    except (RuntimeError, AssertionError):
+        return "the driver shows it, and what torch runs on has no device of that number"
+    return None
 
 
 def local_copy(source: ModelSource) -> ModelSource:

@@ -83,7 +83,7 @@ def look_at_devices() -> Facts | None:
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        seen = _of_cuda(torch) if torch.cuda.is_available() else 0
     xpu = getattr(torch, "xpu", None)
     backends = torch.backends
     return {
@@ -92,6 +92,13 @@ def look_at_devices() -> Facts | None:
         "mps": bool(hasattr(backends, "mps") and backends.mps.is_available()),
         "said": str(said[0].message)[:SAID] if said else None,
     }
+
+
+def _of_cuda(torch: Any) -> int:
+    """How many devices CUDA itself has. ``torch.cuda.device_count`` may count what NVML shows: boards in MIG mode of
+    which CUDA has one instance, or those of a driver that CUDA can't use."""
+    count = getattr(torch._C, "_cuda_getDeviceCount", torch.cuda.device_count)
+    return int(count())
 
 
 def _version_of(package: str) -> str | None:

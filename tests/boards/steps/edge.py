@@ -1,18 +1,24 @@
-"""The longest context that a plan says fits, under a limit: does it run, and does 3 % more not?"""
+"""The longest context that a plan says fits, under a limit: does it run, and does 3 % more not?
+
+A plan has two answers: by default, with room for what torch's allocator reserves beside what it gives out, and with
+expandable segments, with which it counts no such gaps. Each is tried as it is meant.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 from devctl.loading.run.out_of_memory import is_out_of_memory, release
-from devctl.planning.capacity import largest_context
+from devctl.placement.plan import MostTokens
+from devctl.planning.capacity import longest_contexts
 from tests.boards import models
 from tests.boards.asking import Ask
-from tests.boards.cards import devctl_device
+from tests.boards.cards import NoSegmentsError, devctl_device
 from tests.boards.measuring import Job, Loaded, Make, load, open_subject, run
-from tests.boards.records import EDGE, MIB, Cell, Row, Step, Verdict, failed, holds
+from tests.boards.records import EDGE, MIB, Cell, Row, Step, Verdict, failed, holds, skipped
 
 MODELS = {"llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 BESIDE = 768 * MIB
@@ -54,6 +60,14 @@ def bisect(runs: Callable[[int], bool], planned: int, known: dict[int, bool]) ->
     return low
 
 
+BY_DEFAULT, EXPANDABLE = "by default", "expandable segments"
+
+
+def answer(most: MostTokens, *, expandable: bool) -> int | None:
+    """What a plan says of one way to allocate; None where it does not know."""
+    return most.this_map if expandable else most.by_default
+
+
 def rows(title: str, planned: int, measured: int | None, *, exact: bool, more: bool) -> Iterator[Row]:
     """What became of the answer.
 
@@ -81,31 +95,48 @@ def rows(title: str, planned: int, measured: int | None, *, exact: bool, more: b
     )
 
 
-def edge(ask: Ask, name: str, make: Make, *, dtype: str = "bfloat16", beside: int = BESIDE) -> Iterator[Row]:
+def edge(
+    ask: Ask, name: str, make: Make, *, expandable: bool, dtype: str = "bfloat16", beside: int = BESIDE
+) -> Iterator[Row]:
     """One model: plan its longest context under a limit, run it, run 3 % more, and look for where it ends."""
-    card = ask.card
+    card, how = ask.card, EXPANDABLE if expandable else BY_DEFAULT
     subject = open_subject(name, ask.folder / f"edge-{name}", make, dtype)
-    loaded = load(subject, card)
-    limit = loaded.weights + beside
-    question = replace(
-        subject.question(card, Job(context=1024), room=limit + loaded.base), overhead={devctl_device(card): loaded.base}
-    )
-    planned = largest_context(question, {"": devctl_device(card)}, most=POSITIONS)
-    title = f"{name}, {dtype}, {limit // MIB} MiB"
-    if planned < 64:
-        yield failed(title, "the edge", f"only {planned} tokens are planned")
-        return
-    known: dict[int, bool] = {}
-    with card.limited(limit + loaded.base):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(card.segments(expandable=expandable))
+        except NoSegmentsError as error:
+            yield skipped(f"{name}, {dtype}, {how}", "the edge", error.message)
+            return
+        loaded = load(subject, card)
+        limit = loaded.weights + beside
+        title = f"{name}, {dtype}, {limit // MIB} MiB, {how}"
+        planned = _planned(loaded, limit, expandable=expandable)
+        if planned is None or planned < 64:
+            said = "none that leaves room for gaps" if planned is None else f"only {planned} tokens"
+            yield failed(title, "the edge", f"the plan has {said}")
+            return
+        known: dict[int, bool] = {}
 
         def runs(tokens: int) -> bool:
             if tokens not in known:
                 known[tokens] = _runs(loaded, tokens)
             return known[tokens]
 
-        exact, more = runs(planned), runs(int(planned * (1 + EDGE)) + 1)
-        measured = bisect(runs, planned, known)
-    yield from rows(title, planned, measured, exact=exact, more=more)
+        with card.limited(limit + loaded.kept):
+            exact, more = runs(planned), runs(int(planned * (1 + EDGE)) + 1)
+            measured = bisect(runs, planned, known)
+        yield from rows(title, planned, measured, exact=exact, more=more)
+
+
+def _planned(loaded: Loaded, limit: int, *, expandable: bool) -> int | None:
+    """Tokens that a plan says fit where tensors may have ``limit`` bytes, beside what libraries hold of torch's."""
+    subject, card = loaded.subject, loaded.card
+    device, job = devctl_device(card), Job(context=1024)
+    question = replace(
+        subject.question(card, job, room=limit + loaded.kept), overhead={device: loaded.kept}, made_for=POSITIONS
+    )
+    placement = question.on({"": device}, question.workload)
+    return answer(longest_contexts(question, placement), expandable=expandable)
 
 
 def _runs(loaded: Loaded, tokens: int) -> bool:
@@ -122,14 +153,16 @@ def _runs(loaded: Loaded, tokens: int) -> bool:
 def _cells(name: str, ask: Ask) -> Iterator[Cell]:
     make = next(models.small(f)[MODELS[name]] for f, of_family in models.FAMILIES.items() if MODELS[name] in of_family)
     longer = partial(make, max_position_embeddings=POSITIONS)
-    yield Cell(subject=name, work=partial(edge, ask, name, longer))
+    for expandable, how in ((False, BY_DEFAULT), (True, EXPANDABLE)):
+        yield Cell(subject=f"{name}, {how}", work=partial(edge, ask, name, longer, expandable=expandable))
 
 
 STEPS = tuple(
     Step(
         name=f"edge/{name}",
-        what=f"{class_name} under a limit: the longest context runs, {EDGE:.0%} more does not",
-        seconds=60,
+        what=f"{class_name} under a limit: the longest context runs, {EDGE:.0%} more does not; {BY_DEFAULT}, and with "
+        f"{EXPANDABLE}",
+        seconds=100,
         rank=2 if name == "llama" else 5,
         cells=partial(_cells, name),
     )

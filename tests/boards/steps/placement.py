@@ -55,10 +55,13 @@ def command(ask: Ask, name: str, make: Make) -> Iterator[Row]:
     subject = open_subject(name, folder, make, "bfloat16")
     whole = _whole(subject)
     placement = place(subject.skeleton.tree, budgets(ask.cards[:1], (HALF,), whole, int(whole * SOME)), Strategy.AUTO)
-    yield from by_command(f"{name}, devctl load", folder, to_hf(placement.device_map), "bf16")
+    device_map = to_hf(placement.device_map)
+    yield from by_command(f"{name}, devctl load", folder, device_map, "bf16", workspaces=ask.card.workspaces())
 
 
-def by_command(title: str, folder: Path, device_map: Mapping[str, int | str], dtype: str) -> Iterator[Row]:
+def by_command(
+    title: str, folder: Path, device_map: Mapping[str, int | str], dtype: str, *, workspaces: int = 0
+) -> Iterator[Row]:
     """What ``devctl load --verify`` says of the model in ``folder`` with random weights on a map."""
     path = folder / "map.json"
     path.write_text(json.dumps(dict(device_map)), encoding="utf-8")
@@ -66,7 +69,7 @@ def by_command(title: str, folder: Path, device_map: Mapping[str, int | str], dt
         *("load", str(folder), "--map", str(path), "--dtype", dtype),
         *("--load-format", "dummy", "--verify", "--json"),
     )
-    yield from of_load(title, done)
+    yield from of_load(title, done, workspaces=workspaces)
 
 
 def _cells(name: str, ask: Ask) -> Iterator[Cell]:

@@ -23,10 +23,10 @@ def folder() -> str:
     return str(get_model_path())
 
 
-def loads(at: str) -> Iterator[Row]:
+def loads(at: str, *, workspaces: int = 0) -> Iterator[Row]:
     """``devctl load --verify`` on one device, in float32 as it is, of its own tokenizer's text."""
     done = ask_devctl("load", folder(), "--map", at, "--prompt", ALIKE[0], "--verify", "--json")
-    yield from of_load("all-MiniLM-L6-v2", done)
+    yield from of_load("all-MiniLM-L6-v2", done, workspaces=workspaces)
 
 
 def means(place: str) -> Iterator[Row]:
@@ -61,7 +61,8 @@ def _cells(ask: Ask) -> Iterator[Cell]:
     if ask.card.simulated:
         yield Cell(subject="all", work=no)
         return
-    yield Cell(subject="load", work=lambda: loads(str(devctl_device(ask.card))))
+    at = str(devctl_device(ask.card))
+    yield Cell(subject="load", work=lambda: loads(at, workspaces=ask.card.workspaces()))
     yield Cell(subject="sentences", work=lambda: means(ask.card.place))
 
 

@@ -122,3 +122,27 @@ def test_out_of_memory_while_running(devctl, model, monkeypatch):
         "devctl: out of memory on cpu in the smoke inference: 1048576 TiB more were asked for\n"
         "  209 KiB were expected there: plan with less for it, like --max-memory cpu=167KiB\n"
     )
+
+
+def test_a_board_that_answers_no_more_hides_no_failure(monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    monkeypatch.setattr(torch.xpu, "empty_cache", lambda: emptied.append("xpu"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append("mps"))
+    with pytest.raises(LoadError, match="out of memory on cuda:1"), out_of_memory.on_device("while loading", {}):
+        raise torch.OutOfMemoryError(CUDA)
+    assert emptied == ["xpu", "mps"]
+
+
+def test_letting_go_begins_no_accelerator(monkeypatch):
+    def begun(*_):
+        raise AssertionError("a driver was asked")
+
+    for part in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(part, "is_available", begun)
+        monkeypatch.setattr(part, "_lazy_init", begun)
+    out_of_memory.release(ValueError())

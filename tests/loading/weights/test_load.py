@@ -482,3 +482,63 @@ def test_only_the_gpus_in_use_are_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     timing.synchronize(Device.gpu(0))
     assert waited == [0, 2]
+
+
+def test_boards_that_only_the_driver_counts_are_not_waited_for(monkeypatch):
+    def reserved(index):
+        if index:  # as torch's allocator says it of boards in MIG mode that NVML shows
+            raise RuntimeError(f"Invalid device argument {index}: did you call init?")
+        return 1
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", reserved)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    timing.synchronize(Device.gpu(0))
+    assert waited == [0]
+
+
+@pytest.fixture
+def part(monkeypatch, request):
+    """CUDA's part of torch, or XPU's, where two devices are counted; what it is asked, in order."""
+    device, asked = request.param, []
+    module = {"cuda": torch.cuda, "xpu": torch.xpu}[device]
+    monkeypatch.setattr(module, "device_count", lambda: 2)
+    monkeypatch.setattr(module, "init", lambda: asked.append("init"))
+    monkeypatch.setattr(module, "get_device_properties", asked.append)
+    return device, module, asked
+
+
+@pytest.mark.parametrize("part", ["cuda", "xpu"], indirect=True)
+def test_a_device_that_torch_can_use_is_one_that_it_begins_and_knows(part):
+    device, _, asked = part
+    assert loader.unusable([Device.from_str(f"{device}:1")]) == ()
+    assert asked == ["init", 1]
+    (line,) = loader.unusable([Device.from_str(f"{device}:2")])
+    assert line.endswith(f"can't use {device}:2: is it a build for this hardware?")
+
+
+@pytest.mark.parametrize("part", ["cuda", "xpu"], indirect=True)
+def test_a_driver_that_torch_can_not_begin_with_is_no_device(part, monkeypatch):
+    device, module, asked = part
+
+    def too_old():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nUpdate it")
+
+    monkeypatch.setattr(module, "init", too_old)
+    (line,) = loader.unusable([Device.from_str(f"{device}:0")])
+    assert line.endswith(f"can't use {device}:0: The NVIDIA driver on your system is too old (found version 11040).")
+    assert not asked
+
+
+@pytest.mark.parametrize("part", ["cuda", "xpu"], indirect=True)
+def test_a_board_of_the_driver_that_torch_does_not_have_is_no_device(part, monkeypatch):
+    device, module, _ = part
+
+    def properties(index):
+        if index:
+            raise RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(module, "get_device_properties", properties)
+    (line,) = loader.unusable([Device.from_str(f"{device}:0"), Device.from_str(f"{device}:1")])
+    assert line.endswith(f"{device}:1: the driver shows it, and what torch runs on has no device of that number")
