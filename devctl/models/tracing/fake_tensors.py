@@ -215,12 +215,17 @@ def _is_fake_float(tensor: torch.Tensor, func: Any) -> bool:
     return (tensor.is_floating_point() or tensor.is_complex()) and func not in _FACTORIES
 
 
+_SOFTMAX = {
+    *(torch.nn.functional.softmax, torch.softmax, torch.special.softmax, torch.Tensor.softmax),
+    *(torch.nn.functional.log_softmax, torch.log_softmax, torch.special.log_softmax, torch.Tensor.log_softmax),
+}
+"""All ways to call the one kernel; that of ``functional`` hides the one within it."""
+
 _STOOD_IN_FOR = {
     torch._grouped_mm,
     torch.nn.functional.linear,
     torch.nn.functional.scaled_dot_product_attention,
-    torch.softmax,
-    torch.Tensor.softmax,
+    *_SOFTMAX,
     *JOINS,
 }
 """What `KernelsOf` looks at; all that a model reads of a tensor comes by there as well."""
@@ -230,7 +235,7 @@ class KernelsOf(TorchFunctionMode):
     """Replaces operations whose real kernels allocate otherwise than the fake ones, or that have no fake one.
 
     - Attention on an accelerator (`fused_attention`).
-    - Softmax on an accelerator: a half-precision input is not copied to float32 first.
+    - Softmax on an accelerator: float16 is not copied to float32 first. bfloat16 is (``SoftMax.cpp``).
     - The grouped matrix product on every device: the fake one takes bfloat16 only.
     - A product in half precision on a CPU: oneDNN takes blocks, and packs an expert's weights.
     - What joins the pieces of a loop that was cut short.
@@ -269,8 +274,9 @@ class KernelsOf(TorchFunctionMode):
         if self._accelerator:
             if func is torch.nn.functional.scaled_dot_product_attention:
                 return attention(self._kernels, *args, **kwargs)
-            if func in (torch.softmax, torch.Tensor.softmax) and kwargs.get("dtype") is torch.float32:
-                return torch.empty(args[0].shape, dtype=torch.float32)
+            if func in _SOFTMAX and _converts_within(*args, **kwargs):
+                given = args[0] if args else kwargs["input"]
+                return torch.empty(given.shape, dtype=torch.float32)
         return func(*args, **kwargs)
 
     def _take(self, nbytes: int) -> None:
@@ -278,6 +284,11 @@ class KernelsOf(TorchFunctionMode):
         if nbytes:
             self._guesses.bounded = max(self._guesses.bounded, nbytes)
             torch.empty(nbytes, dtype=torch.float8_e4m3fn)  # no integers: those are real
+
+
+def _converts_within(input: Any, *rest: Any, **kwargs: Any) -> bool:
+    """Whether softmax reads float16 and gives float32, which it does without a copy."""
+    return input.dtype is torch.float16 and torch.float32 in (*rest, kwargs.get("dtype"))
 
 
 class FakeWorld:
