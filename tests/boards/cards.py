@@ -342,8 +342,6 @@ def describe() -> Box:
     versions = {**packages(), "cuda of torch": str(torch.version.cuda or "none")}
     for driver in found.drivers:
         versions[f"driver of {driver.vendor}"] = str(driver.version or driver.fault)
-    if settings := os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"):
-        versions["allocator"] = settings
     if not torch.cuda.is_available():
         return Box(boards=(), versions=versions, problem=_problem(torch, found.notes, found.drivers))
     boards = tuple(CudaCard(index).board() for index in range(torch.cuda.device_count()))

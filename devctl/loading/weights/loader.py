@@ -65,6 +65,9 @@ def unusable(devices: Collection[Device]) -> tuple[str, ...]:
 
 
 _OTHER_BUILD = "is it a build for this hardware?"
+_FEWER = (
+    "CUDA has fewer devices than the driver shows, as of boards in MIG mode: name what to use in CUDA_VISIBLE_DEVICES"
+)
 
 
 def _fault_of(device: Device) -> str | None:
@@ -79,14 +82,12 @@ def _fault_of(device: Device) -> str | None:
     if index >= part.device_count():
         return _OTHER_BUILD
     try:
+        # a driver may be too old, or not answer; and torch counts the boards that NVML shows, of which CUDA may have less
         part.init()
-    except (RuntimeError, AssertionError) as error:  # a driver that is too old, or that does not answer
-        return first_line(error)
-    try:
-        # torch may count the boards that NVML shows, of which CUDA has fewer: of all that are in MIG mode, one instance
         part.get_device_properties(index)
-    except (RuntimeError, AssertionError):
-        return "the driver shows it, and what torch runs on has no device of that number"
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        text = first_line(error)
+        return _FEWER if re.search(r"num_gpus|Invalid device id", text) else text
     return None
 
 

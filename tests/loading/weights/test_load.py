@@ -531,14 +531,24 @@ def test_a_driver_that_torch_can_not_begin_with_is_no_device(part, monkeypatch):
     assert not asked
 
 
-@pytest.mark.parametrize("part", ["cuda", "xpu"], indirect=True)
-def test_a_board_of_the_driver_that_torch_does_not_have_is_no_device(part, monkeypatch):
+@pytest.mark.parametrize("part", ["cuda"], indirect=True)
+@pytest.mark.parametrize(
+    ("begins", "error"),
+    [
+        (True, RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED at CUDAContext.cpp, device=1")),
+        (True, AssertionError("Invalid device id")),
+        (False, torch.cuda.DeferredCudaCallError("CUDA call failed lazily: device < num_gpus INTERNAL ASSERT\nat:")),
+    ],
+)
+def test_a_board_of_the_driver_that_cuda_does_not_have_is_no_device(part, monkeypatch, begins, error):
     device, module, _ = part
 
-    def properties(index):
-        if index:
-            raise RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")
+    def fails(*_):
+        raise error
 
-    monkeypatch.setattr(module, "get_device_properties", properties)
-    (line,) = loader.unusable([Device.from_str(f"{device}:0"), Device.from_str(f"{device}:1")])
-    assert line.endswith(f"{device}:1: the driver shows it, and what torch runs on has no device of that number")
+    monkeypatch.setattr(module, "get_device_properties" if begins else "init", fails)
+    (line,) = loader.unusable([Device.from_str(f"{device}:1")])
+    assert line.endswith(
+        "can't use cuda:1: CUDA has fewer devices than the driver shows, as of boards in MIG mode: name what to use in "
+        "CUDA_VISIBLE_DEVICES"
+    )
