@@ -82,7 +82,7 @@ def _fault_of(device: Device) -> str | None:
     if index >= part.device_count():
         return _OTHER_BUILD
     try:
-        # a driver may be too old, or not answer; and torch counts the boards that NVML shows, of which CUDA may have less
+        # a driver may be too old, or not answer; and torch counts boards that NVML shows, of which CUDA may have few
         part.init()
         part.get_device_properties(index)
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
