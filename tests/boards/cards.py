@@ -39,13 +39,15 @@ class Card(Protocol):
 
     Attributes:
         index: torch's number of it.
-        kernels: whose kernels run on it.
         simulated: it is none.
     """
 
     index: int
-    kernels: Kernels
     simulated: bool
+
+    @property
+    def kernels(self) -> Kernels:
+        """Whose kernels run on it."""
 
     @property
     def place(self) -> str:
@@ -127,11 +129,16 @@ class CudaCard:
 
     index: int
     simulated: bool = False
-    kernels: Kernels = Kernels.ACCELERATOR
     before: int | None = None
     """What the board held before this process made a context on it, by the driver."""
     was_free: int | None = None
     """What was free then."""
+
+    @property
+    def kernels(self) -> Kernels:
+        from devctl.loading.run.expected import kernels_here
+
+        return kernels_here(devctl_device(self))
 
     @property
     def place(self) -> str:

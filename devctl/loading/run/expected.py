@@ -34,7 +34,7 @@ def workloads(
     """
     main = main_of(device_map)
     on_accelerator = is_accelerator(main)
-    forward = _forward(inputs, _kernels(main), attention)
+    forward = _forward(inputs, kernels_here(main), attention)
     if not (on_accelerator and _generates(skeleton, inputs, new_tokens)):
         return (forward,)
     return forward, _generate(forward, inputs, new_tokens)
@@ -57,7 +57,7 @@ def generate_on_cpu(
     return _generate(_forward(inputs, Kernels.CPU, attention), inputs, new_tokens)
 
 
-def _kernels(device: Device) -> Kernels:
+def kernels_here(device: Device) -> Kernels:
     """Whose kernels run on a device of this machine."""
     if not is_accelerator(device):
         return Kernels.CPU
