@@ -42,7 +42,7 @@ def test_the_cache_is_counted_where_the_layers_are(devctl):
             ("RTX 3090", 317, 333),
             ("A100 80GB", 501, 517),
             ("L40S", 522, 538),
-            ("H200", 671, 687),
+            ("H200", 718, 734),  # as an H100 was measured, with a newer driver than those of the logs
             ("B200", 712, 728),
             ("RTX 5090", 712, 728),  # of which there is none: the most
             ("MI300X", 712, 728),
