@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from devctl.models.tracing.recorder import MODEL, Phase, Recorder, states, tenso
 from devctl.models.tracing.requests import requests
 from devctl.models.tracing.segments import least_reserved, most_allocated
 from devctl.models.tracing.sharded import shard
+from devctl.models.tracing.shortcut import Layouts, Shortcut
 from devctl.models.tracing.twins import RUN, kinds, repeats
 from devctl.models.tree import Module, ModuleTree
 
@@ -91,6 +92,7 @@ class FakeModel:
             given: inputs to run on, instead of some of the workload's sizes.
         """
         self.world = FakeWorld(workload)
+        self._layouts: Layouts = {}
         self.operations = 0
         self._workload = workload
         self.most = most
@@ -285,7 +287,8 @@ class FakeModel:
 
     @contextmanager
     def _entered(self, loops: Loops | None = None, recorder: Recorder | None = None) -> Iterator[None]:
-        with standing_in(self._attention), self.world.entered(loops, recorder):
+        shortcut = nullcontext() if recorder is None else Shortcut(recorder, self._layouts)
+        with standing_in(self._attention), self.world.entered(loops, recorder), shortcut:
             yield
 
     @contextmanager
