@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+_PLAIN = (str, int, float, bool, tuple, type(None))
+"""Attributes of these types say of a block what it is."""
+
 RUN = 2
 """How many of a kind run: the first is given the embeddings themselves, which others still hold beside their input."""
 
@@ -121,7 +124,7 @@ def _kind(name: str, block: torch.nn.Module, configs: Iterable[Any], least: int)
         if isinstance(value, list | tuple) and len(value) > index >= 0 and len(value) >= least
     )
     inside = tuple((key, _attributes(module, index)) for key, module in block.named_modules())
-    return parent, told, inside
+    return parent, told, _sizes((*block.named_parameters(), *block.named_buffers())), inside
 
 
 def _said_by(config: Any) -> Mapping[str, Any]:
@@ -132,15 +135,18 @@ def _said_by(config: Any) -> Mapping[str, Any]:
 
 
 def _attributes(module: torch.nn.Module, index: int) -> Hashable:
-    tensors = tuple((key, tuple(t.shape), t.dtype) for key, t in (*module.named_parameters(), *module.named_buffers()))
+    """What is in a module itself; what is below it has attributes of its own."""
+    own = _sizes((*module._parameters.items(), *module._buffers.items()))
     plain = tuple(
         (key, str(value))
         for key, value in sorted(vars(module).items())
-        if isinstance(value, str | int | float | bool | tuple | None)
-        and not key.startswith("_")
-        and not _is_index(key, value, index)
+        if not key.startswith("_") and isinstance(value, _PLAIN) and not _is_index(key, value, index)
     )
-    return type(module).__qualname__, tensors, plain
+    return type(module).__qualname__, own, plain
+
+
+def _sizes(named: Iterable[tuple[str, torch.Tensor | None]]) -> Hashable:
+    return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in named if tensor is not None)
 
 
 def _is_index(key: str, value: Any, index: int) -> bool:
