@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from devctl.devices import Device
 from devctl.loading.run.out_of_memory import is_out_of_memory, release
+from devctl.models.footprint import Footprint
 from devctl.placement.placement import DeviceUse, tight
 from devctl.planning.building import experts_per_token, made_for
 from devctl.planning.footprints import Footprints
@@ -69,13 +70,12 @@ class Predicted:
     notes: tuple[str, ...] = ()
 
 
-def process_bytes(use: DeviceUse, *, expandable: bool = False) -> int:
+def process_bytes(use: DeviceUse, footprint: Footprint, *, expandable: bool = False) -> int:
     """What a plan says that a process holds of a device: tensors, libraries, and what its allocator reserves beside.
 
-    By default that last part is the least, to which the allocator comes when memory is short; with expandable segments
-    a plan counts none.
+    By default that last part is what it reserves while memory is not short.
     """
-    return use.total if expandable else use.with_gaps
+    return use.total if expandable else use.with_gaps + footprint.given_back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,16 +153,17 @@ class Subject:
         placement = asked.on({"": device}, asked.workload)
         use = next(use for use in placement.devices if use.device == device)
         expandable = placement.fits and bool(tight(placement.devices))
+        footprint = asked.footprints.of(asked.workload)
         return Predicted(
             weights=use.used,
             state=use.state,
             peak=use.used + use.state + use.activations,
-            whole=use.total,
-            process=process_bytes(use, expandable=expandable),
-            unallocated=use.unallocated,
+            whole=use.total - footprint.pages,
+            process=process_bytes(use, footprint, expandable=expandable),
+            unallocated=use.unallocated + footprint.pages,
             fits=placement.fits,
             expandable=expandable,
-            beside_cache=self.model.has_encoder or asked.footprints.of(asked.workload).image_tokens > 0,
+            beside_cache=self.model.has_encoder or footprint.image_tokens > 0,
             notes=placement.notes,
         )
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from devctl.devices import Device
+from devctl.models.footprint import Footprint, Workload
 from devctl.placement.placement import DeviceUse
 from tests.boards.measuring import Measured, Predicted, judged, process_bytes
 from tests.boards.records import MIB, Verdict
@@ -39,6 +40,8 @@ MEASURED = Measured(
 )
 """Of a llama that ran on an H100, to some MiB."""
 
+FOOTPRINT = Footprint(workload=Workload(context_length=8), blocks=(), given_back=3 * MIB)
+
 
 def told(predicted=PREDICTED, measured=MEASURED):
     rows = judged("llama", predicted, measured, predicted.weights, room=80 << 30)
@@ -46,8 +49,8 @@ def told(predicted=PREDICTED, measured=MEASURED):
 
 
 def test_the_bytes_of_a_process_count_gaps_by_default_alone():
-    assert process_bytes(USE) == 188 * MIB
-    assert process_bytes(USE, expandable=True) == 176 * MIB
+    assert process_bytes(USE, FOOTPRINT) == 191 * MIB
+    assert process_bytes(USE, FOOTPRINT, expandable=True) == 176 * MIB
 
 
 def test_a_process_is_judged_by_what_it_needs():

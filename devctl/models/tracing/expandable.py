@@ -14,11 +14,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from devctl.models.tracing.segments import NoRoomError, Request
+from devctl.models.tracing.segments import NoRoomError, Request, segment_size
 
 _ROUND = 512
-_SMALL, _LARGE = 1 << 20, 10 << 20
-_SMALL_PAGE, _LARGE_PAGE = 2 << 20, 20 << 20
+_SMALL = 1 << 20
+_SMALL_PAGE, LARGE_PAGE = 2 << 20, 20 << 20
 _ENDLESS = 1 << 60
 
 
@@ -194,7 +194,7 @@ class ExpandableAllocator:
     def __init__(self, limit: int | None = None) -> None:
         self.most_asked = 0
         self._limit = _ENDLESS if limit is None else limit
-        self._segments = {True: _Segment(_SMALL_PAGE), False: _Segment(_LARGE_PAGE)}
+        self._segments = {True: _Segment(_SMALL_PAGE), False: _Segment(LARGE_PAGE)}
         self._given: dict[int, tuple[bool, _Block]] = {}
 
     @property
@@ -261,10 +261,3 @@ def _replayed(requests: Sequence[Request], limit: int | None) -> int:
         else:
             allocator.free(name)
     return allocator.most_asked
-
-
-def segment_size(size: int, *, is_small: bool) -> int:
-    """Bytes of the segment that ``size`` bytes would be cut from where segments do not grow."""
-    if is_small:
-        return _SMALL_PAGE
-    return _LARGE_PAGE if size < _LARGE else -(-size // _SMALL_PAGE) * _SMALL_PAGE

@@ -23,16 +23,18 @@ from devctl.models.tracing.adapters import with_adapters
 from devctl.models.tracing.attention import standing_in
 from devctl.models.tracing.caches import TRACED
 from devctl.models.tracing.fake_tensors import FakeWorld
+from devctl.models.tracing.held import Held, held
 from devctl.models.tracing.loops import MANY, Loops
 from devctl.models.tracing.loops import standing_in as standing_in_loops
 from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Phase, Recorder, states, tensors_in
 from devctl.models.tracing.requests import requests
-from devctl.models.tracing.segments import least_reserved, most_allocated
+from devctl.models.tracing.segments import NOTHING
 from devctl.models.tracing.sharded import shard
 from devctl.models.tracing.shortcut import Layouts, Shortcut
 from devctl.models.tracing.twins import RUN, kinds, repeats
+from devctl.models.tracing.weights import loaded
 from devctl.models.tree import Module, ModuleTree
 
 if TYPE_CHECKING:
@@ -55,17 +57,15 @@ class TracedStep:
         executed: the blocks, in the order in which they first did.
         peaks: the most bytes beside the states.
         output: bytes of the logits that it gave, or of all that a forward returned.
-        allocated: the most bytes that were alive, states among them, if all blocks are on one device.
-        reserved: bytes that an accelerator's allocator needs for that. Both are 0 on the CPU, which has no such one,
-            and where they are not asked for.
+        held: what an accelerator's allocator holds if all blocks are on one device, states among it; nothing on the
+            CPU, which has no such one, and where it is not asked for.
     """
 
     state: dict[str, int]
     executed: tuple[str, ...]
     peaks: Peaks
     output: int
-    allocated: int
-    reserved: int
+    held: Held
 
 
 _Figures = Callable[[], TracedStep]
@@ -110,6 +110,7 @@ class FakeModel:
             else Given(self._model, batch, given)
         )
         self._told = _told(workload)
+        self._loaded = loaded(self._model) if workload.kernels.on_accelerator else (NOTHING,)
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
         """Whether prompts begin with their images."""
@@ -272,8 +273,7 @@ class FakeModel:
                         executed=executed,
                         peaks=peaks(recorder, phase, survivors, state, twins),
                         output=output,
-                        allocated=max(map(most_allocated, asked), default=0),
-                        reserved=max(map(least_reserved, asked), default=0),
+                        held=held(asked, self._loaded),
                     )
 
                 return figures
@@ -360,8 +360,7 @@ def _chunked(last_steps: Sequence[_Figures]) -> TracedStep:
         executed=last.executed,
         peaks=Peaks(again=again),
         output=last.output,
-        allocated=max(each.allocated for each in steps),
-        reserved=max(each.reserved for each in steps),
+        held=Held.most([each.held for each in steps]),
     )
 
 

@@ -49,6 +49,7 @@ class Costs:
         self._held = _Held(tree, layers, tree.index.held if held is None else held)
         self._beside = None if footprint is None else _Beside(layers, footprint, handed or Handed())
         self._making = _Making(tree, layers)
+        self._rounded = 0 if footprint is None else footprint.rounded + footprint.pages
         self._unallocated = 0 if footprint is None else footprint.unallocated
 
     def load(self, first: int, end: int, overhead: int = 0) -> Load:
@@ -60,7 +61,7 @@ class Costs:
         return Load(
             used=used,
             state=state,
-            activations=max(0, peak - state),
+            activations=max(0, peak - state) + self._rounded,
             unallocated=self._unallocated,
             overhead=overhead,
             loading=used + self._making.of(first, end) + overhead,
@@ -70,7 +71,8 @@ class Costs:
         """All bytes that they take at any time, as ``load(first, end).most``."""
         beside = self._making.of(first, end)
         if self._beside is not None:
-            beside = max(beside, self._beside.peak(first, end), self._beside.state(first, end))
+            peak, state = self._beside.peak(first, end), self._beside.state(first, end)
+            beside = max(beside, max(peak, state) + self._rounded)
         return self._held.of(first, end) + beside
 
 

@@ -191,3 +191,22 @@ def test_the_least_is_enough_and_no_less_than_what_is_alive(requests: list[Reque
     least = least_reserved(requests)
     assert most_allocated(requests) <= least <= most_reserved(requests)
     assert most_reserved(requests, least) <= least
+
+
+def test_weights_leave_a_hole_as_large_as_the_small_ones_that_have_segments_of_their_own() -> None:
+    found = segments.load([30 * MIB, MIB, MIB], at_once=32 * MIB)
+    assert (found.nbytes, found.given, found.reserved) == (32 * MIB, 32 * MIB, 34 * MIB)
+    assert found.holes == ((2 * MIB, False, False),)
+    # what fits into the hole needs no segment, and the hole's segment never goes back
+    assert most_reserved([(0, 2 * MIB)], loaded=found) == 34 * MIB
+    assert most_reserved([(0, 3 * MIB)], loaded=found) == 54 * MIB
+    with pytest.raises(NoRoomError):
+        most_reserved([(0, 3 * MIB)], 53 * MIB, found)
+    assert least_reserved([(0, 40 * MIB), (0, 0), (1, 41 * MIB)], found) == 34 * MIB + 42 * MIB
+
+
+def test_a_segment_that_weights_left_free_as_a_whole_goes_back_when_memory_is_short() -> None:
+    found = segments.load([MIB, MIB], at_once=20 * MIB)
+    assert found.holes == ((20 * MIB, False, True),)
+    assert most_reserved([(0, 30 * MIB)], loaded=found) == 52 * MIB
+    assert most_reserved([(0, 30 * MIB)], 32 * MIB, found) == 32 * MIB
