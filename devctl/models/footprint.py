@@ -18,7 +18,7 @@ from devctl.models import kept
 from devctl.models.decoding import Settings
 from devctl.models.images import Images
 
-FORMAT = 9
+FORMAT = 10
 """Version of the JSON; it grows when the shape of a footprint changes, or the way it is traced."""
 
 
@@ -123,8 +123,14 @@ class Footprint:
         output: bytes that live when a forward ends and that are no state: the logits of a step.
         square: bytes, of the most that a block needs in prefill, that grow with the square of the text: scores and
             masks, where attention is not computed in tiles.
-        unallocated: bytes that torch's caching allocator of an accelerator has to reserve at the peak beside what it
-            gave out, by rounding and in gaps; 0 on the CPU. They are worked out for all blocks on one device.
+        most: the most bytes that are alive at once where one device has all blocks, states among them; no sum of the
+            blocks' figures tells it where their states and their needs have their most at different times. 0 where it
+            is not known, and on the CPU.
+        rounded: bytes by which the blocks of memory that torch's caching allocator of an accelerator gives out are
+            larger than what was asked for, of the weights too; torch counts them as allocated. 0 on the CPU, as the
+            next two. They are worked out for all of the model on one device.
+        unallocated: bytes that it has to reserve at the peak beside those blocks: gaps.
+        given_back: bytes that it reserves beside that while memory is not short, and gives back where it is.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know, and what beside a text they are of.
         beside_text: that last one alone; empty where there is none.
@@ -135,7 +141,10 @@ class Footprint:
     blocks: tuple[BlockFootprint, ...]
     output: int = 0
     square: int = 0
+    most: int = 0
+    rounded: int = 0
     unallocated: int = 0
+    given_back: int = 0
     exact: bool = True
     notes: tuple[str, ...] = ()
     beside_text: str = ""
@@ -193,7 +202,10 @@ def dump_footprint(footprint: Footprint) -> str:
             ],
             "output": footprint.output,
             "square": footprint.square,
+            "most": footprint.most,
+            "rounded": footprint.rounded,
             "unallocated": footprint.unallocated,
+            "given_back": footprint.given_back,
             "exact": footprint.exact,
             "notes": footprint.notes,
             "beside_text": footprint.beside_text,
@@ -245,7 +257,10 @@ def parse_footprint(text: str) -> Footprint:
             ),
             output=kept.size(data["output"]),
             square=kept.size(data["square"]),
+            most=kept.size(data["most"]),
+            rounded=kept.size(data["rounded"]),
             unallocated=kept.size(data["unallocated"]),
+            given_back=kept.size(data["given_back"]),
             exact=kept.flag(data["exact"]),
             notes=tuple(map(kept.text, data["notes"])),
             beside_text=kept.text(data["beside_text"]),

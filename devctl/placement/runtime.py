@@ -42,6 +42,11 @@ def unallocated(footprint: Footprint, device: Device) -> int:
     return footprint.unallocated if device.type in NUMBERED else 0
 
 
+def rounded(footprint: Footprint, device: Device) -> int:
+    """By how much what torch's allocator gives out on ``device`` is more than what is asked for."""
+    return footprint.rounded if device.type in NUMBERED else 0
+
+
 def less(budgets: Budgets, runtime: Runtime, kept: Mapping[Device, int] | None = None) -> Budgets:
     """What is left for blocks on each device: without the common need, what the libraries take, and what is ``kept``.
 
@@ -56,7 +61,12 @@ def free_for_blocks(budgets: Budgets, runtime: Runtime) -> list[tuple[Device, in
     common = common_need(runtime.footprint)
     runs = set(accelerators_of(budgets)) or {Device.cpu()}
     return [
-        (device, size - runtime.overhead.get(device, 0) - (common if device in runs else 0))
+        (
+            device,
+            size
+            - runtime.overhead.get(device, 0)
+            - (common + rounded(runtime.footprint, device) if device in runs else 0),
+        )
         for device, size in budgets.devices
     ]
 
@@ -149,7 +159,11 @@ def needs(tree: ModuleTree, device_map: AnyMap, footprint: Footprint, *, weights
         brought = brought_weights(tree, device_map, there_to_run)
         # accelerate copies what the model returns to where its inputs were
         returned = footprint.output if device == main else 0
-        found[device] = Need(state=state, activations=max(returned, peak_beside_weights(blocks, brought) - state))
+        peak = peak_beside_weights(blocks, brought)
+        if len(there) == 1 and footprint.most and not brought:
+            peak = min(peak, footprint.most)
+        activations = max(returned, peak - state) + rounded(footprint, device)
+        found[device] = Need(state=state, activations=activations)
     return found
 
 

@@ -109,7 +109,7 @@ class Footprints:
         found = between(*ends, workload.batch_size)
         # what a few sequences fit into without a gap, many may not
         gaps = -(-many.unallocated * workload.batch_size // many.workload.batch_size)
-        return replace(found, unallocated=max(found.unallocated, gaps))
+        return replace(found, rounded=max(found.rounded, many.rounded), unallocated=max(found.unallocated, gaps))
 
     def least_context(self, workload: Workload) -> int:
         """Tokens of the shortest context that has room for the images that are asked for, and a token of text.
@@ -270,6 +270,7 @@ def is_met(line: Footprint, traced: Footprint) -> bool:
     most = max((max(block.most, block.state) for block in traced.blocks), default=0) // 1000
     there = {block.name: block for block in line.blocks}
     pairs = [(line.output, traced.output), (line.square, traced.square)]
+    pairs += [(line.most, traced.most)] if line.most else []
     for block in traced.blocks:
         if (other := there.get(block.name)) is None:
             return False
@@ -307,6 +308,10 @@ def between(one: Footprint, two: Footprint, batch: int) -> Footprint:
         square=line(one.square, two.square),
         # gaps are not on a line; they are as the sequences are, or more
         unallocated=max(line(one.unallocated, two.unallocated), -(-two.unallocated * batch // two.workload.batch_size)),
+        most=line(one.most, two.most) if one.most and two.most else 0,
+        # how many blocks there are, and what is left over in each, is as with the sequences that were traced
+        rounded=max(one.rounded, two.rounded),
+        given_back=max(line(one.given_back, two.given_back), -(-two.given_back * batch // two.workload.batch_size)),
         exact=one.exact and two.exact,
         notes=tuple(dict.fromkeys((*one.notes, *two.notes))),
         workload=replace(one.workload, batch_size=batch),

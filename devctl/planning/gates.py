@@ -108,7 +108,7 @@ def _hardware(tree: ModuleTree, machine: Machine, runtime: Runtime | None, *, cp
         kept = {device: loading for device, _ in budgets.devices if loading}
         left = less_kept(budgets, budgets.devices, kept) if kept else budgets
         return ways_out(tree, left, cpu_may_hold=cpu_may_hold, beside=loading, of_host=of_host)
-    loading = max(0, loading - common_need(runtime.footprint))
+    loading = max(0, loading - common_need(runtime.footprint) - runtime.footprint.rounded)
     beside = need(runtime) + loading
     left = less(budgets, runtime, dict.fromkeys((device for device, _ in budgets.devices), loading))
     gpus = accelerators_of(budgets)

@@ -24,7 +24,8 @@ OPTIMAL = ", by --strategy optimal"
 
 def need(runtime: Runtime) -> int:
     """Bytes that each device that computes holds, whatever else it does, while a block executes."""
-    return common_need(runtime.footprint) + max(runtime.overhead.values(), default=0)
+    footprint = runtime.footprint
+    return common_need(footprint) + footprint.rounded + max(runtime.overhead.values(), default=0)
 
 
 def in_chunks(question: Question, runtime: Runtime, holds: Holds, by: str = OPTIMAL) -> Iterator[str]:

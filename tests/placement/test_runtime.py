@@ -1,16 +1,18 @@
 """KV cache and activations in the plan, on trees and footprints that a reader can add up in the head."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devctl.devices import Device
+from devctl.devices import Device, DeviceType
 from devctl.models.footprint import BlockFootprint, Footprint, Workload, peak_beside_weights
 from devctl.placement import Strategy, place, place_within
 from devctl.placement.budget import from_max_memory
 from devctl.placement.counted import common_need, with_runtime
 from devctl.placement.placement import worth
-from devctl.placement.runtime import Runtime, brought_weights, less, main_of, needs
+from devctl.placement.runtime import Need, Runtime, brought_weights, less, main_of, needs
 from devctl.placement.strategy import OF_TRANSFORMERS
 from tests.marks import examples
 from tests.trees import layers, tree
@@ -255,3 +257,39 @@ def test_a_greedy_plan_is_tried_with_less_until_it_holds():
     placement = place(model, budgets(401), Strategy.SEQUENTIAL, None, runtime(many))
     assert placement.fits
     assert placement.offloaded
+
+
+def test_one_device_that_has_all_blocks_holds_no_more_than_is_ever_alive_at_once():
+    found = replace(FOUR, most=18, rounded=2)
+    on_one = needs(layers(10, 10, 10, 10), {"": Device.gpu(0)}, found)
+    assert on_one == {Device.gpu(0): Need(state=20, activations=0 + 2)}
+    assert needs(layers(10, 10, 10, 10), {"": Device.gpu(0)}, replace(found, most=22)) == {
+        Device.gpu(0): Need(state=20, activations=2 + 2)
+    }
+    # more than the sum is not believed, and nothing is where it is not known
+    for most in (99, 0):
+        (alone,) = needs(layers(10, 10, 10, 10), {"": Device.gpu(0)}, replace(found, most=most)).values()
+        assert alone == Need(state=20, activations=3 + 2)
+
+
+def test_a_split_map_and_offloaded_weights_are_counted_by_their_blocks():
+    found = replace(FOUR, most=1, rounded=2)
+    split = {"layers.0": Device.gpu(0), **{f"layers.{i}": Device.gpu(1) for i in (1, 2, 3)}}
+    assert needs(layers(10, 10, 10, 10), split, found) == {
+        Device.gpu(0): Need(state=5, activations=3 + 2),
+        Device.gpu(1): Need(state=15, activations=3 + 2),
+    }
+    offloaded = {"layers.0": Device.cpu(), **{f"layers.{i}": Device.gpu(0) for i in (1, 2, 3)}}
+    assert needs(layers(10, 10, 10, 10), offloaded, found)[Device.gpu(0)] == Need(state=20, activations=8 + 2)
+
+
+def test_blocks_of_the_allocator_are_rounded_where_its_rules_are_known():
+    found = replace(FOUR, rounded=2)
+    for device, more in ((Device.gpu(0), 2), (Device(DeviceType.XPU, 0), 2), (Device.mps(), 0), (Device.cpu(), 0)):
+        assert needs(layers(10, 10, 10, 10), {"": device}, found)[device].activations == 3 + more
+
+
+def test_room_is_kept_for_what_is_rounded():
+    placement = place(layers(10, 10), budgets(40), Strategy.OPTIMAL, None, runtime(replace(FOUR, rounded=8)))
+    assert placement.fits
+    assert all(use.total <= use.budget for use in placement.devices if use.budget is not None)

@@ -56,7 +56,7 @@ def _offloaded(footprint: Footprint) -> Footprint:
 
     note = f"the cache is kept in RAM, {format_bytes(state_bytes(footprint))} that are not counted there"
     blocks = tuple(moved(block) for block in footprint.blocks)
-    return replace(footprint, blocks=blocks, exact=False, notes=(*footprint.notes, note))
+    return replace(footprint, blocks=blocks, most=0, exact=False, notes=(*footprint.notes, note))
 
 
 def _packed(footprint: Footprint, itemsize: int, bits: int) -> Footprint:
@@ -78,4 +78,4 @@ def _packed(footprint: Footprint, itemsize: int, bits: int) -> Footprint:
         f"a cache of {bits} bits is estimated, and what packing it takes bounded by two more copies of a layer's states"
     )
     blocks = tuple(packed(block) for block in footprint.blocks)
-    return replace(footprint, blocks=blocks, exact=False, notes=(*footprint.notes, note))
+    return replace(footprint, blocks=blocks, most=0, exact=False, notes=(*footprint.notes, note))

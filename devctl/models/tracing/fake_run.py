@@ -29,9 +29,10 @@ from devctl.models.tracing.peaks import Peaks, peaks
 from devctl.models.tracing.prompts import Given, MadeUp, Prompts
 from devctl.models.tracing.recorder import MODEL, Phase, Recorder, states, tensors_in
 from devctl.models.tracing.requests import requests
-from devctl.models.tracing.segments import least_reserved, most_allocated
+from devctl.models.tracing.segments import NOTHING, Held, held
 from devctl.models.tracing.sharded import shard
 from devctl.models.tracing.twins import RUN, kinds, repeats
+from devctl.models.tracing.weights import loaded
 from devctl.models.tree import Module, ModuleTree
 
 if TYPE_CHECKING:
@@ -54,17 +55,15 @@ class TracedStep:
         executed: the blocks, in the order in which they first did.
         peaks: the most bytes beside the states.
         output: bytes of the logits that it gave, or of all that a forward returned.
-        allocated: the most bytes that were alive, states among them, if all blocks are on one device.
-        reserved: bytes that an accelerator's allocator needs for that. Both are 0 on the CPU, which has no such one,
-            and where they are not asked for.
+        held: what an accelerator's allocator holds if all blocks are on one device, states among it; nothing on the
+            CPU, which has no such one, and where it is not asked for.
     """
 
     state: dict[str, int]
     executed: tuple[str, ...]
     peaks: Peaks
     output: int
-    allocated: int
-    reserved: int
+    held: Held
 
 
 _Figures = Callable[[], TracedStep]
@@ -108,6 +107,7 @@ class FakeModel:
             else Given(self._model, batch, given)
         )
         self._told = _told(workload)
+        self._loaded = loaded(self._model) if workload.kernels is Kernels.ACCELERATOR else NOTHING
         self.generates: bool = self._model.can_generate() and workload.new_tokens > 0
         self.images = False
         """Whether prompts begin with their images."""
@@ -270,8 +270,7 @@ class FakeModel:
                         executed=executed,
                         peaks=peaks(recorder, phase, survivors, state, twins),
                         output=output,
-                        allocated=max(map(most_allocated, asked), default=0),
-                        reserved=max(map(least_reserved, asked), default=0),
+                        held=held(asked, self._loaded),
                     )
 
                 return figures
@@ -357,8 +356,7 @@ def _chunked(last_steps: Sequence[_Figures]) -> TracedStep:
         executed=last.executed,
         peaks=Peaks(again=again),
         output=last.output,
-        allocated=max(each.allocated for each in steps),
-        reserved=max(each.reserved for each in steps),
+        held=Held.most([each.held for each in steps]),
     )
 
 

@@ -139,7 +139,7 @@ class _Phase:
         return self._copies.setdefault((twin, number), len(self._storages) + len(self._copies))
 
     def _within(self, originals: set[str]) -> dict[str, list[Request]]:
-        """What each of ``originals`` asked for while it executed, without what it handed on."""
+        """What each of ``originals`` asked for while it executed; what it handed on is let go of when it ends."""
         found: dict[str, list[Request]] = {}
         events: list[tuple[Event, int]] | None = None
         for event, what in self._phase.events:
@@ -155,11 +155,16 @@ class _Phase:
     def _own(self, block: str, events: list[tuple[Event, int]]) -> Iterator[Request]:
         born = {number for event, number in events if event is Event.BORN}
         died = {number for event, number in events if event is Event.DIED}
+        handed_on = []
         for event, number in events:
             storage = self._storages[number]
             is_state = may_be_state(storage) and storage.owner == block
             lasts = is_state and number in self._survivors
-            if event is Event.BORN and storage.nbytes and (number in died or lasts):
+            if event is Event.BORN and storage.nbytes:
                 yield number, storage.nbytes
+                if number not in died and not lasts:
+                    handed_on.append(number)
             elif event is Event.DIED and (number in born or (is_state and number in self._phase.begin)):
                 yield number, 0
+        # the storages in which the block answers take their place
+        yield from ((number, 0) for number in handed_on)

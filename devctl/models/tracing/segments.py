@@ -5,14 +5,17 @@ The rules are those of ``CUDACachingAllocator.cpp`` with its default settings, w
 is cut from a segment of 2 MiB, a larger one of less than 10 MiB from one of 20 MiB, and any other has a segment of its
 own, rounded up to 2 MiB. The smallest free block that is large enough is used first, and split where 512 bytes (among
 small ones) or more than 1 MiB is left. Neighbours that are free become one. Segments that are free as a whole go back
-to the driver when memory runs out, and only then.
+to the driver when memory runs out, and only then. What it counts as allocated are blocks, with what was not split off.
+
+Fed with every request that models made on an H100 (torch 2.11), it reserves what was reserved there, to the byte.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 _ROUND = 512
 _SMALL, _SMALL_SEGMENT = 1 << 20, 2 << 20
@@ -28,34 +31,130 @@ class NoRoomError(Exception):
     """A request does not fit within the limit, whatever is given back."""
 
 
-def least_reserved(requests: Sequence[Request]) -> int:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Segments in which weights are, which stay as long as they do.
+
+    Attributes:
+        nbytes: bytes of the weights.
+        given: bytes of the blocks that they have.
+        reserved: bytes of the segments.
+        holes: bytes of the free blocks among them, whether each is for small requests, and whether it is a segment that
+            is free as a whole.
+    """
+
+    nbytes: int = 0
+    given: int = 0
+    reserved: int = 0
+    holes: tuple[tuple[int, bool, bool], ...] = ()
+
+
+NOTHING = Loaded()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an allocator holds at the most while requests are met, in bytes.
+
+    Attributes:
+        allocated: what was asked for and not taken back yet, without weights.
+        rounded: by how much more the blocks are that it gives out for that, and for the weights. torch counts these.
+        gaps: what it has to reserve beside those blocks.
+        given_back: what it reserves beside that where memory is not short, and gives back where it is.
+    """
+
+    allocated: int = 0
+    rounded: int = 0
+    gaps: int = 0
+    given_back: int = 0
+
+    @property
+    def tops(self) -> tuple[int, int, int, int]:
+        """What is allocated, given out in blocks, reserved at the least, and reserved where memory is not short."""
+        given = self.allocated + self.rounded
+        return self.allocated, given, given + self.gaps, given + self.gaps + self.given_back
+
+    @classmethod
+    def of(cls, tops: Sequence[int]) -> Held:
+        """What has these ``tops``; one that is below another that it has to hold is raised to that."""
+        allocated, given, reserved, most = accumulate(tops, max)
+        return cls(allocated, given - allocated, reserved - given, most - reserved)
+
+    @classmethod
+    def most(cls, steps: Sequence[Held]) -> Held:
+        """The highest tops of all ``steps``."""
+        return cls.of([max(tops) for tops in zip(*(each.tops for each in steps), strict=True)])
+
+
+def load(weights: Sequence[int], *, at_once: int = 0) -> Loaded:
+    """What is left of a device's segments when weights were put there one after another, of so many bytes each.
+
+    Args:
+        at_once: bytes that transformers asks for and gives back first, so that there is one segment for all.
+    """
+    allocator = CachingAllocator()
+    if at_once:
+        allocator.allocate(-1, at_once)
+        allocator.free(-1)
+    for name, nbytes in enumerate(weights):
+        if nbytes:
+            allocator.allocate(name, nbytes)
+    return Loaded(sum(weights), allocator.given, allocator.reserved, allocator.holes())
+
+
+def held(ways: Iterable[Sequence[Request]], loaded: Loaded = NOTHING) -> Held:
+    """The most that is held in any of some ways to make the requests of a step, beside weights."""
+    steps = []
+    for requests in ways:
+        free = _replay(requests, None, loaded)
+        least = _least(requests, free.most_reserved, loaded)
+        beside = (free.most_given - loaded.nbytes, least - loaded.nbytes, free.most_reserved - loaded.nbytes)
+        steps.append(Held.of((most_allocated(requests), *beside)))
+    return Held.most(steps) if steps else Held()
+
+
+def least_reserved(requests: Sequence[Request], loaded: Loaded = NOTHING) -> int:
     """The fewest bytes within which all ``requests`` are met one after another, or up to 2 MiB or 0.2 % more.
 
     With more at hand the allocator may well reserve more, as it gives nothing back until it has to.
     """
-    low, high = most_allocated(requests), most_reserved(requests)
+    return _least(requests, most_reserved(requests, loaded=loaded), loaded)
+
+
+def _least(requests: Sequence[Request], high: int, loaded: Loaded) -> int:
+    """The same; within ``high`` they are."""
+    low = loaded.given + most_allocated(requests)
     while high - low > max(_ROUND_SEGMENT, high // 500):
         limit = (low + high) // 2
         try:
-            high = most_reserved(requests, limit)
+            high = _replay(requests, limit, loaded).most_reserved
         except NoRoomError:
             low = limit
     return high
 
 
-def most_reserved(requests: Sequence[Request], limit: int | None = None) -> int:
+def most_reserved(requests: Sequence[Request], limit: int | None = None, loaded: Loaded = NOTHING) -> int:
     """The most bytes that are reserved at one time while the ``requests`` are met.
 
     Raises:
         NoRoomError: they can't be met within ``limit`` bytes.
     """
-    allocator = CachingAllocator(limit)
+    return _replay(requests, limit, loaded).most_reserved
+
+
+def most_given(requests: Sequence[Request], loaded: Loaded = NOTHING) -> int:
+    """The most bytes of blocks that are given out at one time: torch's ``max_memory_allocated``."""
+    return _replay(requests, None, loaded).most_given
+
+
+def _replay(requests: Sequence[Request], limit: int | None, loaded: Loaded) -> CachingAllocator:
+    allocator = CachingAllocator(limit, loaded)
     for name, nbytes in requests:
         if nbytes:
             allocator.allocate(name, nbytes)
         else:
             allocator.free(name)
-    return allocator.most_reserved
+    return allocator
 
 
 def most_allocated(requests: Sequence[Request]) -> int:
@@ -91,6 +190,11 @@ class _Block:
     def key(self) -> tuple[int, int]:
         return self.nbytes, self.at
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its segment."""
+        return self.before is None and self.after is None
+
 
 class CachingAllocator:
     """Gives out memory as torch does, within ``limit`` bytes; None is without an end.
@@ -98,15 +202,29 @@ class CachingAllocator:
     Attributes:
         reserved: bytes of the segments that it has.
         most_reserved: the most of them so far.
+        given: bytes of the blocks that storages have.
+        most_given: the most of them so far.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self.reserved = self.most_reserved = 0
+    def __init__(self, limit: int | None = None, loaded: Loaded = NOTHING) -> None:
+        self.reserved = self.most_reserved = loaded.reserved
+        self.given = self.most_given = loaded.given
         self._limit = limit
         self._address = 0
         self._given: dict[int, _Block] = {}
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._at: dict[int, _Block] = {}
+        for nbytes, is_small, is_whole in loaded.holes:
+            hole = _Block(self._address, nbytes, is_small)
+            self._address += nbytes
+            if not is_whole:  # beside it is a weight, which stays, and so does the segment
+                hole.after = _Block(self._address, 0, is_small, before=hole)
+            self._put(hole)
+
+    def holes(self) -> tuple[tuple[int, bool, bool], ...]:
+        """The free blocks, as `Loaded` has them."""
+        blocks = (self._at[at] for free in self._free.values() for _, at in free)
+        return tuple((block.nbytes, block.is_small, block.is_whole) for block in blocks)
 
     def allocate(self, name: int, nbytes: int) -> None:
         """Give ``nbytes`` to the storage ``name``.
@@ -125,12 +243,15 @@ class CachingAllocator:
             block.nbytes, block.after = size, after
             self._put(after)
         self._given[name] = block
+        self.given += block.nbytes
+        self.most_given = max(self.most_given, self.given)
 
     def free(self, name: int) -> None:
         """Take back what the storage ``name`` has; one that was given nothing gives nothing back."""
         block = self._given.pop(name, None)
         if block is None:
             return
+        self.given -= block.nbytes
         left, right = block.before, block.after
         if right is not None and right.is_free:
             self._take(right)
@@ -176,7 +297,7 @@ class CachingAllocator:
         for free in self._free.values():
             for key in list(free):
                 block = self._at[key[1]]
-                if block.before is None and block.after is None:
+                if block.is_whole:
                     self._take(block)
                     self.reserved -= block.nbytes
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from devctl.errors import TooFewTokensError, UntracedError, UsageError, first_line
-from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, BlockFootprint, Footprint, Workload
+from devctl.models.footprint import IMAGES_NOT_COUNTED, WITHOUT_IMAGE, BlockFootprint, Footprint, Workload, state_bytes
 from devctl.models.plain import in_plain_words
 from devctl.units import format_bytes
 
@@ -97,15 +97,15 @@ def trace_prefill(skeleton: Skeleton, workload: Workload) -> Footprint:
         step = _prefill(model, prompt)
     except Exception as error:
         raise UntracedError(f"{skeleton.model_class.__name__} can't be traced soon: {in_plain_words(error)}") from error
-    return Footprint(
+    footprint = Footprint(
         workload=workload,
         blocks=_blocks(step, None),
         output=step.output,
         square=step.peaks.square,
-        unallocated=max(0, step.reserved - step.allocated),
         exact=False,
         notes=("of the prefill alone",),
     )
+    return _with_allocator(footprint, step)
 
 
 def _trace(
@@ -134,12 +134,12 @@ def _trace(
         blocks=_blocks(prefill, last),
         output=max(prefill.output, last.output if last else 0),
         square=prefill.peaks.square,
-        unallocated=_unallocated(prefill, last),
         exact=not notes,
         notes=(*notes, *([beside_text] if beside_text else [])),
         beside_text=beside_text,
         image_tokens=model.image_tokens,
     )
+    footprint = _with_allocator(footprint, prefill, last)
     import torch
 
     return with_cache(
@@ -400,6 +400,7 @@ def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: i
     """
     from devctl.models.tracing.fake_run import TracedStep
     from devctl.models.tracing.peaks import Peaks
+    from devctl.models.tracing.segments import Held
 
     def at(values: list[int]) -> int:
         a, b, c = values
@@ -424,15 +425,18 @@ def _extrapolated(steps: Sequence[TracedStep], lengths: Sequence[int], length: i
             square=at([peaks.square for peaks in found]),
         ),
         output=steps[-1].output,
-        allocated=at([step.allocated for step in steps]),
-        reserved=at([step.reserved for step in steps]),
+        held=Held.of([at(list(tops)) for tops in zip(*(step.held.tops for step in steps), strict=True)]),
     )
 
 
-def _unallocated(*steps: TracedStep | None) -> int:
-    """Bytes that the allocator reserves in these steps beside the most that is alive in one of them."""
-    there = [step for step in steps if step is not None]
-    return max(0, max(step.reserved for step in there) - max(step.allocated for step in there))
+def _with_allocator(footprint: Footprint, *steps: TracedStep | None) -> Footprint:
+    """``footprint`` with what the allocator of a device that has all blocks holds in these steps."""
+    from devctl.models.tracing.segments import Held
+
+    most = Held.most([step.held for step in steps if step is not None])
+    return replace(
+        footprint, most=most.allocated, rounded=most.rounded, unallocated=most.gaps, given_back=most.given_back
+    )
 
 
 def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
@@ -455,4 +459,12 @@ def _with_kv_dtype(footprint: Footprint, dtype: str) -> Footprint:
         for block in footprint.blocks
     )
     note = f"states are scaled from {dtype} to {wanted}; what a conversion takes is not counted"
-    return replace(footprint, blocks=tuple(blocks), exact=False, notes=(*footprint.notes, note))
+    found = replace(footprint, blocks=tuple(blocks), exact=False, notes=(*footprint.notes, note))
+    # of states that grow less is there at the peak, or all; of those that shrink less is saved, or nothing
+    more = max(0, _states(found) - _states(footprint))
+    return replace(found, most=footprint.most and footprint.most + more)
+
+
+def _states(footprint: Footprint) -> int:
+    """The most that all blocks keep, after the prompt or at the end."""
+    return max(state_bytes(footprint), sum(block.prompt_state for block in footprint.blocks))

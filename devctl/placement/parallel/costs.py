@@ -49,7 +49,7 @@ class Costs:
         self._held = _Held(tree, layers, tree.index.held if held is None else held)
         self._beside = None if footprint is None else _Beside(layers, footprint, handed or Handed())
         self._making = _Making(tree, layers)
-        self._unallocated = 0 if footprint is None else footprint.unallocated
+        self._rounded, self._unallocated = (0, 0) if footprint is None else (footprint.rounded, footprint.unallocated)
 
     def load(self, first: int, end: int, overhead: int = 0) -> Load:
         """What the layers from ``first`` to before ``end`` take, on a device whose libraries take ``overhead``."""
@@ -60,7 +60,7 @@ class Costs:
         return Load(
             used=used,
             state=state,
-            activations=max(0, peak - state),
+            activations=max(0, peak - state) + self._rounded,
             unallocated=self._unallocated,
             overhead=overhead,
             loading=used + self._making.of(first, end) + overhead,
@@ -70,7 +70,8 @@ class Costs:
         """All bytes that they take at any time, as ``load(first, end).most``."""
         beside = self._making.of(first, end)
         if self._beside is not None:
-            beside = max(beside, self._beside.peak(first, end), self._beside.state(first, end))
+            peak, state = self._beside.peak(first, end), self._beside.state(first, end)
+            beside = max(beside, max(peak, state) + self._rounded)
         return self._held.of(first, end) + beside
 
 

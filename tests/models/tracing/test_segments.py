@@ -191,3 +191,34 @@ def test_the_least_is_enough_and_no_less_than_what_is_alive(requests: list[Reque
     least = least_reserved(requests)
     assert most_allocated(requests) <= least <= most_reserved(requests)
     assert most_reserved(requests, least) <= least
+
+
+def test_weights_leave_a_hole_as_large_as_the_small_ones_that_have_segments_of_their_own() -> None:
+    found = segments.load([30 * MIB, MIB, MIB], at_once=32 * MIB)
+    assert (found.nbytes, found.given, found.reserved) == (32 * MIB, 32 * MIB, 34 * MIB)
+    assert found.holes == ((2 * MIB, False, False),)
+    # what fits into the hole needs no segment, and the hole's segment never goes back
+    assert most_reserved([(0, 2 * MIB)], loaded=found) == 34 * MIB
+    assert most_reserved([(0, 3 * MIB)], loaded=found) == 54 * MIB
+    with pytest.raises(NoRoomError):
+        most_reserved([(0, 3 * MIB)], 53 * MIB, found)
+    assert least_reserved([(0, 40 * MIB), (0, 0), (1, 41 * MIB)], found) == 34 * MIB + 42 * MIB
+
+
+def test_a_segment_that_weights_left_free_as_a_whole_goes_back_when_memory_is_short() -> None:
+    found = segments.load([MIB, MIB], at_once=20 * MIB)
+    assert found.holes == ((20 * MIB, False, True),)
+    assert most_reserved([(0, 30 * MIB)], loaded=found) == 52 * MIB
+    assert most_reserved([(0, 30 * MIB)], 32 * MIB, found) == 32 * MIB
+
+
+def test_what_is_held_is_told_in_parts_that_add_up_to_what_is_reserved() -> None:
+    # 5 of 20 MiB, 21 of 22; 40 and 41 of 42 one after another, of which one goes back where memory is short
+    requests = [(4, 5 * MIB), (0, 22 * MIB), (0, 0), (1, 21 * MIB), (2, 40 * MIB), (2, 0), (3, 41 * MIB)]
+    found = segments.held([requests])
+    assert [top // MIB for top in found.tops] == [67, 69, 84, 124]
+    assert found == segments.Held(allocated=67 * MIB, rounded=2 * MIB, gaps=15 * MIB, given_back=40 * MIB)
+    assert segments.most_given(requests) == 69 * MIB
+    assert segments.held([]) == segments.Held()
+    most = segments.Held.most([found, segments.Held(allocated=70 * MIB)])
+    assert [top // MIB for top in most.tops] == [70, 70, 84, 124]
