@@ -138,8 +138,8 @@ class Footprint:
         rounded: bytes by which the blocks of memory that torch's caching allocator of an accelerator gives out are
             larger than what was asked for, of the weights too; torch counts them as allocated. 0 on the CPU, as the
             next three. They are worked out for all of the model on one device.
-        pages: bytes that it has to reserve at the peak beside those blocks in any case, with segments that grow too.
-        unallocated: bytes that it has to reserve beside that by default: gaps.
+        unallocated: bytes that it has to reserve at the peak beside those blocks by default: gaps.
+        pages: the same where its segments grow (``expandable_segments``), whose pages are filled in part.
         given_back: bytes that it reserves beside that while memory is not short, and gives back where it is.
         exact: whether every figure follows from the shapes alone; if not, ``notes`` say what is estimated.
         notes: what a reader of the figures should know, and what beside a text they are of.

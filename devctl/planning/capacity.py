@@ -11,7 +11,7 @@ from typing import Self
 from devctl.devices import Device
 from devctl.models.footprint import Workload
 from devctl.placement import Placement, Strategy, place
-from devctl.placement.budget import NUMBERED, is_accelerator
+from devctl.placement.budget import is_accelerator
 from devctl.placement.document import PlannedModel
 from devctl.placement.placement import DeviceUse, Load, tight
 from devctl.placement.plan import Case, MostTokens, Room, WayToRun
@@ -264,8 +264,7 @@ def room(question: Question, placement: Placement) -> Room | None:
             brought = whole[device].activations - need.activations
             free = left[device] - question.overhead.get(device, 0)
             has_room = device != main_of(device_map) or free >= largest_brought
-            gaps = unallocated(footprint, device) + (footprint.pages if device.type in NUMBERED else 0)
-            line, squares = growth(need.state, need.activations, gaps, footprint.square)
+            line, squares = growth(need.state, need.activations, unallocated(footprint, device), footprint.square)
             factor = times(free - brought, line, squares) if has_room else 0
             tokens[device] = factor * footprint.workload.context_length
     if not tokens:

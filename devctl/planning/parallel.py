@@ -36,7 +36,7 @@ from devctl.planning.gguf import refuse_gguf
 from devctl.planning.machine import Machine
 from devctl.planning.model import Model
 from devctl.planning.plan import require_counted, runtime_of, told_beside_text, versions
-from devctl.planning.question import Question, question_of, with_pages
+from devctl.planning.question import Question, question_of
 from devctl.planning.request import MOST_TOKENS, ByRanks, WorkloadRequest
 from devctl.planning.unpacked import as_held_by_each, refused_unpacked, told_unpacked
 from devctl.units import format_bytes
@@ -420,9 +420,10 @@ def _ways_out(question: Question, ranks: Ranks, devices: Sequence[Device], runti
         if runtime is not None:
             workload = replace(question.workload, tensor_parallel=other.size, expert_parallel=other.experts)
             try:
-                footprint = question.footprints.of(workload)
-                overhead = with_pages(dict.fromkeys(on, max(question.overhead.values())), footprint)
-                beside = Runtime(footprint=footprint, overhead=overhead)
+                beside = Runtime(
+                    footprint=question.footprints.of(workload),
+                    overhead={device: max(question.overhead.values()) for device in on},
+                )
             except UntracedError:
                 return False
         return _margin(question.tree, other, on, budgets, beside) >= 0

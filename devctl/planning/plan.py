@@ -108,6 +108,7 @@ def make_plan(
         notes += () if runtime is not None else told_beside_text(question, question.workload)
     if model.adapters and placement.offloaded:
         notes += (ANEW,)
+    notes += _told_pages(placement, runtime)
     run = None if runtime is None else way_to_run(runtime.footprint, model.tree)
     if run is None and most is not None:
         run = _way_to_run(question, question.workload)
@@ -305,6 +306,24 @@ def _told_gaps(most: MostTokens) -> tuple[str, ...]:
         return ()
     fits = "how many fit is not known" if most.by_default is None else f"{most.by_default:,} tokens fit"
     return (f"by default torch's allocator leaves gaps, and {fits} on this map: the most needs {SEGMENTS}",)
+
+
+def _told_pages(placement: Placement, runtime: Runtime | None) -> tuple[str, ...]:
+    """What torch's allocator needs with segments that grow, where a plan fits only with them: it is in no total."""
+    pages = 0 if runtime is None else runtime.footprint.pages
+    left = {
+        use.device: use.budget - use.total
+        for use in placement.devices
+        if use.budget is not None and use.total <= use.budget < use.with_gaps
+    }
+    if not (pages and left):
+        return ()
+    least = min(left, key=lambda device: left[device])
+    said = (
+        f"segments that grow are of pages that are filled in part: about {format_bytes(pages)} beside what is counted"
+    )
+    missing = pages - left[least]
+    return (f"{said}, {format_bytes(missing)} more than is left on {least}" if missing > 0 else said,)
 
 
 def versions() -> dict[str, str]:

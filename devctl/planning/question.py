@@ -10,7 +10,7 @@ from devctl.errors import UsageError
 from devctl.models import attention
 from devctl.models.decoding import CONFIG, Decoding, decoding
 from devctl.models.files.processor import limited
-from devctl.models.footprint import Footprint, Kernels, Workload
+from devctl.models.footprint import Kernels, Workload
 from devctl.models.images import Images
 from devctl.models.tree import ModuleTree
 from devctl.models.whose_kernels import kernels_on
@@ -79,7 +79,7 @@ class Question:
             scaled: the batch is not traced, but on the line through one sequence and two.
         """
         footprint = self.footprints.scaled(workload) if scaled else self.footprints.of(workload)
-        return Runtime(footprint=footprint, overhead=with_pages(self.overhead, footprint))
+        return Runtime(footprint=footprint, overhead=self.overhead)
 
     def keep_room(self) -> None:
         """Keep what the room of a plan of weights alone is measured by, while the model is built.
@@ -205,11 +205,6 @@ def _usual_overhead(device: Device, compute_capability: str | None) -> int:
     if device.type not in NUMBERED:
         return 0  # Metal's are part of what macOS keeps
     return OVERHEAD.get(compute_capability or "", MOST_OVERHEAD)
-
-
-def with_pages(overhead: Mapping[Device, int], footprint: Footprint) -> dict[Device, int]:
-    """What each accelerator's libraries take, with what torch's allocator has to reserve there however it is set."""
-    return {d: n + (footprint.pages if d.type in NUMBERED else 0) for d, n in overhead.items()}
 
 
 def kernels_of(machine: Machine) -> Kernels:

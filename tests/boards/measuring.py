@@ -75,7 +75,7 @@ def process_bytes(use: DeviceUse, footprint: Footprint, *, expandable: bool = Fa
 
     By default that last part is what it reserves while memory is not short.
     """
-    return use.total if expandable else use.with_gaps + footprint.given_back
+    return use.total + footprint.pages if expandable else use.with_gaps + footprint.given_back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +158,9 @@ class Subject:
             weights=use.used,
             state=use.state,
             peak=use.used + use.state + use.activations,
-            whole=use.total - footprint.pages,
+            whole=use.total,
             process=process_bytes(use, footprint, expandable=expandable),
-            unallocated=use.unallocated + footprint.pages,
+            unallocated=use.unallocated,
             fits=placement.fits,
             expandable=expandable,
             beside_cache=self.model.has_encoder or footprint.image_tokens > 0,

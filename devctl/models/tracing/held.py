@@ -47,8 +47,8 @@ class Held:
 
     @property
     def pages(self) -> int:
-        """What it has to reserve beside its blocks, whether segments grow or not."""
-        return max(0, min(self.rounded + self.gaps, self.paged) - self.rounded)
+        """What it has to reserve where segments grow, beside what blocks are by default."""
+        return max(0, self.paged - self.rounded)
 
     @classmethod
     def of(cls, tops: Sequence[int]) -> Held:

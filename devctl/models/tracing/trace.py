@@ -438,7 +438,7 @@ def _held(*steps: TracedStep | None) -> dict[str, Any]:
         "most": most.allocated,
         "rounded": most.rounded,
         "pages": most.pages,
-        "unallocated": most.gaps - most.pages,
+        "unallocated": most.gaps,
         "given_back": most.given_back,
     }
 

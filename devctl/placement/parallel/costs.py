@@ -49,8 +49,7 @@ class Costs:
         self._held = _Held(tree, layers, tree.index.held if held is None else held)
         self._beside = None if footprint is None else _Beside(layers, footprint, handed or Handed())
         self._making = _Making(tree, layers)
-        self._rounded = 0 if footprint is None else footprint.rounded + footprint.pages
-        self._unallocated = 0 if footprint is None else footprint.unallocated
+        self._rounded, self._unallocated = (0, 0) if footprint is None else (footprint.rounded, footprint.unallocated)
 
     def load(self, first: int, end: int, overhead: int = 0) -> Load:
         """What the layers from ``first`` to before ``end`` take, on a device whose libraries take ``overhead``."""

@@ -75,7 +75,7 @@ def predicted(name: str, dtype: str, workload: Workload, folder: Path, **setting
     weights = skeleton.tree.index.held[""]
     assert found.most <= peak_bytes(found)
     peak = weights + found.most + found.rounded
-    least = peak + found.pages + found.unallocated
+    least = peak + found.unallocated
     return peak, least + found.given_back, least
 
 

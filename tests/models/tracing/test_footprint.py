@@ -316,7 +316,9 @@ def test_the_allocator_meets_the_requests_of_blocks_that_did_not_run():
     skeleton = built(transformers.LlamaForCausalLM, config)
     workload = Workload(context_length=3000, batch_size=8, new_tokens=3)
     found = trace_footprint(skeleton, workload)
-    assert found.unallocated == trace_footprint(skeleton, workload, alike=False).unallocated
+    whole = trace_footprint(skeleton, workload, alike=False)
+    # which storages are alive at the peak, and so how much they are rounded up by, may differ
+    assert found.rounded + found.unallocated == whole.rounded + whole.unallocated
     assert found.unallocated > peak_beside_weights(found.blocks) // 20
     assert trace_footprint(skeleton, replace(workload, kernels=Kernels.CPU)).unallocated == 0
 

@@ -11,6 +11,7 @@ from devctl.models.footprint import Workload, peak_bytes
 from devctl.models.skeleton import read_skeleton
 from devctl.models.tracing import trace
 from devctl.models.tracing.fake_run import FakeModel
+from devctl.models.tracing.held import Held
 from devctl.models.tracing.loops import FEWEST, Loops
 from devctl.models.tracing.trace import trace_footprint
 from devctl.units import format_bytes
@@ -171,4 +172,4 @@ def test_in_brief_a_block_of_each_kind_runs_and_no_allocator_is_asked():
     (brief,) = model.generate(8)
     assert model.operations < took
     assert (brief.state, brief.executed, brief.output) == (whole.state, whole.executed, whole.output)
-    assert brief.reserved == 0 < whole.reserved
+    assert brief.held == Held() != whole.held
