@@ -319,11 +319,9 @@ def _told_pages(placement: Placement, runtime: Runtime | None) -> tuple[str, ...
     if not (pages and left):
         return ()
     least = min(left, key=lambda device: left[device])
-    said = (
-        f"segments that grow are of pages that are filled in part: about {format_bytes(pages)} beside what is counted"
-    )
+    said = f"with segments that grow it may need {format_bytes(pages)} beside what is counted, in pages filled in part"
     missing = pages - left[least]
-    return (f"{said}, {format_bytes(missing)} more than is left on {least}" if missing > 0 else said,)
+    return (f"{said}: {format_bytes(missing)} more than is left on {least}" if missing > 0 else said,)
 
 
 def versions() -> dict[str, str]:
