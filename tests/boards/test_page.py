@@ -28,6 +28,7 @@ from tests.boards.records import (
     told,
 )
 
+KEPT = sorted((Path(boards.__file__).parents[2] / "evidence").glob("*.json"))
 SCHEMA = json.loads((Path(boards.__file__).with_name("schema.json")).read_text(encoding="utf-8"))
 BOX = Box(
     boards=(Board(name="NVIDIA L4", memory=22 << 30, compute_capability="8.9"),) * 2,
@@ -188,3 +189,20 @@ def test_figures_are_told_as_a_person_reads_them():
         "3",
     ]
     assert [size(each) for each in (5, -3 * MIB, 80 << 30)] == ["5 B", "-3.00 MiB", "80.00 GiB"]
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_what_is_kept_is_evidence_of_a_real_board_with_its_page(path):
+    document = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(document, SCHEMA)
+    assert not document["simulated"]
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == page(parse_evidence(document))
+
+
+def test_the_front_page_says_what_the_evidence_of_a_board_says():
+    readme = (Path(boards.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for path in KEPT:
+        counts = json.loads(path.read_text(encoding="utf-8"))["counts"]
+        judged = counts["met"] + counts["missed"] + counts["failed"]
+        assert f"evidence/{path.stem}.md" in readme
+        assert f"{judged:,} claims, of which {counts['met']:,} were met" in readme
