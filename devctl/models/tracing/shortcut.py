@@ -136,7 +136,8 @@ class Shortcut(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: Any) -> torch.Tensor | None:
     """What the kernel of ``func`` for the meta device gives; None where it gives no floats, or fails."""
-    if not kwargs.get("dtype", torch.float32).is_floating_point:
+    dtype = kwargs.get("dtype")
+    if dtype is not None and not dtype.is_floating_point:
         return None
     try:
         with in_kernel_invocation_manager(mode):

@@ -95,7 +95,11 @@ CALLS = {
     aten.exp.default: [of_one(aten.exp.default)],
     aten.expand.default: [lambda make: [(aten.expand.default, (make(2, 1, 4)[:, :, 1:], [5, 2, 3, -1]), {})]],
     aten.gelu.default: [of_one(aten.gelu.default), of_one(aten.gelu.default, approximate="tanh")],
-    aten.mean.dim: [of_one(aten.mean.dim, [-1], True), of_one(aten.mean.dim, [0, 2], dtype=torch.float32)],
+    aten.mean.dim: [
+        of_one(aten.mean.dim, [-1], True),
+        of_one(aten.mean.dim, [1], dtype=None),
+        of_one(aten.mean.dim, [0, 2], dtype=torch.float32),
+    ],
     aten.mm.default: [lambda make: [(aten.mm.default, (a, b), {}) for a in matrices(make) for b in matrices(make)]],
     aten.mul.Tensor: [of_two(aten.mul.Tensor)],
     aten.neg.default: [of_one(aten.neg.default)],
