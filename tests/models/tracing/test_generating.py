@@ -164,9 +164,10 @@ def test_gaps_that_earlier_chunks_leave_are_those_of_all_chunks_one_by_one(monke
     found = trace_footprint(skeleton, workload)
     monkeypatch.setattr(fake_run, "_chunks", one_by_one)
     whole = trace_footprint(skeleton, workload)
-    held, all_held = (peak_bytes(each) + each.unallocated for each in (found, whole))
+    weights = skeleton.tree.index.held[""]  # which are in place when gaps come about
+    held, all_held = (weights + peak_bytes(each) + each.rounded + each.unallocated for each in (found, whole))
     assert peak_bytes(found) == pytest.approx(peak_bytes(whole), rel=0.01)
-    assert all_held > 1.1 * peak_bytes(whole)
+    assert whole.unallocated > 0.1 * peak_bytes(whole)
     assert 0.95 <= held / all_held <= 1.15, "gaps are a matter of luck, and the worse of two ways is taken"
 
 
