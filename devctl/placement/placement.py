@@ -29,7 +29,6 @@ class Load:
         activations: the most bytes that are alive beside those, offloaded weights that are there to be used among them.
         unallocated: bytes that torch's allocator reserves by default beside those that it gives out. They are not part
             of the total, as its expandable segments do without most of them.
-        pages: the same where its segments grow, which fill their pages in part; in no document.
         overhead: bytes that the device's libraries take for themselves.
         loading: the most bytes that it holds while the model is loaded: its weights, the parts of the one that is made
             last, and what the libraries take. They are gone when the model runs.
@@ -39,7 +38,6 @@ class Load:
     state: int = 0
     activations: int = 0
     unallocated: int = 0
-    pages: int = 0
     overhead: int = 0
     loading: int = 0
 
@@ -52,11 +50,6 @@ class Load:
     def with_gaps(self) -> int:
         """The same with what torch's allocator reserves by default beside what it gives out."""
         return self.total + self.unallocated
-
-    @property
-    def with_pages(self) -> int:
-        """The same with what it reserves beside however it is set: gaps, or pages that are filled in part."""
-        return self.total + min(self.unallocated, self.pages)
 
     @property
     def most(self) -> int:
@@ -164,7 +157,6 @@ def weigh(tree: ModuleTree, device_map: AnyMap, budgets: Budgets, runtime: Runti
             state=beside[device].state if device in beside else 0,
             activations=beside[device].activations if device in beside else 0,
             unallocated=gaps.get(device, 0),
-            pages=runtime.footprint.pages if runtime is not None and gaps.get(device, 0) else 0,
             overhead=libraries.get(device, 0),
             loading=used.get(device, 0) + extra.get(device, 0) + libraries.get(device, 0),
         )

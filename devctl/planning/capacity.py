@@ -53,7 +53,7 @@ class Capacity:
 def margin(placement: Placement) -> int:
     """Bytes that are left on the device that has least; negative where one is given too much."""
     left = [
-        u.budget - u.with_pages
+        u.budget - u.total
         for u in placement.devices
         # one that may hold nothing is given too much where it has to run something
         if u.budget is not None and (u.total > u.used or (u.budget and is_accelerator(u.device)))

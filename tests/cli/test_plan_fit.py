@@ -260,11 +260,11 @@ def test_options_that_exclude_each_other(devctl, options, message):
 
 def test_what_leaves_bytes_on_a_disk_that_is_not_there_fits_nowhere(devctl, tmp_path):
     """--devices names all that there is."""
-    config = json.loads((LLAMA / "config.json").read_text())
+    config = json.loads((CONFIGS / "tiny-llama" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
     table, with_disk = (
         json.loads(devctl("plan", tmp_path, "--devices", box, "--overhead", "0B", "--what-if", "--json").out)["cases"]
-        for box in ("8GiB", "8GiB,disk")
+        for box in ("12MiB", "12MiB,disk")
     )
     assert not any(case["fits"] for case in table)
     assert any(case["fits"] for case in with_disk)

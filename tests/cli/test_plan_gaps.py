@@ -36,9 +36,8 @@ def test_gaps_are_told_beside_the_total_and_are_no_part_of_it(devctl):
 
 @pytest.mark.slow
 def test_the_longest_context_says_how_much_of_it_rests_on_an_allocator_without_gaps(devctl):
-    box = (CONFIGS / "llama-3.1-8b", "--devices", "24GiB", "--batch-size", "4")
-    done = devctl("plan", *box, "--max-context", "--json")
-    document, said = json.loads(done.out), " ".join(done.err.split())
+    document, said = plan(devctl, "60MiB", "--max-context")
+    said = " ".join(said.split())
     (note,) = (note for note in document["notes"] if "leaves gaps" in note)
     tokens = int(note.split("and ")[1].split()[0].replace(",", ""))
     most = document["max_context"]
@@ -46,7 +45,7 @@ def test_the_longest_context_says_how_much_of_it_rests_on_an_allocator_without_g
     assert (
         f"the most tokens for each of 4 sequences: {most['this_map']:,} on this map ({tokens:,} by default), " in said
     )
-    document = json.loads(devctl("plan", *box, "--context-length", tokens, "--json").out)
+    document, _ = plan(devctl, "60MiB", "--context-length", str(tokens))
     assert not any(SEGMENTS in note for note in document["notes"])
 
 
@@ -93,20 +92,14 @@ def test_the_boards_that_hold_a_model_are_told_with_gaps_too(devctl):
     assert "BY DEFAULT" not in roomy
 
 
-def test_cells_of_a_table_that_hold_without_gaps_alone_have_a_mark(devctl, tmp_path):
-    # of long texts gaps are larger than what pages take that are filled in part
-    config = json.loads((TINY / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    asked = ("--context-length", "8192", "--batch-size", "4", "--overhead", "0B", "--json")
-    (gpu, *_) = json.loads(devctl("plan", tmp_path, "--devices", "8GiB", *asked).out)["devices"]
-    size = gpu["used"] + gpu["state"] + gpu["activations"] + gpu["unallocated"] - 1
-    box = ["--devices", f"{size}B", "--overhead", "0B"]
-    cases = json.loads(devctl("plan", tmp_path, *box, "--what-if", "--json").out)["cases"]
+def test_cells_of_a_table_that_hold_without_gaps_alone_have_a_mark(devctl):
+    box = ["--devices", f"{tight_box(devctl, '2048', '--batch-size', '1')}B", "--overhead", "0B"]
+    cases = json.loads(devctl("plan", TINY, *box, "--what-if", "--json").out)["cases"]
     marked = [case for case in cases if case["fits"] and not case["fits_by_default"]]
-    assert (8192, 4) in [(case["context_length"], case["batch_size"]) for case in marked]
+    assert (2048, 1) in [(case["context_length"], case["batch_size"]) for case in marked]
     assert any(case["fits_by_default"] for case in cases)
     assert all(case["fits"] for case in cases if case["fits_by_default"])
-    text = devctl("plan", tmp_path, *box, "--what-if").out
+    text = devctl("plan", TINY, *box, "--what-if").out
     assert text.count("%*") == len(marked)
     assert f"*: only with {SEGMENTS}" in text.replace("\n", " ")
     roomy = devctl("plan", TINY, "--devices", "80GiB", "--overhead", "0B", "--what-if").out
