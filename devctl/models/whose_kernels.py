@@ -49,16 +49,11 @@ def kernels_on(capabilities: Collection[str | None], build: Build | None = None)
     """
     if not capabilities:
         return Kernels.CPU
-    known = [_parsed(each) for each in capabilities]
+    known = [parse_release(each) for each in capabilities]
     if any(each is not None and each < _FLASH for each in known):
         return Kernels.ACCELERATOR_BEFORE_8
     preferring = all(each is not None and _PREFERRED[0] <= each < _PREFERRED[1] for each in known)
     return Kernels.ACCELERATOR_CUDNN if preferring and build and build.prefers_cudnn else Kernels.ACCELERATOR
-
-
-def _parsed(capability: str | None) -> tuple[int, int] | None:
-    major, _, minor = (capability or "").partition(".")
-    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def shuns_cudnn(environment: Mapping[str, str]) -> bool:

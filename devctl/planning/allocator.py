@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from devctl.models.whose_kernels import parse_release
+
 _HEARD_BY_ALL = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _NEWER = "PYTORCH_ALLOC_CONF"
 _HEARD_SINCE = (2, 11)
@@ -21,7 +23,7 @@ def leaves_gaps(environment: Mapping[str, str], torch: str | None = None) -> boo
         torch: its version; None where that is not known.
     """
     told = {name: environment[name] for name in (*_HEARD_BY_ALL, _NEWER) if environment.get(name)}
-    heeded = [name for name in told if name != _NEWER or _release(torch) >= _HEARD_SINCE]
+    heeded = [name for name in told if name != _NEWER or (parse_release(torch) or ()) >= _HEARD_SINCE]
     # no such segments in torch's builds for Windows
     return sys.platform == "win32" or not heeded or not all(map(_expands, told.values()))
 
@@ -44,11 +46,6 @@ def _expands(settings: str) -> bool:
         if name.strip() == "expandable_segments"
     ]
     return bool(values) and values[-1] == "True"
-
-
-def _release(version: str | None) -> tuple[int, ...]:
-    parts = (version or "").split(".")[:2]
-    return tuple(map(int, parts)) if len(parts) > 1 and all(part.isdecimal() for part in parts) else (0,)
 
 
 def here() -> bool:

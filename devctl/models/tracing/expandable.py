@@ -14,10 +14,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from devctl.models.tracing.segments import NoRoomError, Request, segment_size
+from devctl.models.tracing.segments import ROUND, SMALL, NoRoomError, Request, fewest, meet, segment_size
 
-_ROUND = 512
-_SMALL = 1 << 20
 _SMALL_PAGE, LARGE_PAGE = 2 << 20, 20 << 20
 _ENDLESS = 1 << 60
 
@@ -128,7 +126,7 @@ class _Segment:
     def _cut(self, block: _Block, size: int) -> _Block:
         """The first ``size`` bytes of a free block, given out."""
         self._drop(block)
-        if block.nbytes - size >= _ROUND:
+        if block.nbytes - size >= ROUND:
             self._put(self._split(block, size))
         block.is_free = False
         return block
@@ -208,8 +206,8 @@ class ExpandableAllocator:
         Raises:
             NoRoomError: there is no room, and none after all that is free was given back.
         """
-        size = -(-nbytes // _ROUND) * _ROUND
-        is_small = size <= _SMALL
+        size = -(-nbytes // ROUND) * ROUND
+        is_small = size <= SMALL
         segment = self._segments[is_small]
         block = segment.take(size) or self._grown(segment, size, is_small=is_small)
         if block is None:
@@ -241,23 +239,11 @@ def least_pages(requests: Sequence[Request], allocated: int) -> int:
     Args:
         allocated: the most of them that is alive at once.
     """
-    low, high = allocated, _replayed(requests, None)
-    while high - low > max(_SMALL_PAGE, high // 500):
-        limit = (low + high) // 2
-        try:
-            _replayed(requests, limit)
-        except NoRoomError:
-            low = limit
-        else:
-            high = limit
-    return high
 
+    def needed(limit: int) -> int:
+        meet(ExpandableAllocator(limit), requests)
+        return limit
 
-def _replayed(requests: Sequence[Request], limit: int | None) -> int:
-    allocator = ExpandableAllocator(limit)
-    for name, nbytes in requests:
-        if nbytes:
-            allocator.allocate(name, nbytes)
-        else:
-            allocator.free(name)
-    return allocator.most_asked
+    free = ExpandableAllocator()
+    meet(free, requests)
+    return fewest(allocated, free.most_asked, needed)

@@ -71,17 +71,21 @@ def held(ways: Iterable[Sequence[Request]], layouts: Sequence[Loaded] = (NOTHING
     """
     steps = []
     for requests in ways:
-        usual, *others = (_held(requests, loaded) for loaded in layouts)
+        growing = _growing(requests, layouts[0].nbytes)
+        usual, *others = (_held(requests, loaded, growing) for loaded in layouts)
         allocated, given, *_ = usual.tops
         steps += [usual, *(Held.of((allocated, given, *other.tops[2:])) for other in others)]
     return Held.most(steps) if steps else Held()
 
 
-def _held(requests: Sequence[Request], loaded: Loaded) -> Held:
-    alive = most_allocated(requests)
+def _growing(requests: Sequence[Request], weights: int) -> int:
+    """Bytes that are needed beside so many of ``weights`` where segments grow: in those it is one how weights lie."""
+    there = ((_WEIGHTS, weights),) if weights else ()
+    return least_pages([*there, *requests], weights + most_allocated(requests)) + LARGE_PAGE - weights
+
+
+def _held(requests: Sequence[Request], loaded: Loaded, growing: int) -> Held:
     free = replay(requests, None, loaded)
     least = least_within(requests, free.most_reserved, loaded)
-    weights = ((_WEIGHTS, loaded.nbytes),) if loaded.nbytes else ()
-    growing = least_pages([*weights, *requests], loaded.nbytes + alive) + LARGE_PAGE
-    beside = (each - loaded.nbytes for each in (free.most_given, least, free.most_reserved, growing))
-    return Held.of((alive, *beside))
+    beside = (each - loaded.nbytes for each in (free.most_given, least, free.most_reserved))
+    return Held.of((most_allocated(requests), *beside, growing))

@@ -13,11 +13,12 @@ Fed with every request that models made on an H100 (torch 2.11), it reserves wha
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-_ROUND = 512
-_SMALL, _SMALL_SEGMENT = 1 << 20, 2 << 20
+ROUND = 512
+SMALL, _SMALL_SEGMENT = 1 << 20, 2 << 20
 _LARGE, _LARGE_SEGMENT = 10 << 20, 20 << 20
 _ROUND_SEGMENT = 2 << 20
 
@@ -85,10 +86,19 @@ def least_reserved(requests: Sequence[Request], loaded: Loaded = NOTHING) -> int
 def least_within(requests: Sequence[Request], high: int, loaded: Loaded) -> int:
     """The same, where ``high`` bytes are enough."""
     low = max(loaded.reserved, loaded.given + most_allocated(requests))
+    return fewest(low, high, lambda limit: replay(requests, limit, loaded).most_reserved)
+
+
+def fewest(low: int, high: int, needed: Callable[[int], int]) -> int:
+    """The fewest bytes that are enough, or up to 2 MiB or 0.2 % more; ``high`` bytes are, and fewer than ``low`` not.
+
+    Args:
+        needed: how much of a limit is needed; raises `NoRoomError` where the limit is too low.
+    """
     while high - low > max(_ROUND_SEGMENT, high // 500):
         limit = (low + high) // 2
         try:
-            high = replay(requests, limit, loaded).most_reserved
+            high = needed(limit)
         except NoRoomError:
             low = limit
     return high
@@ -115,12 +125,31 @@ def replay(requests: Sequence[Request], limit: int | None = None, loaded: Loaded
         NoRoomError: they can't be met within ``limit`` bytes.
     """
     allocator = CachingAllocator(limit, loaded)
+    meet(allocator, requests)
+    return allocator
+
+
+class Allocator(Protocol):
+    """Gives out memory, and takes it back."""
+
+    def allocate(self, name: int, nbytes: int) -> None:
+        """Give ``nbytes`` to the storage ``name``."""
+
+    def free(self, name: int) -> None:
+        """Take back what it has."""
+
+
+def meet(allocator: Allocator, requests: Iterable[Request]) -> None:
+    """Let ``allocator`` meet all ``requests``, one after another.
+
+    Raises:
+        NoRoomError: it can't.
+    """
     for name, nbytes in requests:
         if nbytes:
             allocator.allocate(name, nbytes)
         else:
             allocator.free(name)
-    return allocator
 
 
 def most_allocated(requests: Sequence[Request]) -> int:
@@ -198,11 +227,11 @@ class CachingAllocator:
         Raises:
             NoRoomError: there is no room, and none after all that is free was given back.
         """
-        size = -(-nbytes // _ROUND) * _ROUND
-        is_small = size <= _SMALL
+        size = -(-nbytes // ROUND) * ROUND
+        is_small = size <= SMALL
         block = self._best(size, is_small) or self._segment(size, is_small)
         rest = block.nbytes - size
-        if rest >= _ROUND if is_small else rest > _SMALL:
+        if rest >= ROUND if is_small else rest > SMALL:
             after = _Block(block.at + size, rest, is_small, before=block, after=block.after)
             if block.after is not None:
                 block.after.before = after

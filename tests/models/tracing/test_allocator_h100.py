@@ -8,7 +8,7 @@ import pytest
 from devctl.models.files.resolve import resolve
 from devctl.models.footprint import Workload, peak_bytes
 from devctl.models.skeleton import read_skeleton
-from devctl.models.tracing.segments import CachingAllocator, Request, load
+from devctl.models.tracing.segments import CachingAllocator, Request, load, meet
 from devctl.models.tracing.trace import trace_footprint
 from tests.boards import models
 from tests.marks import slow
@@ -39,11 +39,7 @@ def test_what_was_asked_for_is_given_and_reserved_as_it_was(name: str) -> None:
     for each in (loading, requests(told["run"], sum(1 for _, nbytes in loading if nbytes))):
         allocator._give_back()  # the instrument empties the cache before each
         allocator.most_reserved = allocator.reserved
-        for storage, nbytes in each:
-            if nbytes:
-                allocator.allocate(storage, nbytes)
-            else:
-                allocator.free(storage)
+        meet(allocator, each)
     assert allocator.most_reserved == told["reserved"]
     assert allocator.most_given == told["peak"]
 
@@ -56,11 +52,7 @@ def test_weights_leave_the_hole_that_they_left(name: str) -> None:
     assert found == load(sorted(weights), at_once=at_once)
     assert found.nbytes == sum(weights)
     real = CachingAllocator()
-    for storage, nbytes in requests(SEQUENCES[name]["load"], 0):
-        if nbytes:
-            real.allocate(storage, nbytes)
-        else:
-            real.free(storage)
+    meet(real, requests(SEQUENCES[name]["load"], 0))
     assert (found.given, found.reserved, found.holes) == (real.given, real.reserved, real.holes())
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devctl.models.tracing.expandable import ExpandableAllocator, least_pages
-from devctl.models.tracing.segments import NoRoomError, most_allocated
+from devctl.models.tracing.segments import NoRoomError, meet, most_allocated
 from tests.marks import examples
 
 MIB = 2**20
@@ -13,11 +13,7 @@ MIB = 2**20
 
 def held(*requests, limit=None):
     allocator = ExpandableAllocator(limit)
-    for name, nbytes in requests:
-        if nbytes:
-            allocator.allocate(name, nbytes)
-        else:
-            allocator.free(name)
+    meet(allocator, requests)
     return allocator
 
 

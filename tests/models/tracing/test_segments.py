@@ -29,8 +29,8 @@ def test_the_sizes_are_those_of_the_installed_torch() -> None:
     large = re.search(r"large_segment_size_\{(\d+)\}", header.read_text())
     assert {
         "kSmallBuffer": segments._SMALL_SEGMENT,
-        "kMinBlockSize": segments._ROUND,
-        "kSmallSize": segments._SMALL,
+        "kMinBlockSize": segments.ROUND,
+        "kSmallSize": segments.SMALL,
         "kMinLargeAlloc": segments._LARGE,
         "kRoundLarge": segments._ROUND_SEGMENT,
     }.items() <= {name: int(size) for name, size in told.items()}.items()
